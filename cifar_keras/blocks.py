@@ -1,0 +1,133 @@
+"""Reusable blocks of stock Keras layers, so that a saved model loads where this package is not installed.
+
+A model is flat: `scaling_*` and `whitening` layers, which never train, then the backbone's, then `head_*` and `logits`.
+"""
+
+import keras
+import numpy as np
+from keras import layers
+
+CIFAR_MEAN = (125.307, 122.950, 113.865)  # of CIFAR-10's 50,000 training images, per channel, on [0, 255]
+CIFAR_STD = (62.993, 62.089, 66.705)
+CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)  # of ImageNet, as in `keras.applications.resnet50.preprocess_input`
+
+
+def scale(x, scaling):
+    """Brings RGB in [0, 255] to what the backbone was designed for, in float32 under every precision policy.
+
+    Args:
+        x: tensor `(batch, height, width, 3)`, RGB in [0, 255].
+        scaling: 'unit' ([0, 1]), 'zscore' (CIFAR-10's mean and deviation) or 'caffe' (BGR minus ImageNet's mean).
+    """
+    if scaling == "unit":
+        return layers.Rescaling(1 / 255, dtype="float32", name="scaling_unit")(x)
+    if scaling == "zscore":
+        variance = np.square(CIFAR_STD)
+        return layers.Normalization(mean=CIFAR_MEAN, variance=variance, dtype="float32", name="scaling_zscore")(x)
+    if scaling == "caffe":
+        # A frozen 1x1 convolution: slicing channels saves to .keras but makes the complete .h5 unloadable.
+        x = layers.Rescaling(1.0, dtype="float32", name="scaling_cast")(x)
+        layer = layers.Conv2D(3, 1, trainable=False, dtype="float32", name="scaling_caffe")
+        x = layer(x)
+        layer.set_weights([np.eye(3, dtype="float32")[::-1][None, None], -np.float32(CAFFE_MEAN_BGR)])
+        return x
+    raise ValueError(f"`scaling` must be 'unit', 'zscore' or 'caffe'. Received: {scaling!r}")
+
+
+def resnet50(x, *, momentum):
+    """ResNet50 up to its last residual block, with random weights (He et al., arXiv:1512.03385, table 1).
+
+    Args:
+        x: float32 `(batch, height, width, 3)`, scaled.
+        momentum: of every BatchNorm's moving statistics.
+    Returns: features `(batch, height / 32, width / 32, 2048)`.
+    """
+    backbone = keras.applications.ResNet50(include_top=False, weights=None, input_tensor=x)
+    for layer in backbone.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            layer.momentum = momentum
+    return backbone.output
+
+
+def airnet(x, *, momentum, widths=(64, 256, 256)):
+    """The three-group CNN of airbench94 (Jordan, arXiv:2404.00498, section 3), 2.0 million parameters.
+
+    Departure: the whitening layer has no trainable bias (no stock layer trains a bias beside a frozen kernel).
+
+    Args:
+        x: float32 `(batch, height, width, 3)`, scaled; 32 pixels is what it was designed for.
+        momentum: ignored; 0.6 as published, at which the statistics follow the last few steps in a run of any length.
+        widths: channels of the three groups.
+    Returns: features `(batch, h, w, widths[-1])`.
+    """
+    del momentum
+    x = layers.Conv2D(24, 2, use_bias=False, trainable=False, name="whitening")(x)
+    x = layers.Activation("gelu", name="whitening_gelu")(x)
+    channels = x.shape[-1]
+    for group, width in enumerate(widths, start=1):
+        for conv, inputs in (("a", channels), ("b", width)):
+            name = f"group{group}{conv}"
+            x = dirac_convolution(x, width, inputs, name=name)
+            if conv == "a":
+                x = layers.MaxPooling2D(2, name=f"{name}_pool")(x)
+            x = layers.BatchNormalization(scale=False, momentum=0.6, epsilon=1e-5, name=f"{name}_bn")(x)
+            x = layers.Activation("gelu", name=f"{name}_gelu")(x)
+        channels = width
+    return x
+
+
+def dirac_convolution(x, filters, channels, *, name):
+    """A 3x3 convolution whose first `channels` filters start as the identity (arXiv:2404.00498, section 3.3)."""
+    uniform = keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")
+    layer = layers.Conv2D(filters, 3, padding="same", use_bias=False, kernel_initializer=uniform, name=name)
+    x = layer(x)
+    (kernel,) = layer.get_weights()
+    count = min(channels, filters)
+    kernel[..., :count] = 0.0
+    kernel[1, 1, range(count), range(count)] = 1.0
+    layer.set_weights([kernel])
+    return x
+
+
+def whitening_kernel(images, *, size=2, epsilon=5e-4):
+    """The patch-whitening filters of arXiv:2404.00498, section 3.2: scaled eigenvectors and their negatives.
+
+    Args:
+        images: float32 `(n, height, width, 3)`, scaled as the network sees them.
+        size: side of the patches.
+        epsilon: keeps directions without variance from exploding.
+    Returns: float32 `(size, size, 3, 2 * 3 * size**2)`.
+    """
+    patches = np.lib.stride_tricks.sliding_window_view(images, (size, size), axis=(1, 2))  # n, h', w', 3, size, size
+    patches = patches.transpose(0, 1, 2, 4, 5, 3).reshape(-1, size * size * images.shape[-1]).astype("float64")
+    values, vectors = np.linalg.eigh(patches.T @ patches / len(patches))
+    vectors *= np.sign(vectors[np.abs(vectors).argmax(axis=0), range(len(values))])  # LAPACK builds differ in sign
+    filters = (vectors / np.sqrt(values + epsilon)).reshape(size, size, images.shape[-1], -1)
+    return np.concatenate([filters, -filters], axis=-1).astype("float32")
+
+
+def probe_head(x, classes):
+    """Mean over places, BatchNorm without affine, linear: the linear probe of He et al., arXiv:2111.06377, A.1.
+
+    The normalisation makes one learning rate fit features of any scale.
+    """
+    x = layers.GlobalAveragePooling2D(name="head_pool")(x)
+    x = layers.BatchNormalization(center=False, scale=False, momentum=0.9, name="head_norm")(x)
+    return layers.Dense(classes, dtype="float32", name="logits")(x)
+
+
+def plain_head(x, classes):
+    """Mean over places, linear: what a tutorial writes."""
+    x = layers.GlobalAveragePooling2D(name="head_pool")(x)
+    return layers.Dense(classes, dtype="float32", name="logits")(x)
+
+
+def small_head(x, classes):
+    """Maximum over places, linear without bias, starting at logits near zero (arXiv:2404.00498, section 3.1)."""
+    x = layers.GlobalMaxPooling2D(name="head_pool")(x)
+    initializer = keras.initializers.RandomNormal(stddev=1 / x.shape[-1])
+    return layers.Dense(classes, use_bias=False, kernel_initializer=initializer, dtype="float32", name="logits")(x)
+
+
+BACKBONES = {"resnet50": resnet50, "airnet": airnet}
+HEADS = {"probe": probe_head, "plain": plain_head, "small": small_head}

@@ -1,0 +1,176 @@
+"""The command line: `main(EXPERIMENT)` for the experiment files, `command()` for `cifar-keras`.
+
+TensorFlow is imported after `runtime.setup`, by what needs it; `--help`, `list` and `collate` never do.
+"""
+
+import argparse
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from dataclasses import dataclass, field
+
+from cifar_keras import commands, runtime
+from cifar_keras.config import BUDGETS, CifarKerasError
+from cifar_keras.paths import PROJECT
+
+PRECISIONS = ("auto", "float32", "mixed_float16", "mixed_bfloat16")
+
+
+def positive(text):
+    """A whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, received {text!r}")
+    return int(text)
+
+
+def rate(text):
+    """A number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, received {text!r}")
+    return value
+
+
+def seeds(text):
+    """`3` or `0-4`: a range of whole numbers."""
+    first, _, last = text.partition("-")
+    if not first.isdecimal() or not (last or first).isdecimal() or int(last or first) < int(first):
+        raise argparse.ArgumentTypeError(f"expected a seed such as 0, or a range such as 0-4, received {text!r}")
+    return range(int(first), int(last or first) + 1)
+
+
+def _option(default, text, **parsing):
+    return field(default=default, metadata={"help": text, **parsing})
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of every experiment file; each field is one `--option`."""
+
+    variant: str | None = _option(None, "recipe, or all; default best where there is one", metavar="NAME")
+    budget: str = _option(
+        "full", "full is the study, quick about 5 minutes, demo the embedded data", choices=tuple(BUDGETS)
+    )
+    dataset: str | None = _option(
+        None,
+        "cifar10, cifar100, shapes, or the path of an image folder (default cifar10; demo: shapes)",
+        metavar="NAME|DIR",
+    )
+    data_dir: str | None = _option(None, "where archives and weights are looked for first", metavar="DIR")
+    image_size: int | None = _option(None, "side of a folder's or of shapes' images", type=positive, metavar="PIXELS")
+    weights: str | None = _option(
+        None,
+        "backbone's start: imagenet, none, or a file (default: what the model calls for)",
+        metavar="imagenet|none|PATH",
+    )
+    epochs: int | None = _option(None, "over all stages, shared as the recipe does", type=positive, metavar="N")
+    batch_size: int | None = _option(None, "images a step; rates follow its square root", type=positive, metavar="N")
+    learning_rate: float | None = _option(None, "of the last stage; the others follow", type=rate, metavar="RATE")
+    seed: range = _option(range(1), "0, or 0-4 for five runs", type=seeds, metavar="0|0-4")
+    limit: int | None = _option(None, "most images of each split", type=positive, metavar="N")
+    precision: str = _option("auto", "auto: 16 bit on GPUs that gain, else float32", choices=PRECISIONS)
+    deterministic: bool = _option(False, "reproducible kernels, slower")
+    root: str = _option(str(PROJECT), "where model_cp/, Models/ and results/ go (default: the project)", metavar="DIR")
+    fresh: bool = _option(False, "start over, whatever has been done")
+    dry_run: bool = _option(False, "print configuration, parameters, splits and paths; train nothing")
+    verbose: bool = _option(False, "show TensorFlow's messages, and where an unexpected error came from")
+
+    def changes(self):
+        """What deviates from the recipe, by option name: it becomes part of every file name."""
+        names = ("epochs", "batch_size", "learning_rate", "limit", "image_size", "precision", "deterministic")
+        plain = {f.name: f.default for f in dataclasses.fields(self)}
+        return {name.replace("_", "-"): getattr(self, name) for name in names if getattr(self, name) != plain[name]}
+
+
+def add_options(parser, *, only=None):
+    """Adds the fields of `Options` to an argparse parser."""
+    for option in dataclasses.fields(Options):
+        if only is None or option.name in only:
+            flag = f"--{option.name.replace('_', '-')}"
+            kind = {"action": "store_true"} if option.default is False else {"default": option.default}
+            parser.add_argument(flag, **kind, **option.metadata)
+
+
+def main(experiment, arguments=None):
+    """Runs an experiment file: parses the command line, then one run, or a process for each variant and seed.
+
+    Args:
+        experiment: `config.Experiment`.
+        arguments: list of strings; default `sys.argv[1:]`.
+    Raises: SystemExit with the exit code (README, "Exit codes").
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    document = sys.modules["__main__"].__doc__ or ""
+    parser = argparse.ArgumentParser(
+        prog=f"{experiment.key}.py",
+        description=document,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_options(parser)
+    options = Options(**vars(parser.parse_args(arguments)))
+    default = "best" if "best" in experiment.variants else "all"
+    variant = options.variant or default
+    if variant not in (*experiment.variants, "all"):
+        choices = ", ".join((*experiment.variants, "all"))
+        parser.error(f"argument --variant: invalid choice: {variant!r} (choose from {choices})")
+    variants = tuple(experiment.variants) if variant == "all" else (variant,)
+    if len(variants) * len(options.seed) > 1:
+        sys.exit(
+            guarded(lambda: each(experiment, arguments, variants=variants, seeds=options.seed), verbose=options.verbose)
+        )
+    options = dataclasses.replace(options, variant=variants[0], seed=options.seed[0])
+    sys.exit(guarded(lambda: one(experiment, options), verbose=options.verbose))
+
+
+def one(experiment, options):
+    """One run in this process."""
+    runtime.setup(verbose=options.verbose)
+    from cifar_keras import runner
+
+    runner.run(experiment, options)
+    return 0
+
+
+def each(experiment, arguments, *, variants, seeds):
+    """A process for each variant and seed, since memory of a trained model is not given back within one."""
+    file = PROJECT / "experiments" / f"{experiment.key}.py"
+    codes = [
+        subprocess.run([sys.executable, str(file), *arguments, "--variant", variant, "--seed", str(seed)]).returncode
+        for variant in variants
+        for seed in seeds
+    ]
+    return commands.combined(codes)
+
+
+def guarded(function, *, verbose=False):
+    """Calls `function` and turns what it raises into a sentence on stderr and an exit code."""
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        return function()
+    except CifarKerasError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on after the last finished epoch", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output went away, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if verbose:
+            traceback.print_exc()
+        hint = "" if verbose else " `--verbose` shows where."
+        print(f"error: unexpected {type(error).__name__}: {error}.{hint}", file=sys.stderr)
+        return 3
+
+
+def _terminated(number, frame):
+    print("\nterminated; the same command goes on after the last finished epoch", file=sys.stderr)
+    sys.exit(128 + number)

@@ -1,0 +1,214 @@
+"""What a run is: frozen dataclasses that every other module reads (standard library only).
+
+`Experiment` is what an experiment file states, `Options` what the command line adds, `RunConfig` the two
+resolved against the model's row: the one canonical description of a run, and its identity.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+
+
+class CifarKerasError(Exception):
+    """A problem that the user can mend: shown as one sentence, never as a stack trace."""
+
+    exit_code = 3
+
+
+class ConfigError(CifarKerasError):
+    """Bad input: says what was expected, what was received and how to mend it."""
+
+    exit_code = 2
+
+
+class RunFailedError(CifarKerasError):
+    """The run itself failed (a diverging loss, a full disk); the last good weights stay."""
+
+    exit_code = 3
+
+
+class HeldError(CifarKerasError):
+    """Another process holds what this one needs."""
+
+    exit_code = 4
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One phase of training with one optimiser.
+
+    Attributes:
+        epochs: passes over the training split.
+        learning_rate: peak rate; `schedule` takes it from there.
+        freeze_backbone: train the head alone, whatever the model's row calls trainable.
+        schedule: 'constant', or 'cosine' or 'linear' decay to zero at the stage's last step.
+        warmup: share of the stage's steps in which the rate rises linearly from zero, in [0, 1).
+    """
+
+    epochs: int
+    learning_rate: float
+    freeze_backbone: bool = False
+    schedule: str = "cosine"
+    warmup: float = 0.0
+
+
+@dataclass(frozen=True)
+class Training:
+    """A recipe: which row of `zoo.MODELS`, and how it is trained.
+
+    Attributes:
+        model: name of a row of `zoo.MODELS`.
+        stages: trained one after the other; the weights best on val are kept over all of them.
+        override: columns of the row that this variant replaces, by name.
+        batch_size: images a step.
+        optimizer: 'adam', 'adamw', 'sgd' (Nesterov, 0.9) or 'muon' (see `optim.Muon`).
+        weight_decay: decoupled for 'adamw' and 'sgd', fraction of the weights a step at rate 1; for 'muon' per image.
+        label_smoothing: share of each target spread over all classes, in [0, 1).
+        test_time_augmentation: also score the mean over mirrored and shifted views, in a column of its own.
+    """
+
+    model: str
+    stages: tuple[Stage, ...]
+    override: dict = field(default_factory=dict)
+    batch_size: int = 128
+    optimizer: str = "adamw"
+    weight_decay: float = 0.0
+    label_smoothing: float = 0.0
+    test_time_augmentation: bool = False
+
+    @property
+    def epochs(self):
+        """Epochs of all stages together."""
+        return sum(stage.epochs for stage in self.stages)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A question with named variants; `experiments/exp<number>_<name>.py` holds one.
+
+    Attributes:
+        number: what file names are made of.
+        name: one or two words; with the number it is the file's name.
+        variants: recipes by name. `best` is the default where there is one, else all of them run.
+        published: accuracies that the source reported: {"train": 0.46, "val": 0.43, "test": 0.42}.
+    """
+
+    number: int
+    name: str
+    variants: dict[str, Training]
+    published: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def key(self):
+        """The experiment's full name, for example `exp3_finetune`."""
+        return f"exp{self.number}_{self.name}"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Most images to take of each split; None takes all."""
+
+    train: int | None = None
+    val: int | None = None
+    test: int | None = None
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much of the study to run.
+
+    Attributes:
+        small: images of train, val and test at most, for models that see fewer than 128 pixels.
+        large: the same for the others.
+        seconds: training time at the row's `images_per_second`; images and epochs are cut to fit it. None: no cut.
+        dataset: what is loaded when `--dataset` is not given.
+        pretrained: whether rows start from the weights they call for when `--weights` is not given.
+    """
+
+    small: Limits = Limits()
+    large: Limits = Limits()
+    seconds: int | None = None
+    dataset: str = "cifar10"
+    pretrained: bool = True
+
+
+BUDGETS = {
+    "full": Budget(),
+    "quick": Budget(small=Limits(6000, 1000, 1000), large=Limits(600, 100, 200), seconds=200),
+    "demo": Budget(
+        small=Limits(4000, 500, 1000), large=Limits(120, 60, 200), seconds=45, dataset="shapes", pretrained=False
+    ),
+}
+
+MINIMUM_STEPS = 20  # an epoch: with fewer the optimiser hardly moves, so the batch shrinks instead
+
+
+def with_epochs(training, epochs):
+    """Shares `epochs` among the stages as the recipe does, at least one each (the last ones, where there are fewer)."""
+    stages = training.stages[-epochs:]
+    total = sum(stage.epochs for stage in stages)
+    counts = [max(1, round(epochs * stage.epochs / total)) for stage in stages[:-1]]
+    counts.append(max(1, epochs - sum(counts)))
+    stages = tuple(dataclasses.replace(stage, epochs=n) for stage, n in zip(stages, counts, strict=True))
+    return dataclasses.replace(training, stages=stages)
+
+
+def with_learning_rate(training, rate):
+    """Sets the last stage's learning rate and scales the others' by the same factor."""
+    factor = rate / training.stages[-1].learning_rate
+    stages = (dataclasses.replace(s, learning_rate=s.learning_rate * factor) for s in training.stages)
+    return dataclasses.replace(training, stages=tuple(stages))
+
+
+def with_batch_size(training, batch_size):
+    """Sets the batch size; learning rates follow its square root (arXiv:1404.5997, section 5)."""
+    rate = training.stages[-1].learning_rate * (batch_size / training.batch_size) ** 0.5
+    return dataclasses.replace(with_learning_rate(training, rate), batch_size=batch_size)
+
+
+def cut(training, budget, *, pixels, images_per_second):
+    """Fits a recipe to a budget: fewer images of every split, then fewer epochs, then smaller batches.
+
+    Args:
+        training: the full recipe.
+        budget: a `Budget`.
+        pixels: side of the images that the model sees.
+        images_per_second: the model row's reference training speed.
+    Returns: `(training, limits)`.
+    """
+    limits = budget.small if pixels < 128 else budget.large
+    if budget.seconds is None:
+        return training, limits
+    passes = int(budget.seconds * images_per_second)
+    wanted = min(training.epochs, max(3, len(training.stages)))  # rather fewer images than a single epoch
+    train = min(limits.train, passes // wanted)
+    training = with_epochs(training, min(training.epochs, max(wanted, passes // train)))
+    training = with_batch_size(training, min(training.batch_size, max(1, train // MINIMUM_STEPS)))
+    return training, dataclasses.replace(limits, train=train)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run, everything resolved. Two runs with equal `identity` are the same run."""
+
+    experiment: str
+    number: int
+    variant: str
+    budget: str
+    dataset: str  # the slug of the data that was loaded, never a path
+    fingerprint: str
+    seed: int
+    weights: str  # 'imagenet', 'none' or '<file stem>-<6 hex digits of its SHA-256>'
+    precision: str
+    deterministic: bool
+    limits: Limits
+    training: Training
+    row: dict  # the model's row with the variant's overrides
+    overrides: dict  # what the command line changed, as in `--epochs 3`: it becomes part of every name
+
+    @property
+    def identity(self):
+        """The canonical configuration: compact JSON with sorted keys, without what only describes the model's row."""
+        values = dataclasses.asdict(self)
+        values["row"] = {k: v for k, v in self.row.items() if k not in ("images_per_second", "source")}
+        return json.dumps(values, sort_keys=True, separators=(",", ":"))

@@ -1,0 +1,40 @@
+"""Datasets by name: `load('cifar10')`, `load('cifar100')`, `load('shapes')`, `load('path/of/an/image/folder')`."""
+
+from pathlib import Path
+
+from cifar_keras.config import ConfigError, Limits
+from cifar_keras.datasets import cifar, folder, shapes
+from cifar_keras.datasets.base import Dataset, Rows, Split
+
+__all__ = ["Dataset", "Rows", "Split", "load"]
+
+
+def load(name, *, data_dir=None, image_size=None, limits=None):
+    """Loads a dataset with its splits train, val and test; equal arguments give equal images in equal order.
+
+    Args:
+        name: 'cifar10', 'cifar100', 'shapes', or the path of an image folder.
+        data_dir: where the official CIFAR archive, or the folder unpacked from it, is looked for first.
+        image_size: side in pixels, for folders and shapes; CIFAR images are 32 pixels wide.
+        limits: `config.Limits`; every class keeps its share.
+    Returns: `Dataset`.
+    Raises: ConfigError for an unknown name, and for data that are missing, damaged or not what they claim to be.
+    """
+    limits = limits or Limits()
+    if image_size is not None and not 8 <= image_size <= 1024:
+        raise ConfigError(f"`image_size` must be 8 to 1024 pixels. Received: {image_size}.")
+    if name in cifar.ARCHIVES:
+        if image_size not in (None, 32):
+            raise ConfigError(
+                f"`image_size` must be 32 for {name}, as the archive has it. Received: {image_size}. "
+                "Leave it out: models resize by themselves (`pixels` in their row)."
+            )
+        return cifar.load(name, data_dir=data_dir).limited(limits)
+    if name == "shapes":
+        return shapes.load(image_size=image_size or 32, limits=limits)
+    if Path(name).is_dir():
+        return folder.load(name, image_size=image_size).limited(limits)
+    raise ConfigError(
+        "`dataset` must be 'cifar10', 'cifar100', 'shapes' or the path of an image folder. "
+        f"Received: {str(name)!r}. A folder needs train/<class>/*.png|jpg."
+    )

@@ -1,0 +1,152 @@
+"""What every dataset is, whichever source it comes from."""
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+SPLIT_SEED = 0  # of what is carved from train: it belongs to the data, no run's seed changes it
+
+
+class Rows:
+    """Chosen images of an array, in a chosen order, read only when they are indexed: a memory map stays on disk.
+
+    Attributes:
+        images: uint8 `(n, height, width, 3)`; an array, a memory map or other rows.
+        indices: int `(m,)`, into `images`.
+    """
+
+    def __init__(self, images, indices):
+        self.images = images
+        self.indices = np.asarray(indices)
+
+    @property
+    def shape(self):
+        return (len(self.indices), *self.images.shape[1:])
+
+    @property
+    def ndim(self):
+        return self.images.ndim
+
+    @property
+    def dtype(self):
+        return self.images.dtype
+
+    def __len__(self):
+        return len(self.indices)
+
+    def __getitem__(self, key):
+        """`key` is an int, a slice, or an array of indices or of booleans. Returns an array, not to be written to."""
+        return np.asarray(self.images[self.indices[key]])
+
+    def __array__(self, dtype=None, copy=None):
+        return np.asarray(self[:], dtype=dtype)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images and labels of one split.
+
+    Attributes:
+        images: uint8 `(n, height, width, 3)`, RGB in [0, 255]; an array or `Rows` of a memory map.
+        labels: int32 `(n,)`, indices into `Dataset.class_names`.
+        coarse_labels: int32 `(n,)`, indices into `Dataset.superclass_names`, or None.
+    """
+
+    images: np.ndarray | Rows
+    labels: np.ndarray
+    coarse_labels: np.ndarray | None = None
+
+    def __len__(self):
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset with its three splits.
+
+    Attributes:
+        slug: part of file names: `cifar10`, `cifar10-jpeg`, `shapes`, `pets-a1b2c3`.
+        label: for tables and pictures: `CIFAR-10 (JPEG)`.
+        fingerprint: SHA-256 (64 hex digits) over the whole source, before any limit.
+        class_names: one a class, in label order.
+        train, val, test: `Split`; val selects, test is read once.
+        superclass_names: of the coarse labels, else empty.
+        notes: facts that a reader of the numbers needs (identical pixels across splits).
+    """
+
+    slug: str
+    label: str
+    fingerprint: str
+    class_names: tuple[str, ...]
+    train: Split
+    val: Split
+    test: Split
+    superclass_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def image_shape(self):
+        """`(height, width, 3)`."""
+        return tuple(self.train.images.shape[1:])
+
+    def limited(self, limits):
+        """The same dataset with at most `limits.train`, `.val`, `.test` images (`config.Limits`), see `stratified`."""
+        cut = {
+            name: take(split, stratified(split.labels, count, seed=0))
+            for name in ("train", "val", "test")
+            if (count := getattr(limits, name)) is not None and count < len(split := getattr(self, name))
+        }
+        return dataclasses.replace(self, **cut)
+
+
+def take(split, indices):
+    """The split's images at `indices`, in that order: a copy of an array, a view of `Rows`."""
+    images = Rows(split.images, indices) if isinstance(split.images, Rows) else split.images[indices]
+    coarse = None if split.coarse_labels is None else split.coarse_labels[indices]
+    return Split(images, split.labels[indices], coarse)
+
+
+def stratified(labels, count, *, seed):
+    """Indices of `count` images in which every class has its share (largest remainders), sorted.
+
+    A pure function of its arguments: `RandomState` is frozen across NumPy versions, `Generator` is not.
+    """
+    random = np.random.RandomState(seed)
+    classes, sizes = np.unique(labels, return_counts=True)
+    exact = count * sizes / len(labels)
+    shares = np.floor(exact).astype(int)
+    for index in np.argsort(shares - exact, kind="stable")[: count - shares.sum()]:
+        shares[index] += 1
+    chosen = [random.permutation(np.flatnonzero(labels == c))[:n] for c, n in zip(classes, shares, strict=True)]
+    return np.sort(np.concatenate(chosen))
+
+
+def carve(labels, count):
+    """Takes `count` images out of a split, stratified and always the same: `(indices left, indices taken)`."""
+    taken = stratified(labels, count, seed=SPLIT_SEED)
+    return np.setdiff1d(np.arange(len(labels)), taken), taken
+
+
+def digests(images):
+    """A 64-bit BLAKE2 hash of each image's pixels, uint64 `(n,)`, read one image at a time.
+
+    Among a million images, two different ones share a hash with probability 3e-8.
+    """
+    hashes = (hashlib.blake2b(np.ascontiguousarray(image), digest_size=8).digest() for image in images)
+    return np.frombuffer(b"".join(hashes), dtype="<u8")
+
+
+def identical_pixels(train, val, test):
+    """The note on leaks: how many images of the second split of each pair have a twin in the first.
+
+    Args:
+        train: `digests` of the split's images.
+        val: the same.
+        test: the same.
+    Returns: for example 'identical pixels: train-val 3, train-test 12, val-test 0'.
+    """
+    pairs = {"train-val": (train, val), "train-test": (train, test), "val-test": (val, test)}
+    counts = (f"{name} {np.isin(second, first).sum()}" for name, (first, second) in pairs.items())
+    return "identical pixels: " + ", ".join(counts)

@@ -1,0 +1,151 @@
+"""The loss, the optimiser that Keras lacks, and the one place that makes both from a recipe."""
+
+import math
+
+import keras
+from keras import ops
+from keras.optimizers import schedules
+
+
+class CrossEntropy(keras.losses.Loss):
+    """Cross-entropy of integer labels and logits with label smoothing (Szegedy et al., arXiv:1512.00567, section 7).
+
+    Computed in float32 under every precision policy.
+    """
+
+    def __init__(self, label_smoothing=0.0, name="cross_entropy", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.label_smoothing = label_smoothing
+
+    def call(self, y_true, y_pred):
+        targets = ops.one_hot(ops.cast(y_true, "int32"), y_pred.shape[-1], dtype="float32")
+        return keras.losses.categorical_crossentropy(
+            targets, ops.cast(y_pred, "float32"), from_logits=True, label_smoothing=self.label_smoothing
+        )
+
+    def get_config(self):
+        return {**super().get_config(), "label_smoothing": self.label_smoothing}
+
+
+def orthogonalized(matrix, *, steps=3):
+    """Brings a matrix's singular values near 1 by a quintic Newton-Schulz iteration.
+
+    The coefficients maximise the slope at zero, so the values land in about [0.3, 1.2] rather than on 1
+    (Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024).
+
+    Args:
+        matrix: float `(rows, columns)`.
+        steps: iterations.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    rows, columns = matrix.shape
+    x = ops.transpose(matrix) if rows > columns else matrix  # the smaller Gram matrix
+    x = x / (ops.sqrt(ops.sum(ops.square(x))) + 1e-7)
+    for _ in range(steps):
+        gram = x @ ops.transpose(x)
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return ops.transpose(x) if rows > columns else x
+
+
+class Muon(keras.optimizers.Optimizer):
+    """Muon on convolution kernels, Nesterov SGD on everything else.
+
+    Keras' own Muon gives kernels of four dimensions silently to AdamW. A kernel `(height, width, in, out)` counts here
+    as a matrix `(height * width * in, out)`: its norm is set to `sqrt(out)` and it moves by the orthogonalised
+    momentum. The recipe is airbench94_muon's (github.com/KellerJordan/cifar10-airbench).
+
+    Args:
+        learning_rate: step of the kernels, relative to a spectral norm of about 1.
+        momentum: of the kernels' gradients.
+        head_rate, bias_rate: learning rates of two- and of one-dimensional variables, as multiples of `learning_rate`.
+        sgd_momentum: of those variables' gradients.
+        decay: L2 coefficient of those variables; a step at full rate takes away `decay / (1 - sgd_momentum)`.
+    """
+
+    def __init__(
+        self,
+        learning_rate=0.24,
+        momentum=0.6,
+        head_rate=1.0,
+        bias_rate=1.0,
+        sgd_momentum=0.85,
+        decay=0.0,
+        name="muon",
+        **kwargs,
+    ):
+        super().__init__(learning_rate=learning_rate, name=name, **kwargs)
+        self.momentum = momentum
+        self.head_rate = head_rate
+        self.bias_rate = bias_rate
+        self.sgd_momentum = sgd_momentum
+        self.decay = decay
+
+    def build(self, variables):
+        """Makes one momentum slot a variable."""
+        if self.built:
+            return
+        super().build(variables)
+        self.momentums = [self.add_variable_from_reference(v, name="momentum") for v in variables]
+
+    def update_step(self, gradient, variable, learning_rate):
+        """Moves one variable; called by Keras."""
+        buffer = self.momentums[self._get_variable_index(variable)]
+        gradient = ops.cast(gradient, variable.dtype)
+        rate = ops.cast(learning_rate, variable.dtype)
+        if len(variable.shape) == 4:
+            self._orthogonal_step(gradient, variable, rate, buffer)
+        else:
+            multiple = self.head_rate if len(variable.shape) == 2 else self.bias_rate
+            # At the schedule's peak the decay is `decay` whatever the rate, hence the division.
+            gradient = gradient + (self.decay / (multiple * self._peak())) * variable
+            self.assign(buffer, self.sgd_momentum * buffer + gradient)
+            self.assign_sub(variable, rate * multiple * (gradient + self.sgd_momentum * buffer))
+
+    def _orthogonal_step(self, gradient, variable, rate, buffer):
+        self.assign(buffer, self.momentum * buffer + gradient)
+        update = gradient + self.momentum * buffer
+        matrix = ops.reshape(update, (-1, variable.shape[-1]))
+        update = ops.reshape(orthogonalized(matrix), variable.shape)
+        norm = ops.sqrt(ops.sum(ops.square(variable)))
+        self.assign(variable, variable * (math.sqrt(variable.shape[-1]) / norm) - rate * update)
+
+    def _peak(self):
+        """The rate that the schedule starts from."""
+        rate = self._learning_rate
+        return rate.initial_learning_rate if isinstance(rate, schedules.LearningRateSchedule) else rate
+
+    def get_config(self):
+        names = ("momentum", "head_rate", "bias_rate", "sgd_momentum", "decay")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+
+
+def make_schedule(stage, *, steps):
+    """The stage's learning rate over its `steps` as a Keras schedule."""
+    if stage.schedule == "constant":
+        return stage.learning_rate
+    if stage.schedule == "linear":
+        return schedules.PolynomialDecay(stage.learning_rate, steps, end_learning_rate=0.0)
+    warmup = round(stage.warmup * steps)
+    if not warmup:
+        return schedules.CosineDecay(stage.learning_rate, steps)
+    return schedules.CosineDecay(0.0, steps - warmup, warmup_target=stage.learning_rate, warmup_steps=warmup)
+
+
+def make_optimizer(training, stage, *, steps):
+    """The stage's optimiser, its schedule spread over `steps`."""
+    rate = make_schedule(stage, steps=steps)
+    if training.optimizer == "adam":
+        return keras.optimizers.Adam(rate)
+    if training.optimizer == "adamw":
+        return keras.optimizers.AdamW(rate, weight_decay=training.weight_decay)
+    if training.optimizer == "sgd":
+        return keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, weight_decay=training.weight_decay or None)
+    # 'muon': airbench states its rates for a loss summed over the batch and logits divided by the features' number
+    # (256); ours is a mean over plain logits, which is the same step at these multiples.
+    batch, peak = training.batch_size, stage.learning_rate
+    return Muon(
+        rate,
+        head_rate=0.67 * batch / 256**2 / peak,
+        bias_rate=0.053 * batch / peak,
+        decay=training.weight_decay * batch,
+    )

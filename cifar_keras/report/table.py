@@ -1,0 +1,217 @@
+"""The comparison: run records in, tables and sentences out (README and docstrings are refreshed from here)."""
+
+import csv
+import io
+import re
+import textwrap
+from itertools import groupby
+from statistics import mean
+
+from tabulate import tabulate
+
+from cifar_keras.config import ConfigError
+from cifar_keras.evaluate import wilson
+
+DASH = "-"
+HEADINGS = (
+    *("experiment", "variant", "budget", "dataset", "weights", "published test", "test [95% interval] (n)", "seeds"),
+    *("train (n)", "val (n)", "parameters", "minutes", "hardware"),
+)
+NOT_YET = "not yet run"
+SAME_RUN = ("experiment", "variant", "budget", "dataset", "fingerprint", "weights")  # but for seed and overrides
+
+
+def collated(records, experiments=()):
+    """Sorts run records into the study's results and the other runs.
+
+    Args:
+        records: dicts with the columns of results.csv; None where something is unknown.
+        experiments: `commands.Entry` or anything with `key`, `variants` and `published`: those of their
+            variants that no record measures get a row of dashes.
+    Returns: `(results, others)`, lists of dicts heading -> text. A result is a finished full-budget run from the
+        weights its model calls for, with nothing overridden on the command line. The rest that finished are others.
+    """
+    groups = _groups(records)
+    results = [_row(group) for group in groups if counts(group[0])]
+    measured = {(row["experiment"], row["variant"]) for row in results}
+    for entry in experiments:
+        missing = [variant for variant in entry.variants if (entry.key, variant) not in measured]
+        results += [_empty_row(entry, variant) for variant in missing]
+    results.sort(key=_order)
+    for row in results:
+        del row["budget"]  # full, all of them
+    return results, sorted((_row(group) for group in groups if not counts(group[0])), key=_order)
+
+
+def counts(record):
+    """Whether a finished run is a result of the study: whole recipe, whole data, the weights its model calls for."""
+    whole = record["budget"] == "full" and not _overrides(record)
+    return whole and record["weights"] == record["weights_called_for"]
+
+
+def _overrides(record):
+    """What the command line changed, as in `epochs=3`; empty for most runs."""
+    changed = (record.get("config") or {}).get("overrides") or {}
+    return ", ".join(f"{key}={value}" for key, value in sorted(changed.items()))
+
+
+def _groups(records):
+    """Finished records as lists that differ in nothing but the seed, the newest of each seed, sorted by seed."""
+
+    def run(record):
+        return (*(str(record.get(column)) for column in SAME_RUN), _overrides(record))
+
+    newest = {}
+    for record in sorted(records, key=lambda record: record["utc"]):
+        if record["status"] == "finished":
+            newest[(*run(record), record["seed"])] = record
+    ordered = sorted(newest.values(), key=lambda record: (run(record), record["seed"]))
+    return [list(group) for _, group in groupby(ordered, key=run)]
+
+
+def _row(group):
+    first = group[0]
+    changed = _overrides(first)
+    return {
+        "experiment": first["experiment"],
+        "variant": first["variant"],
+        "budget": f"{first['budget']}, {changed}" if changed else first["budget"],
+        "dataset": first["dataset"],
+        "weights": first["weights"],
+        "published test": _percent(first.get("published_test"), 3),
+        "test [95% interval] (n)": _accuracy(group, "test", interval=True),
+        "seeds": str(len(group)),
+        "train (n)": _accuracy(group, "train"),
+        "val (n)": _accuracy(group, "val"),
+        "parameters": _number(group, "parameters", "{:,.0f}"),
+        "minutes": _minutes(group) or DASH,
+        "hardware": _hardware(group) or DASH,
+    }
+
+
+def _empty_row(entry, variant):
+    row = dict.fromkeys(HEADINGS, DASH) | {"experiment": entry.key, "variant": variant}
+    return row | {"published test": _percent(entry.published.get("test"), 3)}
+
+
+def _order(row):
+    """By experiment number, `best` first, then the reconstruction, then the other cells by name."""
+    number = re.match(r"exp(\d+)", row["experiment"])
+    variants = {"best": 0, "published": 1}
+    return (
+        int(number[1]) if number else 0,
+        variants.get(row["variant"], 2),
+        *(row[heading] for heading in ("variant", "dataset", "weights", "budget")),
+    )
+
+
+def _mean(group, column):
+    """The mean over the seeds that know this column; None where none does."""
+    values = [record[column] for record in group if record.get(column) is not None]
+    return mean(values) if values else None
+
+
+def _number(group, column, form):
+    value = _mean(group, column)
+    return DASH if value is None else form.format(value)
+
+
+def _percent(share, digits):
+    return DASH if share is None else f"{100 * share:.{digits}g}%"
+
+
+def _accuracy(group, split, *, interval=False):
+    """For example '89.6% [89.0, 90.2] (10,000)'; the interval is that of one run on n images, whatever the seeds."""
+    value, n = _mean(group, f"{split}_accuracy"), group[0].get(f"{split}_n")
+    if value is None or not n:
+        return DASH
+    between = " [{:.1f}, {:.1f}]".format(*(100 * bound for bound in wilson(value, n))) if interval else ""
+    return f"{100 * value:.1f}%{between} ({n:,})"
+
+
+def _minutes(group):
+    seconds = _mean(group, "training_seconds")
+    return "" if seconds is None else f"{seconds / 60:.1f}" if seconds < 600 else f"{seconds / 60:.0f}"
+
+
+def _hardware(group):
+    return ", ".join(sorted({record["device"] for record in group if record.get("device")}))
+
+
+def render(rows, form):
+    """Prints rows as 'text', 'csv' or 'markdown' (there the experiment links to its file). Returns a string.
+
+    Raises: ConfigError if `form` is none of them.
+    """
+    if form not in ("text", "csv", "markdown"):
+        raise ConfigError(f"The format must be 'text', 'csv' or 'markdown'. Received: {form!r}.")
+    if not rows:
+        return ""
+    if form == "csv":
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        return buffer.getvalue().rstrip("\n")
+    if form == "markdown":
+        return tabulate([_markdown(row) for row in rows], headers="keys", tablefmt="github", disable_numparse=True)
+    width = 18  # so that the whole stands in a wide terminal
+    limits = {"maxcolwidths": width, "maxheadercolwidths": 10, "disable_numparse": True}
+    return tabulate(rows, headers="keys", tablefmt="simple", **{**limits, "maxcolwidths": [width] * len(rows[0])})
+
+
+def _markdown(row):
+    """The row with what Markdown would take for a new cell escaped, and a link to the experiment."""
+    row = {heading: text.replace("|", "\\|") for heading, text in row.items()}
+    return row | {"experiment": f"[{row['experiment']}](experiments/{row['experiment']}.py)"}
+
+
+def generated(markdown, name, content):
+    """Puts `content` between `<!-- generated: NAME -->` and `<!-- /generated -->`. Returns the new text.
+
+    Raises: ConfigError if the text has no such pair, or several.
+    """
+    opening, closing = f"<!-- generated: {name} -->", "<!-- /generated -->"
+    pattern = f"(?s)({re.escape(opening)}\n).*?({re.escape(closing)})"
+    text, found = re.subn(pattern, lambda match: f"{match[1]}{content}\n{match[2]}", markdown)
+    if found != 1:
+        raise ConfigError(f"Expected one pair of {opening!r} and {closing!r}, each on its own line. Received: {found}.")
+    return text
+
+
+def docstring_result(records, key):
+    """The `Result` line of an experiment's docstring, from the results that `counts`; 'not yet run' where none does.
+
+    For example: 'Result   best: 89.6% of 10,000 test images [89.0, 90.2], 1 seed, CIFAR-10 (JPEG), 42 min, 2-core CPU'.
+    More variants or datasets follow on lines of their own; lines break at 110 characters.
+    """
+    groups = [group for group in _groups(records) if group[0]["experiment"] == key and counts(group[0])]
+    groups.sort(key=lambda group: _order(_row(group)))
+    sentences = [_sentence(group) for group in groups] or [NOT_YET]
+    lines = [line for sentence in sentences for line in textwrap.wrap(sentence, 100, break_long_words=False)]
+    return "Result   " + "\n         ".join(lines)
+
+
+def _sentence(group):
+    first, value = group[0], _mean(group, "test_accuracy")
+    low, high = (100 * bound for bound in wilson(value, first["test_n"]))
+    parts = (
+        f"{first['variant']}: {100 * value:.1f}% of {first['test_n']:,} test images [{low:.1f}, {high:.1f}]",
+        f"{len(group)} seed{'s' if len(group) > 1 else ''}",
+        first["dataset"],
+        f"{minutes} min" if (minutes := _minutes(group)) else "",
+        _hardware(group),
+    )
+    sentence = ", ".join(part for part in parts if part)
+    return sentence.replace("\\", "/").replace('"', "'")  # it goes into source text, between three quotes
+
+
+def with_result(source, result):
+    """The source of an experiment file with its `Result` line (and what continues it, indented) replaced.
+
+    Raises: ConfigError if there is no such line.
+    """
+    text, found = re.subn(r"(?m)^Result   .*(?:\n[ \t]+\S.*)*", lambda _: result, source, count=1)
+    if not found:
+        raise ConfigError(f"The docstring needs a line that starts with 'Result   '. Received: {source[:80]!r}.")
+    return text

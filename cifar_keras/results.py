@@ -1,0 +1,115 @@
+"""Run records, results.csv and stored predictions: one JSON a run, the CSV derived from all of them."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+
+from cifar_keras.config import ConfigError
+from cifar_keras.files import lock, replacing, write_json, write_text
+
+COLUMNS = {
+    "run_id": "the run's name and when it started (UTC)",
+    "utc": "when the record was written, ISO 8601, UTC",
+    "experiment": "the experiment file's name",
+    "variant": "which of the experiment's recipes",
+    "budget": "full, or what was cut (quick, demo): see `config.BUDGETS`",
+    "model": "row of `zoo.MODELS`",
+    "dataset": "the data's label; only `CIFAR-10` and `CIFAR-100` are the official archives",
+    "fingerprint": "SHA-256 over the whole data, first 12 hex digits",
+    "seed": "of weights, order, augmentation and dropout",
+    "weights": "what the backbone started from: imagenet, none, or a saved model's name and first hex digits",
+    "weights_called_for": "what the model's row calls for; a row counts as a result where both are equal",
+    "pixels": "side of the images that the backbone sees",
+    "epochs": "epochs run, all stages together",
+    "best_epoch": "the epoch whose weights val selected",
+    "train_accuracy": "selected weights, inference mode, no augmentation, on a fixed subset of train",
+    "train_n": "images of that subset",
+    "train_images": "images trained on",
+    "val_accuracy": "what selected the epoch, hence slightly too high",
+    "val_n": "images of val",
+    "test_accuracy": "the saved model on test, read once, after training",
+    "test_n": "images of test",
+    "test_loss": "mean cross-entropy on test, nats",
+    "tta_accuracy": "the same with test-time augmentation (six views), where the recipe asks for it",
+    "parameters": "weights of the saved model",
+    "parameters_trainable": "of these, trained in some stage",
+    "training_seconds": "wall time in `fit`, first step and validation included",
+    "images_per_second": "images trained on per training second",
+    "peak_memory_mb": "most memory the process held, MiB",
+    "precision": "Keras precision policy",
+    "deterministic": "whether kernels were forced to be reproducible",
+    "batch_size": "images a step",
+    "backend": "Keras backend",
+    "device": "GPU, else CPU and cores",
+    "keras": "version",
+    "tensorflow": "version",
+    "python": "version",
+    "git_commit": "of the code; + where the checkout had changes",
+    "published_train": "the reference study's accuracy",
+    "published_val": "the same on validation",
+    "published_test": "the same on test",
+    "status": "finished or failed",
+}
+
+
+def write(root, record, *, predictions=None):
+    """Writes a run's record and predictions, then rebuilds the CSV.
+
+    Args:
+        root: folder that holds `results/`.
+        record: values by the names in COLUMNS, besides whatever else the run wants kept (`config`, `notes`).
+        predictions: `(labels, probabilities)` on test, or None.
+    """
+    results = Path(root) / "results"
+    if predictions is not None:
+        labels, probabilities = predictions
+        with replacing(results / "predictions" / f"{record['run_id']}.npz") as temporary:
+            np.savez_compressed(temporary, labels=labels, probabilities=probabilities.astype("float16"))
+    write_json(results / "runs" / f"{record['run_id']}.json", record)
+    rebuild(root)
+
+
+def read(root):
+    """All records below `root`, oldest first.
+
+    Raises: ConfigError naming a file that can't be read.
+    """
+    records = []
+    for path in (Path(root) / "results" / "runs").glob("*.json"):
+        try:
+            records.append(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path} is not a run record: {error}. Mend it or move it away.") from None
+    return sorted(records, key=lambda record: (record["utc"], record["run_id"]))
+
+
+def rebuild(root):
+    """Rewrites results.csv and results/README.md from the records, under a lock. Returns the records."""
+    results = Path(root) / "results"
+    with lock(results / "results.csv"):
+        records = read(root)
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, COLUMNS, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records)
+        write_text(results / "results.csv", buffer.getvalue())
+        write_text(results / "README.md", readme())
+    return records
+
+
+def readme():
+    """What results/README.md says: every column explained."""
+    rows = "\n".join(f"| `{name}` | {text} |" for name, text in COLUMNS.items())
+    return f"""# Results
+
+`runs/<run id>.json` is the one record of a run; `results.csv` is rebuilt from all of them (`cifar-keras collate`), so
+deleting it loses nothing. `predictions/<run id>.npz` holds `labels` (int32) and `probabilities` (float16) on test,
+`figures/` the pictures of each run.
+
+| column | meaning |
+|---|---|
+{rows}
+"""

@@ -1,0 +1,253 @@
+"""run(): data -> model -> fit -> evaluate -> record, on one page."""
+
+import dataclasses
+import datetime
+import json
+from pathlib import Path
+
+from cifar_keras import artifacts, evaluate, results, runtime
+from cifar_keras.config import (
+    BUDGETS,
+    ConfigError,
+    RunConfig,
+    RunFailedError,
+    cut,
+    with_batch_size,
+    with_epochs,
+    with_learning_rate,
+)
+from cifar_keras.datasets import load
+from cifar_keras.datasets.base import stratified, take
+from cifar_keras.files import lock
+from cifar_keras.inference import probabilities, test_time_augmented
+from cifar_keras.paths import Paths
+from cifar_keras.pipeline import steps_per_epoch
+from cifar_keras.report import figures
+from cifar_keras.train import Resume, duration, evaluation_batch, fit
+from cifar_keras.weights import load_backbone, resolve
+from cifar_keras.zoo import ModelRow, build, initialise_from_data, row_of, set_trainable
+
+
+def run(experiment, options):
+    """Runs one variant of an experiment with one seed, from where an earlier attempt stopped.
+
+    Args:
+        experiment: `config.Experiment`.
+        options: `cli.Options` with one variant and one seed.
+    Returns: the run's record, or None after `--dry-run`.
+    Raises: ConfigError, RunFailedError, HeldError.
+    """
+    config, dataset, weights_file = prepare(experiment, options)
+    paths = Paths.of(config, options.root)
+    row = ModelRow(**config.row)
+    if options.dry_run:
+        return describe(config, dataset, built(config, row, dataset, weights_file), paths)
+    with lock(paths.keras, timeout=0, busy="The same run is under way in another process."):
+        resume = Resume(paths.resume)
+        if options.fresh:
+            resume.clear()
+        elif record := finished(config, paths):
+            print(f"Already finished; `--fresh` runs it again.\n{last_line(record)}")
+            return record
+        progress = resume.load(config.identity)
+        progress.run_id = progress.run_id or f"{paths.stem}_{now():%Y%m%dT%H%M%SZ}"
+        print(headline(config, dataset, progress))
+        try:
+            model = built(config, row, dataset, weights_file)
+            fit(model, row, dataset, config.training, seed=config.seed, resume=resume, progress=progress)
+            record = conclude(config, row, dataset, model, paths=paths, progress=progress, experiment=experiment)
+        except RunFailedError as error:
+            results.write(
+                options.root, {**facts(config, dataset, progress, experiment), "status": "failed", "why": str(error)}
+            )
+            raise
+        resume.clear()
+    print(last_line(record))
+    return record
+
+
+def prepare(experiment, options):
+    """Resolves an experiment and the command line to `(RunConfig, Dataset, weights file or None)`."""
+    budget = BUDGETS[options.budget]
+    training = experiment.variants[options.variant]
+    row = row_of(training)
+    training, limits = cut(training, budget, pixels=row.pixels, images_per_second=row.images_per_second)
+    for change, value in (
+        (with_epochs, options.epochs),
+        (with_batch_size, options.batch_size),
+        (with_learning_rate, options.learning_rate),
+    ):
+        training = change(training, value) if value is not None else training
+    if options.limit is not None:
+        least = (min(options.limit, given or options.limit) for given in dataclasses.astuple(limits))
+        limits = type(limits)(*least)
+    default_weights = row.weights if budget.pretrained else "none"
+    weights, weights_file = resolve(options.weights or default_weights, row, data_dir=options.data_dir)
+    dataset = load(
+        options.dataset or budget.dataset, data_dir=options.data_dir, image_size=options.image_size, limits=limits
+    )
+    overrides = options.changes()
+    if weights != default_weights:
+        overrides["weights"] = weights
+    config = RunConfig(
+        experiment=experiment.key,
+        number=experiment.number,
+        variant=options.variant,
+        budget=options.budget,
+        dataset=dataset.slug,
+        fingerprint=dataset.fingerprint,
+        seed=options.seed,
+        weights=weights,
+        precision=runtime.choose_precision(options.precision),
+        deterministic=options.deterministic,
+        limits=limits,
+        training=training,
+        row=dataclasses.asdict(row),
+        overrides=overrides,
+    )
+    return config, dataset, weights_file
+
+
+def built(config, row, dataset, weights_file):
+    """The run's model at its initial weights, under the run's precision."""
+    runtime.apply(precision=config.precision, deterministic=config.deterministic)
+    steps = steps_per_epoch(dataset.train, config.training.batch_size) * config.training.epochs
+    model = build(row, image_shape=dataset.image_shape, classes=len(dataset.class_names), steps=steps, seed=config.seed)
+    initialise_from_data(model, dataset.train.images[: min(5000, len(dataset.train))])
+    if weights_file is not None:
+        load_backbone(model, weights_file)
+    return model
+
+
+def conclude(config, row, dataset, model, *, paths, progress, experiment):
+    """Saves the model, reads test once, and writes the record, the predictions and the pictures."""
+    counts = parameter_counts(model, row, config.training)
+    model = artifacts.for_inference(model)
+    names = {"class_names": dataset.class_names, "dataset": dataset.label, "config": json.loads(config.identity)}
+    artifacts.save(model, paths, provenance={"run_id": progress.run_id, **names}, history=progress.history)
+    model = artifacts.load(paths.keras)  # what is scored is what was saved
+    batch = evaluation_batch(row.pixels)
+    subset = take(dataset.train, stratified(dataset.train.labels, min(len(dataset.train), 10 * batch), seed=0))
+    scored = {
+        name: (split.labels, probabilities(model, split.images, batch_size=batch))
+        for name, split in (("train", subset), ("val", dataset.val), ("test", dataset.test))
+    }
+    record = facts(config, dataset, progress, experiment) | counts | {"status": "finished"}
+    for name, (labels, predicted) in scored.items():
+        record |= {f"{name}_accuracy": evaluate.accuracy(labels, predicted), f"{name}_n": len(labels)}
+    record["test_loss"] = evaluate.cross_entropy(*scored["test"])
+    if config.training.test_time_augmentation:
+        augmented = test_time_augmented(model, dataset.test.images, batch_size=batch)
+        record["tta_accuracy"] = evaluate.accuracy(dataset.test.labels, augmented)
+    record["peak_memory_mb"] = runtime.peak_memory_mb()
+    draw(record, dataset, scored["test"], paths=paths, progress=progress)
+    results.write(paths.root, record, predictions=scored["test"])
+    return record
+
+
+def facts(config, dataset, progress, experiment):
+    """The columns that are known whether the run succeeds or not."""
+    images = len(dataset.train)
+    return {
+        "run_id": progress.run_id,
+        "utc": now().isoformat(timespec="seconds"),
+        **{name: getattr(config, name) for name in ("experiment", "variant", "budget", "seed", "weights", "precision")},
+        "model": config.row["name"],
+        "dataset": dataset.label,
+        "fingerprint": dataset.fingerprint[:12],
+        "weights_called_for": config.row["weights"],
+        "pixels": config.row["pixels"],
+        "epochs": progress.epochs,
+        "best_epoch": progress.best_epoch,
+        "train_images": images,
+        "training_seconds": round(progress.seconds, 1),
+        "images_per_second": round(progress.epochs * images / progress.seconds, 1) if progress.seconds else None,
+        "deterministic": config.deterministic,
+        "batch_size": config.training.batch_size,
+        **{f"published_{split}": experiment.published.get(split) for split in ("train", "val", "test")},
+        **runtime.environment(),
+        "notes": list(dataset.notes),
+        "config": json.loads(config.identity),
+    }
+
+
+def parameter_counts(model, row, training):
+    """Total parameters, and those that some stage trains."""
+    set_trainable(model, row, freeze_backbone=all(stage.freeze_backbone for stage in training.stages))
+    sizes = [int(variable.value.shape.num_elements()) for variable in model.trainable_variables]
+    return {"parameters": model.count_params(), "parameters_trainable": sum(sizes)}
+
+
+def draw(record, dataset, scored, *, paths, progress):
+    """The run's pictures in results/figures/."""
+    what = f"{record['dataset']} - {record['experiment']}, {record['variant']}"
+    figures.sample_grid(
+        dataset.train.images, dataset.train.labels, dataset.class_names, paths.figure("samples"),
+        title=f"{record['dataset']}: training images",
+    )  # fmt: skip
+    splits = {name: getattr(dataset, name).labels for name in ("train", "val", "test")}
+    figures.label_distribution(
+        splits, dataset.class_names, paths.figure("labels"), title=f"{record['dataset']}: images a class"
+    )
+    figures.training_curves(progress.history, paths.figure("curves"), title=what, best_epoch=progress.best_epoch)
+    matrix = evaluate.confusion(*scored)
+    title = f"{what}: {record['test_accuracy']:.1%} of {record['test_n']:,} test images"
+    figures.confusion_matrix(matrix, dataset.class_names, paths.figure("confusion"), title=title)
+
+
+def finished(config, paths):
+    """The newest finished record of this very run, or None.
+
+    Raises: ConfigError if the finished run of this name had another configuration.
+    """
+    same_name = [
+        r for r in results.read(paths.root) if r["status"] == "finished" and r["run_id"].startswith(f"{paths.stem}_2")
+    ]
+    if not same_name or not paths.keras.is_file():
+        return None
+    if same_name[-1]["config"] != json.loads(config.identity):
+        raise ConfigError(
+            f"{paths.keras.name} was made by a finished run of the same name with another configuration "
+            f"(run {same_name[-1]['run_id']}). Use `--fresh` to replace it, or `--root DIR` to keep both."
+        )
+    return same_name[-1]
+
+
+def now():
+    """The current time, UTC."""
+    return datetime.datetime.now(datetime.UTC)
+
+
+def headline(config, dataset, progress):
+    """What is about to happen, in a few lines."""
+    epochs, done = config.training.epochs, progress.epochs
+    lines = [
+        f"{config.experiment}  variant {config.variant}, budget {config.budget}, seed {config.seed}, "
+        f"weights {config.weights}, {config.precision}",
+        f"{dataset.label}: {len(dataset.train):,} train, {len(dataset.val):,} val, {len(dataset.test):,} test; "
+        f"{epochs} epochs of batch {config.training.batch_size}" + (f", going on after epoch {done}" if done else ""),
+        *dataset.notes,
+    ]
+    if config.weights == "none" and config.row["weights"] != "none":
+        lines.append("random weights: frozen rows show random features")
+    return "\n".join(lines)
+
+
+def last_line(record):
+    """The run in one line: result with its 95% interval, published figure, time."""
+    low, high = evaluate.wilson(record["test_accuracy"], record["test_n"])
+    published = f"  published {record['published_test']}" if record["published_test"] else ""
+    return (
+        f"{record['experiment']}  test {record['test_accuracy']:.4f} [{low:.4f}, {high:.4f}] n={record['test_n']}"
+        f"{published}  {duration(record['training_seconds'])}"
+    )
+
+
+def describe(config, dataset, model, paths):
+    """Prints what a run would do and where it would write."""
+    counts = parameter_counts(model, ModelRow(**config.row), config.training)
+    print(json.dumps(json.loads(config.identity), indent=1))
+    print(f"\nparameters  {counts['parameters']:,} total, {counts['parameters_trainable']:,} trainable")
+    print(f"{dataset.label}  " + ", ".join(f"{n} {len(getattr(dataset, n)):,}" for n in ("train", "val", "test")))
+    print("\n".join(f"{what:13} {path}" for what, path in paths.artifacts().items()))
+    print(f"{'results':13} {Path(paths.csv)}")

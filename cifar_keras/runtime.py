@@ -1,0 +1,149 @@
+"""What must be set before TensorFlow loads, and what the machine turns out to be. Imports nothing heavy at the top."""
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+import warnings
+
+from cifar_keras.paths import PROJECT
+
+
+def setup(*, verbose=False):
+    """Sets the environment that TensorFlow reads at import; call it before any module that imports keras.
+
+    What the user has set stays. oneDNN makes ResNet50 training at 32 pixels five times faster on x86 CPUs where
+    TensorFlow does not turn it on by itself.
+
+    Args:
+        verbose: leave TensorFlow's messages on.
+    """
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+    if verbose:
+        return
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    warnings.filterwarnings("ignore", message=".*HDF5 file.*legacy.*")
+    _load_tensorflow_quietly()
+
+
+def _load_tensorflow_quietly():
+    """Imports TensorFlow with file descriptor 2 closed to its C++ start-up lines, which no log level reaches."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with open(os.devnull, "w") as sink:
+        os.dup2(sink.fileno(), 2)
+        try:
+            import tensorflow as tf
+
+            tf.config.list_physical_devices("GPU")
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+    tf.get_logger().setLevel("ERROR")
+    import absl.logging
+
+    absl.logging.set_verbosity(absl.logging.ERROR)  # "HDF5 is legacy" on every .h5 that is part of this project
+
+
+def apply(*, precision, deterministic):
+    """Sets the precision policy and determinism for this process.
+
+    Args:
+        precision: a Keras policy name, from `choose_precision`.
+        deterministic: make every TensorFlow kernel reproducible, at some cost in speed.
+    """
+    import keras
+    import tensorflow as tf
+
+    keras.config.set_dtype_policy(precision)
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
+
+
+def choose_precision(asked):
+    """Resolves 'auto': 16 bit on the GPUs that gain by it, float32 elsewhere.
+
+    bfloat16 from compute capability 8.0 (Ampere: needs no loss scaling), float16 from 7.0 (Volta: tensor cores),
+    float32 on CPUs, where 16 bit was measured to be two to four times slower, and on older GPUs.
+    """
+    if asked != "auto":
+        return asked
+    capability = gpu_capability()
+    if capability is None or capability < (7, 0):
+        return "float32"
+    return "mixed_bfloat16" if capability >= (8, 0) else "mixed_float16"
+
+
+def gpu_capability():
+    """The first GPU's CUDA compute capability as a tuple, or None without a GPU."""
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    return tf.config.experimental.get_device_details(gpus[0]).get("compute_capability", (0, 0)) if gpus else None
+
+
+def jit_compile():
+    """What `compile(jit_compile=...)` gets: XLA where it pays without measuring, which is on GPUs, not on CPUs."""
+    import keras
+
+    return False if keras.backend.backend() == "tensorflow" and gpu_capability() is None else "auto"
+
+
+def environment():
+    """Where a run took place: the record's columns from `precision`'s neighbours on."""
+    import keras
+    import tensorflow as tf
+
+    return {
+        "backend": keras.backend.backend(),
+        "device": device(),
+        "keras": keras.__version__,
+        "tensorflow": tf.__version__,
+        "python": platform.python_version(),
+        "git_commit": git_commit(),
+    }
+
+
+def device():
+    """The first GPU's name, else the CPU's model and the number of cores this process may use."""
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        return f"{len(gpus)} x {tf.config.experimental.get_device_details(gpus[0]).get('device_name', 'GPU')}"
+    return (
+        f"{_cpu_name()}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+    )
+
+
+def _cpu_name():
+    try:
+        with open("/proc/cpuinfo") as file:
+            lines = dict(line.split(":", 1) for line in file if ":" in line)
+        fields = {key.strip(): value.strip() for key, value in lines.items()}
+    except OSError:
+        return platform.processor() or platform.machine()
+    wide = " (AVX-512)" if "avx512f" in fields.get("flags", "").split() else ""
+    return f"{fields.get('model name', platform.machine())}{wide}"
+
+
+def git_commit():
+    """The project's commit, with `+` where tracked files differ from it; None outside a checkout."""
+
+    def git(*arguments):
+        return subprocess.run(
+            ("git", *arguments), cwd=PROJECT, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def peak_memory_mb():
+    """The most memory this process has held so far, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10))

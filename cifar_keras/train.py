@@ -1,0 +1,257 @@
+"""Training: one `fit` a stage, with the callbacks that record, select, save and report. Stopping costs one epoch."""
+
+import json
+import math
+import shutil
+import sys
+import time
+from dataclasses import dataclass, field
+
+import keras
+import numpy as np
+from tqdm import tqdm
+
+from cifar_keras.config import ConfigError, RunFailedError
+from cifar_keras.files import replacing, write_json
+from cifar_keras.optim import CrossEntropy, make_optimizer
+from cifar_keras.pipeline import evaluation_pipeline, steps_per_epoch, train_pipeline
+from cifar_keras.runtime import jit_compile
+from cifar_keras.zoo import set_trainable
+
+HISTORY = ("epoch", "stage", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "seconds")
+
+
+@dataclass
+class Progress:
+    """How far a run has come: what `state.json` in its resume folder holds.
+
+    Attributes:
+        identity: the run's canonical configuration.
+        run_id: the run's name and the time it was first started.
+        epochs: finished ones, over all stages.
+        best_epoch: the one whose weights val selected, counted from 1.
+        best: its (val accuracy, -val loss).
+        seconds: wall time in `fit` so far.
+        history: lists by the names in HISTORY.
+    """
+
+    identity: str
+    run_id: str = ""
+    epochs: int = 0
+    best_epoch: int = 0
+    best: tuple[float, float] = (-1.0, -math.inf)
+    seconds: float = 0.0
+    history: dict = field(default_factory=lambda: {name: [] for name in HISTORY})
+
+
+class Resume:
+    """The folder that holds what resuming needs; `state.json` is written last and says which weights belong to it."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.state = folder / "state.json"
+
+    def load(self, identity):
+        """The progress of an interrupted run, or a new one.
+
+        Raises: ConfigError if the folder belongs to a run with another configuration.
+        """
+        if not self.state.is_file():
+            return Progress(identity)
+        progress = Progress(**json.loads(self.state.read_text(encoding="utf-8")))
+        progress.best = tuple(progress.best)
+        if progress.identity != identity:
+            raise ConfigError(
+                f"{self.folder} holds an interrupted run of the same name with another configuration "
+                f"({_difference(progress.identity, identity)}). Use `--fresh` to start over, or the options of then."
+            )
+        return progress
+
+    def last(self, epochs):
+        """The path of the weights and optimiser state after that many epochs."""
+        return self.folder / f"last-{epochs:04d}.weights.h5"
+
+    def best(self, epochs):
+        """The path of the weights after that epoch, kept while it is the best."""
+        return self.folder / f"best-{epochs:04d}.weights.h5"
+
+    def save(self, model, progress):
+        """Writes the state after an epoch; a kill in between leaves the epoch before."""
+        with replacing(self.last(progress.epochs)) as temporary:
+            model.save_weights(temporary)
+        if progress.best_epoch == progress.epochs:
+            with replacing(self.best(progress.epochs)) as temporary:
+                model.save_weights(temporary)
+        write_json(self.state, progress.__dict__)
+        keep = {self.state, self.last(progress.epochs), self.best(progress.best_epoch)}
+        for file in set(self.folder.iterdir()) - keep:
+            file.unlink()
+
+    def load_best(self, model, progress):
+        """Gives the model the weights that val selected."""
+        model.load_weights(self.best(progress.best_epoch))
+
+    def clear(self):
+        """Removes the folder, when the run is done or `--fresh` starts over."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _difference(before, after):
+    """The first keys whose values differ between two identities."""
+    before, after = json.loads(before), json.loads(after)
+    keys = [key for key in after if before.get(key) != after[key]]
+    return ", ".join(f"{key}: {json.dumps(before.get(key))} then, {json.dumps(after[key])} now" for key in keys[:2])
+
+
+class Reseed(keras.callbacks.Callback):
+    """Sets every random layer's generator from (seed, epoch): a resumed epoch draws what it would have drawn."""
+
+    def __init__(self, seed):
+        super().__init__()
+        self.seed = seed
+
+    def on_epoch_begin(self, epoch, logs=None):
+        for number, layer in enumerate(self.model._flatten_layers()):
+            generator = getattr(layer, "seed_generator", None)
+            if generator is not None:
+                key = np.random.Philox(key=[self.seed, epoch * 2**20 + number]).random_raw(2)
+                generator.state.assign((key % 2**31).astype(generator.state.dtype))
+
+
+class Recorder(keras.callbacks.Callback):
+    """Adds each epoch to the history, remembers which was best on val, and saves what resuming needs."""
+
+    def __init__(self, progress, resume, *, stage):
+        super().__init__()
+        self.progress, self.resume, self.stage = progress, resume, stage
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.started = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        progress, seconds = self.progress, time.perf_counter() - self.started
+        row = {
+            **{name: float(logs[name]) for name in ("loss", "accuracy", "val_loss", "val_accuracy")},
+            "epoch": epoch + 1,
+            "stage": self.stage,
+            "learning_rate": float(self.model.optimizer.learning_rate),
+            "seconds": round(seconds, 3),
+        }
+        if not math.isfinite(row["loss"]):
+            raise RunFailedError(
+                f"The loss became {row['loss']} in epoch {epoch + 1} of stage {self.stage} (learning rate "
+                f"{row['learning_rate']:.3g}). Likely causes: too high a learning rate (`--learning-rate`), or 16-bit "
+                "overflow (`--precision float32`). The weights of the epoch before are kept."
+            )
+        for name, value in row.items():
+            progress.history[name].append(value)
+        progress.epochs = epoch + 1
+        progress.seconds += seconds
+        if (score := (row["val_accuracy"], -row["val_loss"])) > tuple(progress.best):
+            progress.best, progress.best_epoch = score, epoch + 1
+        self.resume.save(self.model, progress)
+
+
+class Report(keras.callbacks.Callback):
+    """A bar over the steps of the whole run where somebody looks on, and a line an epoch everywhere."""
+
+    def __init__(self, progress, *, epochs, steps):
+        super().__init__()
+        self.progress, self.epochs = progress, epochs
+        self.bar = tqdm(
+            total=epochs * steps,
+            initial=progress.epochs * steps,
+            unit="step",
+            disable=None,
+            leave=False,
+            dynamic_ncols=True,
+        )
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.bar.update()
+
+    def on_epoch_end(self, epoch, logs=None):
+        row = {name: values[-1] for name, values in self.progress.history.items()}
+        left = (self.epochs - row["epoch"]) * row["seconds"]
+        self.bar.write(
+            f"epoch {row['epoch']}/{self.epochs}  loss {row['loss']:.4f}  accuracy {row['accuracy']:.4f}  "
+            f"val_loss {row['val_loss']:.4f}  val_accuracy {row['val_accuracy']:.4f}  rate {row['learning_rate']:.2e}  "
+            f"{row['seconds']:.0f} s  about {duration(left)} left",
+            file=sys.stdout,
+        )
+        sys.stdout.flush()
+
+    def on_train_end(self, logs=None):
+        self.bar.close()
+
+
+def duration(seconds):
+    """Seconds as people say them: `45 s`, `12 min`, `3.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def evaluation_batch(pixels):
+    """A batch for evaluation whose activations take about the same memory at every resolution."""
+    return max(20, round(500 * (32 / pixels) ** 2))
+
+
+def fit(model, row, dataset, training, *, seed, resume, progress):
+    """Trains a model through its stages, from wherever `progress` stands, and leaves it with the selected weights.
+
+    Args:
+        model: from `zoo.build`, at its initial weights; returns logits.
+        row: the model's `zoo.ModelRow`.
+        dataset: `datasets.base.Dataset`.
+        training: `config.Training`.
+        seed: of order, augmentation and dropout.
+        resume: `Resume`.
+        progress: `Progress` from `resume.load`; updated in place.
+    """
+    if progress.epochs:
+        model.load_weights(resume.last(progress.epochs))
+    first = 0
+    for number, stage in enumerate(training.stages, start=1):
+        if progress.epochs < first + stage.epochs:
+            _fit_stage(
+                model, row, dataset, training, number=number, first=first, seed=seed, resume=resume, progress=progress
+            )
+        first += stage.epochs
+    resume.load_best(model, progress)
+
+
+def _fit_stage(model, row, dataset, training, *, number, first, seed, resume, progress):
+    """Trains what is left of one stage, whose first epoch is `first`."""
+    stage = training.stages[number - 1]
+    batch = min(training.batch_size, len(dataset.train))
+    steps = steps_per_epoch(dataset.train, batch)
+    set_trainable(model, row, freeze_backbone=stage.freeze_backbone)
+    optimizer = make_optimizer(training, stage, steps=steps * stage.epochs)
+    model.compile(optimizer, CrossEntropy(training.label_smoothing), metrics=["accuracy"], jit_compile=jit_compile())
+    # Before the first step: slots made inside its trace would have it traced twice (42 s for ResNet50 in place of 14).
+    model.optimizer.build(model.trainable_variables)
+    if progress.epochs > first:
+        model.load_weights(resume.last(progress.epochs))  # now with the optimiser's state
+    end = first + stage.epochs
+    model.fit(
+        train_pipeline(
+            dataset.train,
+            batch_size=batch,
+            seed=seed,
+            first_epoch=progress.epochs,
+            epochs=end,
+            augmentation=row.augmentation,
+        ),
+        initial_epoch=progress.epochs,
+        epochs=end,
+        steps_per_epoch=steps,
+        validation_data=evaluation_pipeline(dataset.val, batch_size=evaluation_batch(row.pixels)),
+        callbacks=[
+            Reseed(seed),
+            Recorder(progress, resume, stage=number),
+            Report(progress, epochs=training.epochs, steps=steps),
+        ],
+        shuffle=False,  # the pipeline has ordered them
+        verbose=0,
+    )

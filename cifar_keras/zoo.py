@@ -1,0 +1,141 @@
+"""MODELS: the compared models side by side, one row each, and the one builder that reads the columns."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+from keras import layers
+
+from cifar_keras import blocks
+from cifar_keras.config import ConfigError
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """One model. A variant of an experiment may override a named column; nothing about a model stands elsewhere.
+
+    Attributes:
+        name: what `Training.model` says.
+        backbone: key of `blocks.BACKBONES`.
+        pixels: side at which the backbone sees the images; other sizes are resized inside the model.
+        scaling: of the pixels, see `blocks.scale`.
+        trainable: 'head' (the backbone is frozen, its BatchNorm in inference mode) or 'all'.
+        head: key of `blocks.HEADS`.
+        augmentation: names of `augment.STEPS`, applied in order.
+        weights: what the backbone starts from when nothing else is asked for: 'imagenet' or 'none'.
+        images_per_second: training throughput on 2 CPU cores; budgets and ETAs are made of it.
+        source: where the architecture comes from.
+    """
+
+    name: str
+    backbone: str
+    pixels: int
+    scaling: str
+    trainable: str
+    head: str
+    augmentation: tuple[str, ...]
+    weights: str
+    images_per_second: float
+    source: str
+
+
+SHIFT_FLIP = ("shift", "flip")
+AIRBENCH = ("shift", "alternating_flip")
+# fmt: off
+ROWS = (
+    #        name                    backbone    pixels scaling   trainable head     augmentation weights  img/s source
+    ModelRow("resnet50_frozen",      "resnet50",  32,   "caffe",  "head", "probe", (),          "imagenet", 200, "arXiv:1512.03385"),  # noqa: E501
+    ModelRow("resnet50_augment_224", "resnet50", 224,   "caffe",  "head", "probe", SHIFT_FLIP,  "imagenet",   9, "arXiv:1512.03385"),  # noqa: E501
+    ModelRow("resnet50_finetune",    "resnet50",  32,   "caffe",  "all",  "probe", SHIFT_FLIP,  "imagenet",  75, "arXiv:1512.03385"),  # noqa: E501
+    ModelRow("scratch_cnn",          "airnet",    32,   "zscore", "all",  "small", AIRBENCH,    "none",     175, "arXiv:2404.00498"),  # noqa: E501
+)
+# fmt: on
+MODELS = {row.name: row for row in ROWS}
+
+
+def row_of(training):
+    """The recipe's row of `MODELS` with the variant's overrides.
+
+    Raises: ConfigError if the row or a column does not exist.
+    """
+    if training.model not in MODELS:
+        raise ConfigError(f"`model` must be one of {', '.join(MODELS)}. Received: {training.model!r}.")
+    columns = {field.name for field in dataclasses.fields(ModelRow)}
+    if unknown := set(training.override) - columns:
+        raise ConfigError(
+            f"`override` takes columns of a model's row: {', '.join(sorted(columns))}. Received: {unknown}."
+        )
+    row = MODELS[training.model]
+    speed = row.images_per_second * (row.pixels / training.override.get("pixels", row.pixels)) ** 2
+    return dataclasses.replace(row, **{"images_per_second": speed, **training.override})
+
+
+def build(row, *, image_shape, classes, steps, seed):
+    """Builds a row's model with random weights.
+
+    Args:
+        row: `ModelRow`.
+        image_shape: `(height, width, 3)` of the dataset's images.
+        classes: number of classes.
+        steps: training steps of the run, which the BatchNorm momentum of a trained ResNet50 is fitted to.
+        seed: of the initial weights.
+    Returns: a flat functional `keras.Model`: uint8 `(batch, *image_shape)`, RGB in [0, 255], to float32 logits
+        `(batch, classes)`.
+    """
+    keras.utils.set_random_seed(seed)
+    x = inputs = keras.Input(image_shape, dtype="uint8", name="image")
+    if image_shape[:2] != (row.pixels, row.pixels):
+        x = layers.Resizing(row.pixels, row.pixels, dtype="float32", name="scaling_resize")(x)
+    x = blocks.scale(x, row.scaling)
+    x = blocks.BACKBONES[row.backbone](x, momentum=momentum_for(steps))
+    return keras.Model(inputs, blocks.HEADS[row.head](x, classes), name=row.name)
+
+
+def momentum_for(steps):
+    """BatchNorm momentum whose averaging window, 1 / (1 - momentum), is a tenth of the run; at most Keras' 0.99.
+
+    At 0.99 in a run of 100 steps the moving statistics would still be a third of their initial values.
+    """
+    return float(np.clip(1 - 10 / steps, 0.5, 0.99))
+
+
+def initialise_from_data(model, images):
+    """Sets what is computed from training images rather than learned: the whitening filters, where there are some.
+
+    Args:
+        model: from `build`.
+        images: uint8 `(n, height, width, 3)`.
+    """
+    names = [layer.name for layer in model.layers]
+    if "whitening" not in names:
+        return
+    whitening = model.get_layer("whitening")
+    scaled = keras.Model(model.input, whitening.input).predict(np.asarray(images), batch_size=500, verbose=0)
+    whitening.set_weights([blocks.whitening_kernel(scaled)])
+
+
+def is_head(layer):
+    """Whether a layer belongs to the head, which every stage trains."""
+    return layer.name.startswith("head_") or layer.name == "logits"
+
+
+def is_fixed(layer):
+    """Whether a layer never trains: preprocessing and whitening."""
+    return layer.name.startswith(("scaling_", "whitening"))
+
+
+def backbone_layers(model):
+    """The layers between preprocessing and head that hold weights, in order."""
+    return [layer for layer in model.layers if layer.weights and not is_head(layer) and not is_fixed(layer)]
+
+
+def set_trainable(model, row, *, freeze_backbone):
+    """Freezes and thaws layer by layer, as the row and the stage say.
+
+    A frozen BatchNorm (`trainable = False` on the layer itself) runs in inference mode and keeps its statistics;
+    passing `training=False` to a backbone would not survive `fit` (keras#23364).
+    """
+    for layer in model.layers:
+        backbone_trains = row.trainable == "all" and not freeze_backbone
+        layer.trainable = is_head(layer) or (backbone_trains and not is_fixed(layer))

@@ -1,0 +1,38 @@
+"""Exp 2: what do 224 pixels and augmentation add to the frozen ResNet50?
+
+Run      python experiments/exp2_augment_224.py
+Result   not yet run
+Compare  exp1_frozen.py (the same backbone at 32 pixels), exp3_finetune.py (trained through)
+
+best       each image is shifted and mirrored at its own size, then resized inside the model to the 224 pixels that
+           the backbone was trained at; caffe scaling, BatchNorm in inference mode, linear probe.
+published  a student study's 0.16/0.21/0.20, train below val. It states: inputs normalised, augmentation, 224 pixels.
+           Assumed here: [0, 1] scaling, shift, flip and colour jitter, a plain linear head, Adam at 1e-3, batch 32,
+           10 epochs.
+"""
+
+from cifar_keras.cli import main
+from cifar_keras.config import Experiment, Stage, Training
+
+EXPERIMENT = Experiment(
+    number=2,
+    name="augment_224",
+    variants={
+        "best": Training(
+            model="resnet50_augment_224",
+            stages=(Stage(epochs=10, learning_rate=2e-3),),
+            weight_decay=1e-2,
+        ),
+        "published": Training(
+            model="resnet50_augment_224",
+            override={"scaling": "unit", "head": "plain", "augmentation": ("shift", "flip", "colour_jitter")},
+            optimizer="adam",
+            batch_size=32,
+            stages=(Stage(epochs=10, learning_rate=1e-3, schedule="constant"),),
+        ),
+    },
+    published={"train": 0.16, "val": 0.21, "test": 0.20},
+)
+
+if __name__ == "__main__":
+    main(EXPERIMENT)
