@@ -7,7 +7,6 @@ import argparse
 import dataclasses
 import os
 import signal
-import subprocess
 import sys
 import traceback
 from dataclasses import dataclass, field
@@ -142,7 +141,7 @@ def each(experiment, arguments, *, variants, seeds):
     """A process for each variant and seed, since memory of a trained model is not given back within one."""
     file = PROJECT / "experiments" / f"{experiment.key}.py"
     codes = [
-        subprocess.run([sys.executable, str(file), *arguments, "--variant", variant, "--seed", str(seed)]).returncode
+        commands.process(file, [*arguments, "--variant", variant, "--seed", str(seed)])
         for variant in variants
         for seed in seeds
     ]
@@ -174,3 +173,43 @@ def guarded(function, *, verbose=False):
 def _terminated(number, frame):
     print("\nterminated; the same command goes on after the last finished epoch", file=sys.stderr)
     sys.exit(128 + number)
+
+
+def command(arguments=None):
+    """`cifar-keras list|run|study|collate`, the same as `python -m cifar_keras`.
+
+    Raises: SystemExit with the exit code.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(
+        prog="cifar-keras", description=__import__("cifar_keras").__doc__, allow_abbrev=False
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="list|run|study|collate")
+    add_options(verbs.add_parser("list", help="experiments with their question and last result"), only=("root",))
+    one_of_them = verbs.add_parser("run", help="one experiment: `cifar-keras run exp3 --budget quick`", add_help=False)
+    one_of_them.add_argument(
+        "name", metavar="NAME", help="exp3, 3 or exp3_finetune; what follows goes to the experiment"
+    )
+    add_options(
+        verbs.add_parser("study", help="the four experiments, a process each, then the table", allow_abbrev=False)
+    )
+    collate = verbs.add_parser("collate", help="the table of all results")
+    collate.add_argument("--format", choices=("text", "csv", "markdown"), default="text", help="default text")
+    collate.add_argument(
+        "--write", action="store_true", help="refresh the README's table and the experiments' docstrings"
+    )
+    add_options(collate, only=("root",))
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.verb != "run":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    sys.exit(guarded(lambda: _dispatch(options, arguments[1:], rest), verbose=getattr(options, "verbose", False)))
+
+
+def _dispatch(options, arguments, rest):
+    if options.verb == "list":
+        return commands.list_experiments(options.root)
+    if options.verb == "run":
+        return commands.run(options.name, rest)
+    if options.verb == "study":
+        return commands.study(arguments, root=options.root, budget=options.budget)
+    return commands.collate(options.root, fmt=options.format, write=options.write)

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cifar_keras import results
-from cifar_keras.config import ConfigError
+from cifar_keras.config import BUDGETS, ConfigError
 from cifar_keras.files import write_text
 from cifar_keras.paths import PROJECT
 from cifar_keras.report import table
+from cifar_keras.units import duration
 
 STUDY = (1, 2, 3, 4)  # the numbers of the experiments that make up the study
-PLANNED_MINUTES = {1: 1.0, 2: 1.6, 3: 1.6, 4: 1.0}  # relative: under quick and demo all take about the same time
-EVERY_RUN_FAILED, SOME_FAILED = 3, 1
-BAD_INPUT = ConfigError.exit_code
+SOME_FAILED, ALL_FAILED = 1, 3
+STOPPED = tuple(128 + number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM))
 
 
 @dataclass(frozen=True)
@@ -120,22 +120,27 @@ def run(name, arguments, *, folder=PROJECT / "experiments"):
 
     Raises: ConfigError for a name that no experiment has.
     """
-    return _process(find(name, experiments(folder)).path, arguments)
+    return process(find(name, experiments(folder)).path, arguments)
 
 
-def _process(path, arguments):
-    """Starts a Python file, hands SIGINT and SIGTERM on, waits. Returns its exit code, 128 + a signal's."""
+def process(path, arguments):
+    """Runs a Python file as a process, hands SIGINT, SIGTERM and SIGHUP on to it and waits for its end.
+
+    Returns: its exit code; 128 + the signal's number where it or this process got one.
+    """
     sys.stdout.flush()
-    # A session of its own: a terminal's Ctrl-C then reaches the child once, through us, not twice.
-    child = subprocess.Popen([sys.executable, str(path), *arguments], start_new_session=True)
-    received = []
+    received, child = [], None
 
     def forward(number, _):
         received.append(number)
-        with contextlib.suppress(ProcessLookupError):
+        if child is not None:
             child.send_signal(number)
 
     with _handling(forward):
+        # A session of its own: a terminal's Ctrl-C then reaches the child once, through us, not twice.
+        child = subprocess.Popen([sys.executable, str(path), *arguments], start_new_session=True)
+        for number in received:  # before there was a child
+            child.send_signal(number)
         code = child.wait()
     if received:
         return 128 + received[0]
@@ -144,67 +149,99 @@ def _process(path, arguments):
 
 @contextlib.contextmanager
 def _handling(handler):
-    """Sends SIGINT and SIGTERM to `handler` for the length of the block."""
-    former = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    """Sends the signals that end a process to `handler` for the length of the block, but for those ignored (nohup)."""
+    numbers = (number - 128 for number in STOPPED)
+    former = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
+    for number in former:
+        signal.signal(number, handler)
     try:
         yield
     finally:
-        for number, handler_before in former.items():
-            signal.signal(number, handler_before)
+        for number, before in former.items():
+            signal.signal(number, before)
 
 
-def study(arguments, *, root, folder=PROJECT / "experiments"):
+def study(arguments, *, root, budget="full", folder=PROJECT / "experiments"):
     """Runs the study's experiments one after the other, each a process, then collates what is below `root`.
 
     Args:
-        arguments: passed on to every experiment as they are (`--root` among them, where it is not the default).
+        arguments: passed on to every experiment as they are (`--root` and `--budget` among them, if not the default).
         root: folder whose results are collated.
+        budget: what `arguments` says; the time left is estimated from it.
         folder: where the experiments are.
-    Returns: exit code: 0; 1 when some experiments failed, 3 when all did, 2 when all did for bad input,
-        130 or 143 after Ctrl-C or SIGTERM, which also end the study.
+    Returns: exit code, see `combined`. A signal also ends the study, without tables.
     """
     entries = experiments(folder)
     chosen = [find(number, entries) for number in STUDY]
-    start, codes = time.monotonic(), []
+    plan, runs = planned_seconds(chosen, results.read(root), budget), []
     for place, entry in enumerate(chosen, start=1):
         print(f"\n== study {place}/{len(chosen)}: {entry.key}: {entry.question}", flush=True)
-        codes.append(_process(entry.path, arguments))
-        if codes[-1] in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-            print(f"study stopped during {entry.key}; the same command resumes it", flush=True)
-            return codes[-1]
-        print(progress(chosen, place, time.monotonic() - start, failed=sum(map(bool, codes))), flush=True)
+        start = time.monotonic()
+        code = process(entry.path, arguments)
+        runs.append((code, time.monotonic() - start))
+        if code in STOPPED:
+            print(f"== study stopped during {entry.key}; the same command goes on from there", flush=True)
+            return code
+        print(progress(plan, runs), flush=True)
+    print()
     collate(root, folder=folder)
-    failed = [f"{entry.key} (exit code {code})" for entry, code in zip(chosen, codes, strict=True) if code]
+    failed = [f"{entry.key} (exit code {code})" for entry, (code, _) in zip(chosen, runs, strict=True) if code]
     if failed:
-        print(f"{len(failed)} of {len(chosen)} failed: {', '.join(failed)}. Their messages stand above.", flush=True)
-    return study_code(codes)
+        print(f"{len(failed)} of {len(chosen)} failed: {', '.join(failed)}; what they said stands above", flush=True)
+    return combined([code for code, _ in runs])
 
 
-def study_code(codes):
-    """One exit code for the study from those of its experiments."""
+def combined(codes):
+    """One exit code for several processes.
+
+    Returns: 0 if none failed, the first stopping signal's if there was one, 1 if some failed; if all did, the code that
+        they share (2: bad input), else 3.
+    """
+    codes = [128 - code if code < 0 else code for code in codes]  # as `subprocess` reports signals
+    if stopped := [code for code in codes if code in STOPPED]:
+        return stopped[0]
     if not any(codes):
         return 0
     if not all(codes):
         return SOME_FAILED
-    return BAD_INPUT if set(codes) == {BAD_INPUT} else EVERY_RUN_FAILED
+    return codes[0] if len(set(codes)) == 1 else ALL_FAILED
 
 
-def progress(entries, done, elapsed, *, failed=0):
-    """One line for the whole study: 'study 2/4 done, elapsed 3 min, about 5 min left'.
+def planned_seconds(entries, records, budget):
+    """How long each experiment should take: as its newest run under this budget did, else as the budget plans it.
 
-    The estimate weighs experiments by `PLANNED_MINUTES` and takes the speed from those that are done.
+    Args:
+        entries: the experiments.
+        records: of earlier runs, oldest first.
+        budget: key of `config.BUDGETS`.
+    Returns: list of seconds, None where nothing is known (a first full run).
     """
-    weights = [PLANNED_MINUTES.get(entry.number, 1.0) for entry in entries]
-    left = elapsed * sum(weights[done:]) / sum(weights[:done])
-    trouble = f", {failed} failed" if failed else ""
-    ending = f", about {_duration(left)} left" if done < len(entries) else ""
-    return f"== study {done}/{len(entries)} done{trouble}, elapsed {_duration(elapsed)}{ending}"
+    seconds = {entry.key: BUDGETS[budget].seconds for entry in entries}
+    for record in records:
+        if (record["status"], record["budget"]) == ("finished", budget):
+            seconds[record["experiment"]] = record["training_seconds"]
+    return [seconds[entry.key] for entry in entries]
 
 
-def _duration(seconds):
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+def progress(plan, runs):
+    """One line for the whole study: '== study 2/4 done, elapsed 3 min, about 5 min left'.
+
+    Args:
+        plan: what `planned_seconds` says of all experiments.
+        runs: `(exit code, seconds)` of those that ended. Those that succeeded give the speed.
+    """
+    failed, elapsed = sum(code != 0 for code, _ in runs), sum(seconds for _, seconds in runs)
+    pairs = [(taken, wanted) for (code, taken), wanted in zip(runs, plan, strict=False) if not code and wanted]
+    ahead = plan[len(runs) :]
+    line = f"== study {len(runs)}/{len(plan)} done, elapsed {duration(elapsed)}"
+    if failed:
+        line += f", {failed} failed"
+    if not ahead:
+        return line
+    if not pairs or not all(ahead):
+        return f"{line}, time left unknown"
+    speed = sum(taken for taken, _ in pairs) / sum(wanted for _, wanted in pairs)
+    return f"{line}, about {duration(speed * sum(ahead))} left"
 
 
 def collate(root, *, fmt="text", write=False, folder=PROJECT / "experiments"):
@@ -213,10 +250,14 @@ def collate(root, *, fmt="text", write=False, folder=PROJECT / "experiments"):
     Args:
         root: folder that holds `results/`.
         fmt: 'text', 'csv' or 'markdown'.
-        write: also refresh README.md's table and the experiments' `Result` lines, beside `folder`.
-        folder: where the experiments are.
+        write: also refresh README.md's table and the experiments' `Result` lines.
+        folder: where the experiments are; README.md stands beside it.
     Returns: exit code 0.
+    Raises: ConfigError if `write` is asked for with results from elsewhere.
     """
+    project = Path(folder).resolve().parent
+    if write and Path(root).resolve() != project:
+        raise ConfigError(f"`--write` takes the project's own results, those in {project}. Received: --root {root}.")
     records, entries = results.rebuild(root), experiments(folder)
     print(comparison(records, entries, fmt))
     if write:
@@ -228,16 +269,16 @@ def collate(root, *, fmt="text", write=False, folder=PROJECT / "experiments"):
 
 
 def comparison(records, entries, fmt):
-    """Both tables under their headings (CSV: the tables alone, a blank line between), as text."""
+    """Both tables as text, each under its heading; as CSV one table, whose first column says which."""
     first, others = table.collated(records, entries)
-    parts = ((_heading("Results: full budget, the weights each model calls for", fmt), first),)
-    if others:
-        parts += ((_heading("Other runs: other budgets, weights or options", fmt), others),)
-    return "\n\n".join(f"{heading}{table.render(rows, fmt)}" for heading, rows in parts)
-
-
-def _heading(text, fmt):
-    return {"text": f"{text}\n\n", "csv": "", "markdown": f"**{text}**\n\n"}.get(fmt, "")
+    if fmt == "csv":
+        empty = dict.fromkeys(table.HEADINGS, table.DASH)
+        rows = [{"table": "results", **empty, "budget": "full", **row} for row in first]
+        return table.render(rows + [{"table": "other runs", **empty, **row} for row in others], fmt)
+    titles = ("Results: full budget, the weights each model calls for", "Other runs: other budgets, weights or options")
+    mark = "**" if fmt == "markdown" else ""
+    parts = [(title, rows) for title, rows in zip(titles, (first, others), strict=True) if rows]
+    return "\n\n".join(f"{mark}{title}{mark}\n\n{table.render(rows, fmt)}" for title, rows in parts)
 
 
 def refreshed(records, folder=PROJECT / "experiments"):

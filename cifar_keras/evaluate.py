@@ -1,7 +1,6 @@
 """Metrics: NumPy in, numbers out."""
 
 import numpy as np
-from scipy import stats
 
 
 def accuracy(labels, probabilities):
@@ -27,5 +26,7 @@ def wilson(accuracy, n, *, confidence=0.95):
 
     Returns: `(low, high)`.
     """
+    from scipy import stats  # a second to load, which `--help` and `list` need not spend
+
     interval = stats.binomtest(round(accuracy * n), n).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)

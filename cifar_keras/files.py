@@ -36,7 +36,7 @@ def replacing(path):
     except OSError as error:
         raise RunFailedError(
             f"Could not write {path}: {error.strerror or error}. What stood there before is unchanged. "
-            "Free some space or choose another folder with `--root DIR`, then run the same command again."
+            "Free some space, or choose a folder that can be written to (`--root DIR`), then run the same command."
         ) from error
     finally:
         if temporary is not None:

@@ -16,14 +16,15 @@ from cifar_keras.config import (
     with_epochs,
     with_learning_rate,
 )
-from cifar_keras.datasets import load
+from cifar_keras.datasets import CIFAR10, load
 from cifar_keras.datasets.base import stratified, take
 from cifar_keras.files import lock
 from cifar_keras.inference import probabilities, test_time_augmented
 from cifar_keras.paths import Paths
 from cifar_keras.pipeline import steps_per_epoch
 from cifar_keras.report import figures
-from cifar_keras.train import Resume, duration, evaluation_batch, fit
+from cifar_keras.train import Resume, evaluation_batch, fit
+from cifar_keras.units import duration
 from cifar_keras.weights import load_backbone, resolve
 from cifar_keras.zoo import ModelRow, build, initialise_from_data, row_of, set_trainable
 
@@ -37,6 +38,7 @@ def run(experiment, options):
     Returns: the run's record, or None after `--dry-run`.
     Raises: ConfigError, RunFailedError, HeldError.
     """
+    runtime.git_commit()  # before anybody edits the code that is running
     config, dataset, weights_file = prepare(experiment, options)
     paths = Paths.of(config, options.root)
     row = ModelRow(**config.row)
@@ -148,6 +150,7 @@ def conclude(config, row, dataset, model, *, paths, progress, experiment):
 def facts(config, dataset, progress, experiment):
     """The columns that are known whether the run succeeds or not."""
     images = len(dataset.train)
+    published = experiment.published if dataset.slug in CIFAR10 else {}
     return {
         "run_id": progress.run_id,
         "utc": now().isoformat(timespec="seconds"),
@@ -164,7 +167,7 @@ def facts(config, dataset, progress, experiment):
         "images_per_second": round(progress.epochs * images / progress.seconds, 1) if progress.seconds else None,
         "deterministic": config.deterministic,
         "batch_size": config.training.batch_size,
-        **{f"published_{split}": experiment.published.get(split) for split in ("train", "val", "test")},
+        **{f"published_{split}": published.get(split) for split in ("train", "val", "test")},
         **runtime.environment(),
         "notes": list(dataset.notes),
         "config": json.loads(config.identity),

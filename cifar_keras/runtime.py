@@ -1,5 +1,6 @@
 """What must be set before TensorFlow loads, and what the machine turns out to be. Imports nothing heavy at the top."""
 
+import functools
 import os
 import platform
 import resource
@@ -129,8 +130,9 @@ def _cpu_name():
     return f"{fields.get('model name', platform.machine())}{wide}"
 
 
+@functools.cache
 def git_commit():
-    """The project's commit, with `+` where tracked files differ from it; None outside a checkout."""
+    """The project's commit when first asked, which is when the run starts, with `+` where tracked files differ from it; None outside a checkout."""
 
     def git(*arguments):
         return subprocess.run(

@@ -16,6 +16,7 @@ from cifar_keras.files import replacing, write_json
 from cifar_keras.optim import CrossEntropy, make_optimizer
 from cifar_keras.pipeline import evaluation_pipeline, steps_per_epoch, train_pipeline
 from cifar_keras.runtime import jit_compile
+from cifar_keras.units import duration
 from cifar_keras.zoo import set_trainable
 
 HISTORY = ("epoch", "stage", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "seconds")
@@ -183,13 +184,6 @@ class Report(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         self.bar.close()
-
-
-def duration(seconds):
-    """Seconds as people say them: `45 s`, `12 min`, `3.5 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def evaluation_batch(pixels):

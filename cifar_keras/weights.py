@@ -1,5 +1,6 @@
 """Where a backbone's weights come from, and how they enter it."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def imagenet(backbone, *, data_dir):
     name = url.rpartition("/")[2]
     for folder in filter(None, (data_dir, os.environ.get("CIFAR_KERAS_DATA"))):
         if (path := Path(folder).expanduser() / name).is_file():
-            return path
+            return _checked(path, md5)
     try:
         return Path(keras.utils.get_file(name, url, cache_subdir="models", file_hash=md5))
     except Exception as error:  # Keras raises a bare Exception without network
@@ -69,6 +70,14 @@ def imagenet(backbone, *, data_dir):
             "CIFAR_KERAS_DATA names. Without it: `--weights none` (random weights), or `--weights FILE` "
             "(any model saved here with this backbone)."
         ) from None
+
+
+def _checked(path, md5):
+    with open(path, "rb") as file:
+        received = hashlib.file_digest(file, "md5").hexdigest()
+    if received != md5:
+        raise ConfigError(f"{path} must be the published file, MD5 {md5}. Received: {received}. Get it anew.")
+    return path
 
 
 def load_backbone(model, path):

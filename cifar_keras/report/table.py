@@ -38,9 +38,12 @@ def collated(records, experiments=()):
         missing = [variant for variant in entry.variants if (entry.key, variant) not in measured]
         results += [_empty_row(entry, variant) for variant in missing]
     results.sort(key=_order)
+    others = sorted((_row(group) for group in groups if not counts(group[0])), key=_order)
     for row in results:
         del row["budget"]  # full, all of them
-    return results, sorted((_row(group) for group in groups if not counts(group[0])), key=_order)
+    for row in others:
+        del row["published test"]  # what was published does not compare with these
+    return results, others
 
 
 def counts(record):
@@ -50,9 +53,9 @@ def counts(record):
 
 
 def _overrides(record):
-    """What the command line changed, as in `epochs=3`; empty for most runs."""
+    """What the command line changed besides the weights, which have their own column: 'epochs=3', mostly ''."""
     changed = (record.get("config") or {}).get("overrides") or {}
-    return ", ".join(f"{key}={value}" for key, value in sorted(changed.items()))
+    return ", ".join(f"{key}={value}" for key, value in sorted(changed.items()) if key != "weights")
 
 
 def _groups(records):
@@ -78,7 +81,7 @@ def _row(group):
         "budget": f"{first['budget']}, {changed}" if changed else first["budget"],
         "dataset": first["dataset"],
         "weights": first["weights"],
-        "published test": _percent(first.get("published_test"), 3),
+        "published test": _percent(first.get("published_test")),
         "test [95% interval] (n)": _accuracy(group, "test", interval=True),
         "seeds": str(len(group)),
         "train (n)": _accuracy(group, "train"),
@@ -91,18 +94,14 @@ def _row(group):
 
 def _empty_row(entry, variant):
     row = dict.fromkeys(HEADINGS, DASH) | {"experiment": entry.key, "variant": variant}
-    return row | {"published test": _percent(entry.published.get("test"), 3)}
+    return row | {"published test": _percent(entry.published.get("test"))}
 
 
 def _order(row):
-    """By experiment number, `best` first, then the reconstruction, then the other cells by name."""
+    """By experiment number, then by name."""
     number = re.match(r"exp(\d+)", row["experiment"])
-    variants = {"best": 0, "published": 1}
-    return (
-        int(number[1]) if number else 0,
-        variants.get(row["variant"], 2),
-        *(row[heading] for heading in ("variant", "dataset", "weights", "budget")),
-    )
+    names = ("experiment", "variant", "budget", "dataset", "weights")
+    return (int(number[1]) if number else 0, *(row[heading] for heading in names))
 
 
 def _mean(group, column):
@@ -116,8 +115,8 @@ def _number(group, column, form):
     return DASH if value is None else form.format(value)
 
 
-def _percent(share, digits):
-    return DASH if share is None else f"{100 * share:.{digits}g}%"
+def _percent(share):
+    return DASH if share is None else f"{100 * share:.3g}%"
 
 
 def _accuracy(group, split, *, interval=False):
@@ -155,9 +154,9 @@ def render(rows, form):
         return buffer.getvalue().rstrip("\n")
     if form == "markdown":
         return tabulate([_markdown(row) for row in rows], headers="keys", tablefmt="github", disable_numparse=True)
-    width = 18  # so that the whole stands in a wide terminal
-    limits = {"maxcolwidths": width, "maxheadercolwidths": 10, "disable_numparse": True}
-    return tabulate(rows, headers="keys", tablefmt="simple", **{**limits, "maxcolwidths": [width] * len(rows[0])})
+    # Wrapped here, since tabulate's own wrapping reads '1,000' as a number and fails.
+    rows = [{textwrap.fill(heading, 10): textwrap.fill(text, 20) for heading, text in row.items()} for row in rows]
+    return tabulate(rows, headers="keys", tablefmt="simple", disable_numparse=True)
 
 
 def _markdown(row):

@@ -1,0 +1,36 @@
+"""TensorFlow is set up once, before any test module imports keras; models that are dear to build are shared."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+from cifar_keras import runtime
+
+runtime.setup()
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+from cifar_keras.config import Limits  # noqa: E402
+from cifar_keras.datasets import load  # noqa: E402
+from cifar_keras.datasets.base import Dataset, Split  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def shapes():
+    """The embedded set, small."""
+    return load("shapes", limits=Limits(120, 40, 60))
+
+
+def noise(count, *, size=32, classes=10, seed=0):
+    """A split of random pixels with balanced labels."""
+    random = np.random.RandomState(seed)
+    images = random.randint(0, 256, (count, size, size, 3)).astype("uint8")
+    return Split(images, (np.arange(count) % classes).astype("int32"))
+
+
+@pytest.fixture
+def noise_data():
+    """A dataset of random pixels: nothing to learn, everything to count."""
+    names = tuple("abcdefghij")
+    return Dataset("noise", "noise", "0" * 64, names, noise(48), noise(20, seed=1), noise(20, seed=2))

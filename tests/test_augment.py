@@ -1,0 +1,114 @@
+"""Augmentation and order are pure functions of (seed, epoch, index)."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import noise
+
+from cifar_keras.augment import STEPS, augmented
+from cifar_keras.pipeline import epoch_order, evaluation_pipeline, train_pipeline
+
+IMAGE = noise(1).images[0]
+
+
+def apply(name, *, seed=0, epoch=0, index=0, image=IMAGE):
+    return STEPS[name](tf.constant(image), tf.constant([seed, epoch, index])).numpy()
+
+
+def batches(dataset):
+    return [(images.numpy(), labels.numpy()) for images, labels in dataset]
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_equal_triples_give_equal_images_and_each_part_of_the_triple_counts(name):
+    np.testing.assert_array_equal(apply(name, seed=3, epoch=1, index=7), apply(name, seed=3, epoch=1, index=7))
+    for part in ("seed", "epoch", "index"):
+        assert len({apply(name, **{part: value}).tobytes() for value in range(8)}) > 1, part
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_shape_and_dtype_stay(name):
+    result = apply(name, image=noise(1, size=20).images[0])
+    assert result.shape == (20, 20, 3)
+    assert result.dtype == np.uint8
+
+
+def test_a_shift_is_a_crop_of_the_reflected_image():
+    padded = np.pad(IMAGE, ((2, 2), (2, 2), (0, 0)), "reflect")
+    crops = {padded[y : y + 32, x : x + 32].tobytes() for y in range(5) for x in range(5)}
+    seen = {apply("shift", index=index).tobytes() for index in range(200)}
+    assert seen == crops
+
+
+def test_half_of_the_images_are_mirrored():
+    mirrored = [np.array_equal(apply("flip", index=index), IMAGE[:, ::-1]) for index in range(200)]
+    assert 70 < sum(mirrored) < 130
+
+
+def test_alternating_flip_shows_each_image_both_ways_in_successive_epochs():
+    for index in range(10):
+        epochs = [apply("alternating_flip", epoch=epoch, index=index) for epoch in range(4)]
+        np.testing.assert_array_equal(epochs[0], epochs[2])
+        np.testing.assert_array_equal(epochs[1], epochs[3])
+        np.testing.assert_array_equal(epochs[0], epochs[1][:, ::-1])
+
+
+def test_jitter_scales_brightness_within_its_strength():
+    grey = np.full((8, 8, 3), 100, "uint8")
+    values = [apply("colour_jitter", index=index, image=grey)[0, 0, 0] for index in range(100)]
+    assert min(values) >= 80 and max(values) <= 120 and max(values) - min(values) > 20
+
+
+def test_cutout_greys_at_most_a_square_and_leaves_the_rest():
+    for index in range(20):
+        image = np.zeros((32, 32, 3), "uint8")
+        changed = np.argwhere((apply("cutout", index=index, image=image) == 128).all(axis=-1))
+        assert 36 <= len(changed) <= 144
+        height, width = np.ptp(changed, axis=0) + 1
+        assert height * width == len(changed)
+
+
+def test_a_batch_is_augmented_image_by_image():
+    images, seeds = noise(5).images, np.array([[1, 2, index] for index in range(5)], "int32")
+    together = augmented(tf.constant(images), tf.constant(seeds), tuple(STEPS))
+    for image, seed, result in zip(images, seeds, together, strict=True):
+        for name in STEPS:
+            image = STEPS[name](tf.constant(image), tf.constant(seed)).numpy()
+        np.testing.assert_array_equal(result, image)
+
+
+def test_augmentation_differs_per_epoch_and_repeats_per_seed():
+    one_image = noise(1)  # order can't hide anything
+    run = dict(batch_size=1, seed=7, epochs=2, augmentation=("shift", "colour_jitter"))  # no two alike by chance
+    (first, _), (second, _) = batches(train_pipeline(one_image, **run))
+    (again, _), _ = batches(train_pipeline(one_image, **run))
+    assert not np.array_equal(first, second)
+    np.testing.assert_array_equal(first, again)
+
+
+def test_an_epoch_visits_every_image_once_in_an_order_of_its_own():
+    split = noise(20)
+    labels = np.arange(20, dtype="int32")  # each its own, to be told apart
+    split = type(split)(split.images, labels)
+    seen = np.array([y for _, y in batches(train_pipeline(split, batch_size=5, seed=0, epochs=2))]).reshape(2, 20)
+    assert sorted(seen[0]) == sorted(seen[1]) == list(range(20))
+    assert list(seen[0]) != list(seen[1])
+    np.testing.assert_array_equal(seen[1], epoch_order(20, seed=0, epoch=1))
+
+
+def test_resuming_at_an_epoch_equals_never_having_stopped():
+    split = noise(23)
+    run = dict(batch_size=5, seed=1, epochs=3, augmentation=("shift", "alternating_flip"))
+    whole = batches(train_pipeline(split, **run))
+    resumed = batches(train_pipeline(split, **run, first_epoch=2))
+    assert len(whole) == 12  # the incomplete fifth batch is left out, three times
+    for (images, labels), (images_again, labels_again) in zip(whole[8:], resumed, strict=True):
+        np.testing.assert_array_equal(images, images_again)
+        np.testing.assert_array_equal(labels, labels_again)
+
+
+def test_evaluation_keeps_order_and_tail():
+    split = noise(7)
+    parts = batches(evaluation_pipeline(split, batch_size=4))
+    np.testing.assert_array_equal(np.concatenate([images for images, _ in parts]), split.images)
+    np.testing.assert_array_equal(np.concatenate([labels for _, labels in parts]), split.labels)

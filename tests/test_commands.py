@@ -1,0 +1,220 @@
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from test_table import record
+
+from cifar_keras import commands
+from cifar_keras.config import ConfigError
+from cifar_keras.paths import PROJECT
+
+EXPERIMENT = '''"""Exp {number}: question {number}?
+
+Run      python experiments/exp{number}_x.py
+Result   not yet run
+"""
+{body}
+EXPERIMENT = Experiment(number={number}, variants={{"best": Training(), "published": 1}}, published={{"test": 0.5}})
+'''
+EXIT = "import sys; print('child', sys.argv[1:], flush=True); sys.exit({})"
+
+
+def project(folder, **bodies):
+    """A project whose experiments are these scripts: `exp1="..."`. Returns its experiments folder."""
+    for name, body in bodies.items():
+        path = folder / "experiments" / f"{name}_x.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(EXPERIMENT.format(number=name.removeprefix("exp"), body=body))
+    (folder / "README.md").write_text("# R\n<!-- generated: results -->\n<!-- /generated -->\nend\n")
+    return folder / "experiments"
+
+
+def study_of(folder, *codes):
+    return project(folder, **{f"exp{i}": EXIT.format(code) for i, code in enumerate(codes, start=1)})
+
+
+def store(root, *records):
+    for place, one in enumerate(records):
+        path = root / "results" / "runs" / f"{place}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(one | {"run_id": str(place)}))
+
+
+def test_experiments_are_read_by_number_and_never_run(tmp_path):
+    folder = project(tmp_path, exp10="raise SystemExit('imported')", exp2="raise SystemExit('imported')")
+    (folder / "helper.py").write_text("not python at all")
+    two, ten = commands.experiments(folder)
+    assert (two.key, two.number, two.question) == ("exp2_x", 2, "Exp 2: question 2?")
+    assert (two.variants, two.published) == (("best", "published"), {"test": 0.5})
+    assert ten.key == "exp10_x"
+
+
+def test_an_experiment_that_is_not_python_is_named(tmp_path):
+    folder = project(tmp_path, exp1="def (")
+    with pytest.raises(ConfigError, match="exp1_x.py is not Python"):
+        commands.experiments(folder)
+
+
+def test_the_projects_own_experiments_can_be_read():
+    entries = commands.experiments()
+    assert [entry.number for entry in entries[:4]] == [1, 2, 3, 4]
+    assert all(entry.question.endswith("?") and entry.variants and entry.published["test"] for entry in entries[:4])
+
+
+def test_reading_commands_load_neither_tensorflow_nor_keras():
+    code = "import sys; from cifar_keras import commands; from cifar_keras.report import figures; "
+    code += "commands.experiments(); print(sorted({'keras', 'tensorflow'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_list_shows_the_question_and_the_newest_result(tmp_path, capsys):
+    folder = project(tmp_path, exp1="", exp4="", exp5="")
+    new = record(experiment="exp4_x", utc="2026-02-02", test_accuracy=0.91, budget="quick")
+    failed = record(experiment="exp5_x", status="failed", test_accuracy=None)
+    store(tmp_path, new, record(experiment="exp4_x"), failed)
+    assert commands.list_experiments(tmp_path, folder=folder) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == ["exp1_x", "    Exp 1: question 1?", "    last: not yet run"]
+    what = "CIFAR-10 (JPEG), best, quick, weights none, 2026-02-02"
+    assert lines[5] == f"    last: 91.0% of 10,000 test images, {what}"
+    assert lines[8].startswith("    last: failed, CIFAR-10 (JPEG)")
+
+
+@pytest.mark.parametrize("name", ["2", "exp2", "exp2_x", "exp2_x.py", "experiments/exp2_x.py"])
+def test_run_accepts_short_names_and_passes_arguments_and_exit_code_through(name, tmp_path, capfd):
+    folder = study_of(tmp_path, 0, 7)
+    assert commands.run(name, ["--seed", "0-4"], folder=folder) == 7
+    assert capfd.readouterr().out == "child ['--seed', '0-4']\n"
+
+
+@pytest.mark.parametrize("name", ["exp", "5", "exp2_", "x", ""])
+def test_an_unknown_name_lists_the_choices(name, tmp_path):
+    with pytest.raises(ConfigError, match="one of: exp1_x, exp2_x .*Received: '"):
+        commands.run(name, [], folder=study_of(tmp_path, 0, 0))
+
+
+def test_study_goes_on_after_a_failure_and_then_collates(tmp_path, capfd):
+    store(tmp_path, record(experiment="exp4_x"))
+    assert commands.study(["--root", "r"], root=tmp_path, folder=study_of(tmp_path, 0, 3, 0, 0)) == 1
+    out = capfd.readouterr().out
+    assert out.count("child ['--root', 'r']") == 4
+    places = [out.index(text) for text in ("study 1/4: exp1_x", "study 1/4 done", "study 2/4: exp2_x", "89.6%")]
+    assert places == sorted(places)
+    assert "study 4/4 done, elapsed" in out and "1 failed" in out
+    assert out.splitlines()[-1].startswith("1 of 4 failed: exp2_x (exit code 3)")
+    assert (tmp_path / "results" / "results.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [
+        ([0, 0, 0, 0], 0),
+        ([0, 2, 0, 0], 1),
+        ([2, 2, 2, 2], 2),
+        ([3, 2, 3, 3], 3),
+        ([4], 4),
+        ([3, 130], 130),
+        ([-signal.SIGTERM, 0], 143),
+        ([-signal.SIGKILL, 2], 3),
+        ([], 0),
+    ],
+)
+def test_one_exit_code_stands_for_several(codes, expected):
+    assert commands.combined(codes) == expected
+
+
+def test_the_time_left_follows_the_plan_and_the_speed_so_far():
+    equal = [200, 200, 200, 200]
+    line = commands.progress(equal, [(0, 100.0), (0, 140.0)])
+    assert line == "== study 2/4 done, elapsed 4 min, about 4 min left"
+    assert commands.progress([10, 90], [(0, 20.0)]).endswith("elapsed 20 s, about 3 min left")
+    assert commands.progress([None, 50, None], [(0, 20.0)]).endswith("time left unknown")
+    # One that failed at once says nothing about speed.
+    assert commands.progress(equal, [(2, 1.0)]).endswith("elapsed 1 s, 1 failed, time left unknown")
+    assert commands.progress(equal, [(2, 1.0), (0, 200.0)]).endswith("1 failed, about 7 min left")
+    assert commands.progress([1], [(0, 9000.0)]) == "== study 1/1 done, elapsed 2.5 h"
+
+
+def test_the_plan_takes_the_newest_run_of_this_budget_else_the_budgets_own_seconds(tmp_path):
+    entries = commands.experiments(project(tmp_path, exp1="", exp2=""))
+    runs = [record(experiment="exp1_x", training_seconds=seconds) for seconds in (5.0, 7.0)]
+    assert commands.planned_seconds(entries, runs, "full") == [7.0, None]
+    assert commands.planned_seconds(entries, runs, "quick") == [200, 200]
+
+
+WAITING = """
+import pathlib, signal, sys, time
+def stop(number, frame):
+    pathlib.Path(sys.argv[1], "stopped").write_text(str(number))
+    sys.exit(0)  # even a child that ends well was stopped
+signal.signal(signal.SIGINT, stop), signal.signal(signal.SIGTERM, stop)
+pathlib.Path(sys.argv[1], "ready").touch()
+time.sleep(30)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_reaches_the_child_and_ends_the_study(number, tmp_path):
+    folder = project(tmp_path, exp1=WAITING, exp2="raise SystemExit(0)", exp3="", exp4="")
+    code = (
+        "import signal, sys; from cifar_keras import commands\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & ignores it\n"
+        f"sys.exit(commands.study([{str(tmp_path)!r}], root={str(tmp_path)!r}, folder={str(folder)!r}))"
+    )
+    study = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "ready").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(study.pid, number)
+    out, _ = study.communicate(timeout=20)
+    assert study.returncode == 128 + number
+    assert (tmp_path / "stopped").read_text() == str(int(number))
+    assert "study stopped during exp1_x" in out and "2/4" not in out
+
+
+def test_signals_are_handled_as_before_once_a_child_has_ended(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    commands.run("1", [], folder=study_of(tmp_path, 0))
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_collate_writes_only_when_asked_and_then_nothing_is_stale(tmp_path, capsys):
+    folder = project(tmp_path, exp1="", exp4="x = 'Result   not yet run'")
+    store(tmp_path, record(experiment="exp4_x"), record(experiment="exp1_x", budget="quick"))
+    sources = {path: path.read_text() for path in (tmp_path / "README.md", *folder.iterdir())}
+    commands.collate(tmp_path, fmt="csv", folder=folder)
+    assert sources == {path: path.read_text() for path in sources}
+    rows = csv.DictReader(capsys.readouterr().out.splitlines())
+    measured = [(row["table"], row["experiment"], row["budget"]) for row in rows if row["seeds"] == "1"]
+    assert measured == [("results", "exp4_x", "full"), ("other runs", "exp1_x", "quick")]
+    commands.collate(tmp_path, write=True, folder=folder)
+    records = commands.results.read(tmp_path)
+    assert {path: path.read_text() for path in sources} == commands.refreshed(records, folder)
+    readme = (tmp_path / "README.md").read_text()
+    assert readme.startswith("# R\n<!-- generated") and readme.endswith("<!-- /generated -->\nend\n")
+    assert "[exp4_x](experiments/exp4_x.py)" in readme
+    assert "\nResult   best: 89.6%" in (folder / "exp4_x.py").read_text()
+    assert "x = 'Result   not yet run'" in (folder / "exp4_x.py").read_text()
+    assert (folder / "exp1_x.py").read_text() == sources[folder / "exp1_x.py"]
+
+
+def test_readme_and_docstrings_never_take_results_from_elsewhere(tmp_path):
+    folder = project(tmp_path, exp1="")
+    with pytest.raises(ConfigError, match="`--write` takes the project's own results"):
+        commands.collate(tmp_path / "demo", write=True, folder=folder)
+
+
+def test_the_projects_readme_and_docstrings_are_fresh():
+    for path, text in commands.refreshed(commands.results.read(PROJECT)).items():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name} is stale: run `cifar-keras collate --write`"
+
+
+def test_make_alone_prints_every_target():
+    out = subprocess.run(["make", "-C", str(PROJECT)], capture_output=True, text=True).stdout
+    for target in ("setup", "demo", "study", "test", "test-slow", "bench", "lint", "clean"):
+        assert f"make {target} " in out

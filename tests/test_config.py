@@ -1,0 +1,97 @@
+"""Recipes, budgets, identities and names."""
+
+import dataclasses
+
+import pytest
+
+from cifar_keras import paths
+from cifar_keras.config import (
+    BUDGETS,
+    Budget,
+    Limits,
+    RunConfig,
+    Stage,
+    Training,
+    cut,
+    with_batch_size,
+    with_epochs,
+    with_learning_rate,
+)
+
+TWO = Training("m", stages=(Stage(2, 1e-3, freeze_backbone=True), Stage(18, 1e-4)))
+
+
+def config(**changes):
+    plain = dict(
+        experiment="exp3_finetune", number=3, variant="best", budget="full", dataset="cifar10", fingerprint="f" * 64,
+        seed=0, weights="imagenet", precision="float32", deterministic=False, limits=Limits(), training=TWO,
+        row={"name": "m", "pixels": 32, "images_per_second": 75, "source": "s"}, overrides={},
+    )  # fmt: skip
+    return RunConfig(**(plain | changes))
+
+
+@pytest.mark.parametrize(("epochs", "shares"), [(20, [2, 18]), (10, [1, 9]), (2, [1, 1]), (1, [1])])
+def test_epochs_are_shared_as_the_recipe_does(epochs, shares):
+    assert [stage.epochs for stage in with_epochs(TWO, epochs).stages] == shares
+
+
+def test_a_single_epoch_is_the_last_stage():
+    assert not with_epochs(TWO, 1).stages[0].freeze_backbone
+
+
+def test_a_learning_rate_scales_all_stages_alike():
+    assert [stage.learning_rate for stage in with_learning_rate(TWO, 2e-4).stages] == pytest.approx([2e-3, 2e-4])
+
+
+def test_rates_follow_the_square_root_of_the_batch():
+    smaller = with_batch_size(TWO, TWO.batch_size // 4)
+    assert smaller.stages[1].learning_rate == pytest.approx(TWO.stages[1].learning_rate / 2)
+
+
+def test_the_full_budget_changes_nothing():
+    assert cut(TWO, BUDGETS["full"], pixels=32, images_per_second=75) == (TWO, Limits())
+
+
+@pytest.mark.parametrize("name", ["quick", "demo"])
+@pytest.mark.parametrize(("pixels", "speed"), [(32, 200), (32, 75), (32, 175), (224, 9)])
+def test_a_cut_recipe_takes_about_the_budgets_seconds_and_still_means_something(name, pixels, speed):
+    budget = BUDGETS[name]
+    training, limits = cut(TWO, budget, pixels=pixels, images_per_second=speed)
+    assert limits.train * training.epochs / speed <= 1.05 * budget.seconds
+    assert limits.test >= (1000 if pixels < 128 else 200)
+    assert len(training.stages) == 2
+    assert limits.train // training.batch_size >= 20
+
+
+def test_a_budget_with_more_time_than_needed_leaves_the_epochs():
+    training, _ = cut(TWO, Budget(small=Limits(100, 10, 10), seconds=10_000), pixels=32, images_per_second=75)
+    assert training.epochs == 20
+
+
+def test_the_short_names_belong_to_the_plain_run():
+    plain = paths.Paths.of(config(), "root")
+    assert plain.keras.as_posix() == "root/model_cp/exp3.model.keras"
+    assert plain.h5.as_posix() == "root/Models/cifar10_model_3.h5"
+    assert plain.custom_h5.as_posix() == "root/Models/cifar10_model_3_custom.h5"
+    assert plain.architecture.as_posix() == "root/Models/cifar10_model_3_architecture.json"
+    assert plain.history.as_posix() == "root/Models/cifar10_model_3_history.json"
+
+
+def test_every_other_part_is_appended_in_a_fixed_order():
+    other = config(
+        dataset="shapes", variant="published", budget="demo", seed=2, overrides={"weights": "none", "epochs": 3}
+    )
+    assert paths.stem(other) == "exp3_shapes_published_demo_seed2_epochs=3_weights=none"
+
+
+def test_identity_depends_on_every_field_but_not_on_what_describes_the_row():
+    base = config().identity
+    for field in dataclasses.fields(RunConfig):
+        value = {**config().row, "pixels": 64} if field.name == "row" else "other"
+        if field.name in ("limits", "training"):
+            value = dataclasses.replace(
+                getattr(config(), field.name), **{"limits": {"train": 1}, "training": {"batch_size": 1}}[field.name]
+            )
+        assert config(**{field.name: value}).identity != base, field.name
+    faster = {**config().row, "images_per_second": 1000}
+    assert config(row=faster).identity == base

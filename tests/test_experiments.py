@@ -1,0 +1,161 @@
+"""Each experiment end to end on the embedded set, with the real models."""
+
+import ast
+import csv
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from cifar_keras import artifacts, results, runner
+from cifar_keras.cli import Options
+from cifar_keras.config import ConfigError, HeldError
+from cifar_keras.datasets import load
+from cifar_keras.files import lock
+from cifar_keras.inference import probabilities, test_time_augmented
+from cifar_keras.paths import PROJECT
+from cifar_keras.train import evaluation_batch
+from cifar_keras.zoo import MODELS
+
+FILES = sorted((PROJECT / "experiments").glob("exp*.py"))
+
+
+def experiment_of(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.EXPERIMENT
+
+
+def options(root, **values):
+    plain = dict(variant="best", budget="demo", seed=0, root=str(root), limit=24, epochs=2)
+    return Options(**(plain | values))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("root")
+
+
+@pytest.fixture(scope="module", params=FILES, ids=lambda path: path.stem)
+def finished(request, root):
+    """An experiment's record, run once for all tests of this module."""
+    experiment = experiment_of(request.param)
+    return experiment, runner.run(experiment, options(root))
+
+
+def test_the_run_leaves_a_record_models_history_predictions_and_pictures(finished, root):
+    experiment, record = finished
+    assert record["status"] == "finished" and record["epochs"] == 2
+    assert 0 <= record["test_accuracy"] <= 1 and record["test_n"] == 24
+    stem = f"exp{experiment.number}_shapes_demo_epochs=2_limit=24"
+    assert (root / "model_cp" / f"{stem}.model.keras").is_file()
+    assert not (root / "model_cp" / f"{stem}.resume").exists()
+    for ending in (".h5", "_custom.h5", "_architecture.json", "_history.json"):
+        name = f"cifar10_model_{experiment.number}_shapes_demo_epochs=2_limit=24{ending}"
+        assert (root / "Models" / name).is_file()
+    for kind in ("samples", "labels", "curves", "confusion"):
+        assert (root / "results" / "figures" / f"{stem}_{kind}.png").read_bytes().startswith(b"\x89PNG")
+    with open(root / "results" / "results.csv") as file:
+        row = next(row for row in csv.DictReader(file) if row["run_id"] == record["run_id"])
+    assert row["experiment"] == experiment.key and row["dataset"] == "shapes (synthetic)"
+    assert float(row["test_accuracy"]) == record["test_accuracy"]
+    expected = set(results.COLUMNS) - {
+        "tta_accuracy",
+        "git_commit",
+        "published_train",
+        "published_val",
+        "published_test",
+    }
+    assert not {name for name in expected if row[name] == ""}
+
+
+def test_stored_predictions_are_those_of_the_saved_model(finished, root):
+    experiment, record = finished
+    stem = f"exp{experiment.number}_shapes_demo_epochs=2_limit=24"
+    model = artifacts.load(root / "model_cp" / f"{stem}.model.keras")
+    test = load("shapes", limits=runner.Limits(24, 24, 24)).test
+    predicted = probabilities(model, test.images, batch_size=evaluation_batch(record["pixels"]))
+    with np.load(root / "results" / "predictions" / f"{record['run_id']}.npz") as stored:
+        np.testing.assert_allclose(stored["probabilities"], predicted, atol=1e-3)
+        np.testing.assert_array_equal(stored["labels"], test.labels)
+    assert record["test_accuracy"] == np.mean(predicted.argmax(axis=1) == test.labels)
+
+
+def test_a_finished_run_is_not_repeated(finished, root, capsys):
+    experiment, record = finished
+    assert runner.run(experiment, options(root))["run_id"] == record["run_id"]
+    assert "--fresh" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_an_experiment_reads_like_a_notebook_entry(path):
+    experiment = experiment_of(path)
+    assert path.stem == experiment.key
+    document = ast.get_docstring(ast.parse(path.read_text()))
+    assert document.splitlines()[0].endswith("?")
+    for line in ("Run      ", "Result   ", "Compare  "):
+        assert f"\n{line}" in document
+    assert {training.model for training in experiment.variants.values()} <= set(MODELS)
+    if experiment.number <= 4:
+        assert set(experiment.variants) == {"best", "published"}
+        assert "ssumed here" in document
+
+
+def test_published_variants_run_too(root):
+    scratch = experiment_of(FILES[3])
+    record = runner.run(scratch, options(root, variant="published"))
+    assert record["variant"] == "published" and record["tta_accuracy"] is None
+
+
+def test_dry_run_trains_and_writes_nothing(tmp_path, capsys):
+    runner.run(experiment_of(FILES[2]), options(tmp_path, dry_run=True))
+    text = capsys.readouterr().out
+    assert '"variant":' in text and "23,612,310 total, 23,555,082 trainable" in text
+    assert "train 24, val 24, test 24" in text and "exp3_shapes_demo" in text
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_the_same_name_with_another_configuration_is_refused(root, monkeypatch):
+    scratch = experiment_of(FILES[3])
+    runner.run(scratch, options(root))
+    monkeypatch.setitem(scratch.variants, "best", runner.with_learning_rate(scratch.variants["best"], 0.1))
+    with pytest.raises(ConfigError, match="another configuration.*--fresh"):
+        runner.run(scratch, options(root))
+
+
+def test_a_run_under_way_is_not_started_twice(root):
+    scratch = experiment_of(FILES[3])
+    with lock(root / "model_cp" / "exp4_shapes_demo_epochs=2_limit=24.model.keras"), pytest.raises(HeldError):
+        runner.run(scratch, options(root))
+
+
+def test_transfer_from_a_saved_backbone_is_part_of_the_name(root):
+    frozen, tuned = experiment_of(FILES[0]), experiment_of(FILES[2])
+    runner.run(tuned, options(root))
+    path = root / "model_cp" / "exp3_shapes_demo_epochs=2_limit=24.model.keras"
+    record = runner.run(frozen, options(root, weights=str(path)))
+    assert record["weights"].startswith("exp3_shapes_demo_epochs=2_limit=24-")
+    assert f"weights={record['weights']}" in record["run_id"]
+
+
+def test_test_time_augmentation_averages_six_views(root):
+    model = artifacts.load(root / "model_cp" / "exp4_shapes_demo_epochs=2_limit=24.model.keras")
+    images = load("shapes", limits=runner.Limits(1, 1, 4)).test.images
+    mirrored = test_time_augmented(model, images[:, :, ::-1], batch_size=4)
+    np.testing.assert_allclose(test_time_augmented(model, images, batch_size=4), mirrored, atol=1e-5)
+
+
+def test_an_experiment_file_runs_from_any_folder(tmp_path):
+    command = [sys.executable, str(FILES[3]), "--budget", "demo", "--limit", "24", "--epochs", "1", "--root", "here"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "epoch 1/1" in done.stdout and done.stdout.splitlines()[-1].startswith("exp4_scratch  test 0.")
+    assert done.stderr == ""
+    (record,) = (tmp_path / "here" / "results" / "runs").glob("*.json")
+    assert json.loads(record.read_text())["config"]["dataset"] == "shapes"
+    assert os.listdir(tmp_path) == ["here"]

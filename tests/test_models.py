@@ -1,0 +1,152 @@
+"""One contract for every model, real sizes: what comes in, what comes out, what is saved, what trains."""
+
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from conftest import noise
+from test_config import config
+
+from cifar_keras import artifacts
+from cifar_keras.config import ConfigError, Stage, Training
+from cifar_keras.optim import CrossEntropy, make_optimizer
+from cifar_keras.paths import Paths
+from cifar_keras.zoo import MODELS, backbone_layers, build, initialise_from_data, momentum_for, row_of, set_trainable
+
+IMAGES = noise(6).images
+PARAMETERS = {
+    "resnet50": 23_587_712,
+    "airnet": 1_971_072,
+}  # of the backbone: Keras' count; 9 x widths + 3 a BatchNorm channel
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def row(request):
+    return MODELS[request.param]
+
+
+@pytest.fixture(scope="module")
+def logits_model(row):
+    model = build(row, image_shape=(32, 32, 3), classes=10, steps=100, seed=0)
+    initialise_from_data(model, IMAGES)
+    return model
+
+
+@pytest.fixture(scope="module")
+def saved(row, logits_model, tmp_path_factory):
+    """The model as the runner saves it, and where."""
+    paths = Paths.of(config(number=4), tmp_path_factory.mktemp(row.name))
+    model = artifacts.for_inference(logits_model)
+    artifacts.save(model, paths, provenance={"class_names": list("abcdefghij"), "run_id": "x"}, history={"loss": [1.0]})
+    return model, paths
+
+
+def test_raw_pixels_in_float32_probabilities_out(saved):
+    model, _ = saved
+    assert model.input_shape == (None, 32, 32, 3) and model.inputs[0].dtype == "uint8"
+    result = model.predict(IMAGES, verbose=0)
+    assert result.shape == (6, 10) and result.dtype == np.float32
+    np.testing.assert_allclose(result.sum(axis=1), 1.0, atol=1e-5)
+
+
+def test_the_backbone_has_the_published_number_of_parameters(row, logits_model):
+    assert sum(layer.count_params() for layer in backbone_layers(logits_model)) == PARAMETERS[row.backbone]
+
+
+def test_every_saved_form_gives_the_same_probabilities(saved):
+    model, paths = saved
+    expected = model.predict(IMAGES, verbose=0)
+    for other in (
+        artifacts.load(paths.keras),
+        artifacts.load(paths.h5),
+        artifacts.rebuild(paths.architecture, paths.custom_h5),
+    ):
+        np.testing.assert_allclose(other.predict(IMAGES, verbose=0), expected, atol=1e-6)
+
+
+def test_files_say_what_they_are(saved):
+    _, paths = saved
+    for path in (paths.keras, paths.h5, paths.custom_h5):
+        note = artifacts.provenance(path)
+        assert note["class_names"] == list("abcdefghij")
+        assert "RGB in [0, 255]" in note["contract"]
+
+
+def test_no_layer_is_ours(saved):
+    model, _ = saved
+    assert all(type(layer).__module__.startswith("keras.") for layer in model.layers)
+
+
+def test_a_fixed_seed_fixes_the_weights(row, logits_model):
+    if row.backbone != "airnet":
+        pytest.skip("one architecture is enough: the seed is Keras' own for both")
+    for seed, same in ((0, True), (1, False)):
+        again = build(row, image_shape=(32, 32, 3), classes=10, steps=100, seed=seed)
+        pair = (model.get_layer("group2b").get_weights()[0] for model in (again, logits_model))
+        assert np.array_equal(*pair) is same
+
+
+@pytest.mark.parametrize("freeze_backbone", [True, False])
+def test_a_step_changes_exactly_what_the_stage_calls_trainable(row, freeze_backbone):
+    if row.pixels > 100:
+        pytest.skip("the same layers and columns as resnet50_frozen; a step at 224 pixels takes long")
+    model = build(row, image_shape=(32, 32, 3), classes=10, steps=2, seed=0)
+    before = {layer.name: layer.get_weights() for layer in model.layers}
+    training = Training(row.name, stages=(Stage(1, 0.1, schedule="constant"),), optimizer="sgd")
+    set_trainable(model, row, freeze_backbone=freeze_backbone)
+    model.compile(make_optimizer(training, training.stages[0], steps=1), CrossEntropy(), jit_compile=False)
+    model.optimizer.build(model.trainable_variables)
+    model.fit(noise(8).images, noise(8).labels, batch_size=8, epochs=1, verbose=0)
+    backbone_trains = row.trainable == "all" and not freeze_backbone
+    for layer in model.layers:
+        trains = layer.name.startswith(("head_", "logits")) or (
+            backbone_trains and not layer.name.startswith(("scaling_", "whitening"))
+        )
+        for variable, old in zip(layer.weights, before[layer.name], strict=True):
+            changed = not np.array_equal(keras.ops.convert_to_numpy(variable.value), old)
+            assert changed == trains, f"{layer.name}: {variable.name}"
+
+
+def test_another_image_size_and_number_of_classes(row):
+    model = build(row, image_shape=(48, 48, 3), classes=3, steps=100, seed=0)
+    assert model.predict(noise(2, size=48).images, verbose=0).shape == (2, 3)
+
+
+def test_momentum_fits_the_length_of_the_run():
+    assert momentum_for(20) == 0.5
+    assert momentum_for(100) == pytest.approx(0.9)
+    assert momentum_for(100_000) == 0.99
+    model = build(MODELS["resnet50_finetune"], image_shape=(32, 32, 3), classes=10, steps=100, seed=0)
+    norms = [layer for layer in backbone_layers(model) if isinstance(layer, keras.layers.BatchNormalization)]
+    assert len(norms) == 53 and {layer.momentum for layer in norms} == {momentum_for(100)}
+
+
+def test_overrides_replace_columns_and_unknown_ones_are_named():
+    row = row_of(Training("resnet50_frozen", stages=(), override={"pixels": 64, "scaling": "unit"}))
+    assert (row.pixels, row.scaling, row.images_per_second) == (
+        64,
+        "unit",
+        MODELS["resnet50_frozen"].images_per_second / 4,
+    )
+    with pytest.raises(ConfigError, match="scalling"):
+        row_of(Training("resnet50_frozen", stages=(), override={"scalling": "unit"}))
+    with pytest.raises(ConfigError, match="resnet50_finetune"):
+        row_of(Training("resnet51", stages=()))
+
+
+def test_a_saved_h5_needs_nothing_of_ours(saved, tmp_path):
+    """The README's five lines, in a process that can't import this package."""
+    model, paths = saved
+    np.save(tmp_path / "images.npy", IMAGES)
+    code = f"""
+import sys; sys.modules["cifar_keras"] = None
+import keras, numpy as np
+model = keras.saving.load_model({str(paths.h5)!r}, compile=False)
+np.save({str(tmp_path / "out.npy")!r}, model.predict(np.load({str(tmp_path / "images.npy")!r}), verbose=0))
+"""
+    if model.name != "scratch_cnn":
+        pytest.skip("a new process is dear; the layer test above holds for all")
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), model.predict(IMAGES, verbose=0), atol=1e-6)

@@ -1,0 +1,136 @@
+import csv
+
+import pytest
+
+from cifar_keras.commands import Entry
+from cifar_keras.config import ConfigError
+from cifar_keras.report import table
+
+
+def record(**changes):
+    """A finished full run of experiment 4 as results.csv has it."""
+    return {
+        "run_id": "exp4_1", "utc": "2026-01-01T00:00:00+00:00", "experiment": "exp4_scratch", "variant": "best",
+        "budget": "full", "model": "scratch_cnn", "dataset": "CIFAR-10 (JPEG)", "fingerprint": "abc", "seed": 0,
+        "weights": "none", "weights_called_for": "none", "train_accuracy": 0.98, "train_n": 5000,
+        "val_accuracy": 0.9, "val_n": 5000, "test_accuracy": 0.896, "test_n": 10000, "parameters": 1972792,
+        "training_seconds": 2520.0, "device": "2-core CPU", "published_test": 0.72, "status": "finished",
+    } | changes  # fmt: skip
+
+
+def entry(key, *variants, test=None):
+    number = int(key[3])
+    return Entry(key, f"experiments/{key}.py", number, "A question?", variants, {"test": test} if test else {})
+
+
+def test_a_row_states_accuracy_interval_n_data_hardware_and_time():
+    (row,), others = table.collated([record()])
+    assert others == []
+    assert row == {
+        "experiment": "exp4_scratch", "variant": "best", "dataset": "CIFAR-10 (JPEG)", "weights": "none",
+        "published test": "72%", "test [95% interval] (n)": "89.6% [89.0, 90.2] (10,000)", "seeds": "1",
+        "train (n)": "98.0% (5,000)", "val (n)": "90.0% (5,000)", "parameters": "1,972,792", "minutes": "42",
+        "hardware": "2-core CPU",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "where"),
+    [
+        ({}, "results"),
+        ({"config": {"overrides": {}}}, "results"),
+        ({"budget": "quick"}, "others"),
+        ({"weights": "exp3_quick-1a2b3c"}, "others"),
+        ({"weights_called_for": "imagenet"}, "others"),
+        ({"config": {"overrides": {"epochs": 2}}}, "others"),
+        ({"status": "failed", "test_accuracy": None}, "nowhere"),
+    ],
+)
+def test_only_whole_runs_from_the_weights_called_for_are_results(changes, where):
+    results, others = table.collated([record(**changes)])
+    assert (len(results), len(others)) == {"results": (1, 0), "others": (0, 1), "nowhere": (0, 0)}[where]
+
+
+def test_other_runs_name_budget_weights_data_and_what_was_overridden():
+    config = {"overrides": {"epochs": 2, "weights": "none"}}  # weights have a column of their own
+    _, (transferred, quick) = table.collated([record(budget="quick", config=config), record(weights="exp3-1a2b3c")])
+    assert (quick["budget"], quick["weights"]) == ("quick, epochs=2", "none")
+    assert (transferred["budget"], transferred["weights"]) == ("full", "exp3-1a2b3c")
+    assert transferred["dataset"] == "CIFAR-10 (JPEG)"
+    assert "published test" not in quick
+
+
+def test_what_was_not_measured_shows_dashes_and_the_published_figure():
+    experiments = [entry("exp1_frozen", "best", "published", test=0.42), entry("exp4_scratch", "best")]
+    results, _ = table.collated([record(), record(experiment="exp1_frozen", budget="demo")], experiments)
+    assert [(row["experiment"], row["variant"]) for row in results] == [
+        ("exp1_frozen", "best"),
+        ("exp1_frozen", "published"),
+        ("exp4_scratch", "best"),
+    ]
+    known = {heading for heading, text in results[0].items() if text != "-"}
+    assert known == {"experiment", "variant", "published test"} and results[0]["published test"] == "42%"
+
+
+def test_seeds_are_averaged_and_the_newest_of_equal_runs_wins():
+    runs = [
+        record(utc="2026-01-03", seed=0, test_accuracy=0.8),
+        record(utc="2026-01-01", seed=0, test_accuracy=0.1),  # older, though it comes later
+        record(utc="2026-01-02", seed=1, test_accuracy=0.9),
+        record(utc="2026-01-02", seed=0, test_accuracy=0.5, dataset="CIFAR-10", fingerprint="def"),
+    ]
+    (official, jpeg), _ = table.collated(runs)
+    assert official["test [95% interval] (n)"].startswith("50.0%") and official["seeds"] == "1"
+    assert jpeg["test [95% interval] (n)"].startswith("85.0%") and jpeg["seeds"] == "2"
+
+
+def test_unknown_values_are_dashes():
+    unknown = dict.fromkeys(("train_accuracy", "parameters", "training_seconds", "device", "published_test"))
+    (row,), _ = table.collated([record(**unknown)])
+    for heading in ("train (n)", "parameters", "minutes", "hardware", "published test"):
+        assert row[heading] == "-"
+
+
+def test_the_three_renderings_hold_the_same_cells():
+    rows, _ = table.collated([record(dataset="a|b")], [entry("exp1_frozen", "best")])
+    assert list(csv.DictReader(table.render(rows, "csv").splitlines())) == rows
+    assert "89.6%" in table.render(rows, "text")
+    markdown = table.render(rows, "markdown").splitlines()
+    assert len(markdown) == 4 and "**" not in "".join(markdown)
+    assert "[exp4_scratch](experiments/exp4_scratch.py)" in markdown[3] and "a\\|b" in markdown[3]
+    assert table.render([], "text") == ""
+    with pytest.raises(ConfigError, match="'text', 'csv' or 'markdown'. Received: 'html'"):
+        table.render(rows, "html")
+
+
+def test_generated_text_replaces_only_what_stands_between_its_marks():
+    text = (
+        "a\n<!-- generated: results -->\nold\n<!-- /generated -->\nb\n<!-- generated: more -->\n<!-- /generated -->\n"
+    )
+    new = table.generated(text, "results", r"new \1")
+    assert new == text.replace("old", r"new \1")
+    assert table.generated(new, "results", r"new \1") == new
+    with pytest.raises(ConfigError, match="Expected one pair"):
+        table.generated(text, "absent", "new")
+
+
+def test_the_docstring_line_says_mean_interval_seeds_data_hardware_and_minutes():
+    assert table.docstring_result([record(budget="quick")], "exp4_scratch") == "Result   not yet run"
+    runs = [record(), record(experiment="exp1_frozen")]
+    assert table.docstring_result(runs, "exp4_scratch") == (
+        "Result   best: 89.6% of 10,000 test images [89.0, 90.2], 1 seed, CIFAR-10 (JPEG), 42 min, 2-core CPU"
+    )
+
+
+def test_with_result_changes_that_line_and_its_continuation_alone():
+    source = '"""Exp 4: a question?\n\nRun      python x\nResult   old,\n         more\nCompare  y\n\n'
+    source += 'Result   z\n"""\nx = 1\n'
+    runs = [record(dataset='a"""b\\n' + " long" * 30), record(variant="published", device="GPU")]
+    new = table.with_result(source, table.docstring_result(runs, "exp4_scratch"))
+    assert max(map(len, new.splitlines())) <= 120
+    assert new.startswith('"""Exp 4: a question?\n\nRun      python x\nResult   best: ')
+    assert "\n         published: " in new and new.endswith('\nCompare  y\n\nResult   z\n"""\nx = 1\n')
+    compile(new, "exp4_scratch.py", "exec")
+    assert table.with_result(new, "Result   old,\n         more") == source
+    with pytest.raises(ConfigError, match="'Result   '"):
+        table.with_result('"""Nothing."""\n', "Result   x")

@@ -1,0 +1,144 @@
+"""Stages, BatchNorm, selection, resuming: on a tiny network with every kind of layer that matters."""
+
+import dataclasses
+import json
+
+import keras
+import numpy as np
+import pytest
+from conftest import noise
+
+from cifar_keras import blocks, train
+from cifar_keras.config import ConfigError, RunFailedError, Stage, Training
+from cifar_keras.train import Resume, fit
+from cifar_keras.zoo import MODELS, build
+
+ROW = dataclasses.replace(MODELS["scratch_cnn"], backbone="tiny", head="plain")
+TWO_STAGES = Training(
+    "tiny", batch_size=16, stages=(Stage(2, 1e-2, freeze_backbone=True), Stage(2, 1e-2)), label_smoothing=0.1
+)
+
+
+def tiny(x, *, momentum):
+    x = keras.layers.Conv2D(6, 3, strides=4, name="conv")(x)
+    x = keras.layers.BatchNormalization(momentum=momentum, name="bn")(x)
+    return keras.layers.Dropout(0.3, name="dropout")(keras.layers.Activation("relu", name="relu")(x))
+
+
+@pytest.fixture(autouse=True)
+def tiny_backbone(monkeypatch):
+    monkeypatch.setitem(blocks.BACKBONES, "tiny", tiny)
+
+
+class Killed(Exception):
+    """What a test raises in place of a kill."""
+
+
+def trained(data, folder, *, training=TWO_STAGES, identity="{}", stop_after=None, monkeypatch=None):
+    """Trains the tiny network, to the end or until `stop_after` epochs are saved. Returns model and progress."""
+    model = build(ROW, image_shape=(32, 32, 3), classes=10, steps=12, seed=0)
+    resume = Resume(folder)
+    progress = resume.load(identity)
+    if stop_after is not None:
+        save = Resume.save
+
+        def save_and_die(self, model, progress):
+            save(self, model, progress)
+            if progress.epochs == stop_after:
+                raise Killed
+
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(Resume, "save", save_and_die)
+            fit(model, ROW, data, training, seed=0, resume=resume, progress=progress)
+        return None
+    fit(model, ROW, data, training, seed=0, resume=resume, progress=progress)
+    return model, progress
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3])
+def test_a_resumed_run_equals_the_unbroken_one(noise_data, tmp_path, monkeypatch, stop_after):
+    whole, progress = trained(noise_data, tmp_path / "whole")
+    trained(noise_data, tmp_path / "broken", stop_after=stop_after, monkeypatch=monkeypatch)
+    resumed, resumed_progress = trained(noise_data, tmp_path / "broken")
+    for a, b in zip(whole.get_weights(), resumed.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    for name in set(train.HISTORY) - {"seconds"}:
+        assert progress.history[name] == pytest.approx(resumed_progress.history[name], abs=1e-6), name
+    assert resumed_progress.epochs == 4 and resumed_progress.best_epoch == progress.best_epoch
+
+
+def test_history_has_an_entry_an_epoch_and_says_which_stage(noise_data, tmp_path):
+    _, progress = trained(noise_data, tmp_path)
+    assert progress.history["epoch"] == [1, 2, 3, 4]
+    assert progress.history["stage"] == [1, 1, 2, 2]
+    assert all(len(values) == 4 for values in progress.history.values())
+    assert sum(progress.history["seconds"]) == pytest.approx(progress.seconds, abs=0.01)
+
+
+def test_the_returned_weights_are_those_that_val_selected(noise_data, tmp_path):
+    model, progress = trained(noise_data, tmp_path)
+    accuracy = np.mean(model.predict(noise_data.val.images, verbose=0).argmax(axis=1) == noise_data.val.labels)
+    assert accuracy == pytest.approx(max(progress.history["val_accuracy"]))
+    assert progress.history["val_accuracy"][progress.best_epoch - 1] == max(progress.history["val_accuracy"])
+
+
+def test_a_frozen_backbone_keeps_its_statistics_and_runs_in_inference_mode(noise_data, tmp_path):
+    frozen = dataclasses.replace(TWO_STAGES, stages=TWO_STAGES.stages[:1])
+    start = build(ROW, image_shape=(32, 32, 3), classes=10, steps=12, seed=0)
+    model, progress = trained(noise_data, tmp_path, training=frozen)
+    for name in ("conv", "bn"):
+        for before, after in zip(start.get_layer(name).get_weights(), model.get_layer(name).get_weights(), strict=True):
+            np.testing.assert_array_equal(before, after)
+    # Inference mode: what an image gives does not depend on the images beside it, even with training=True.
+    features = keras.Model(model.input, model.get_layer("bn").output)
+    images = noise(4, seed=9).images
+    alone = keras.ops.convert_to_numpy(features(images[:1], training=True))
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(features(images, training=True))[:1], alone, atol=1e-5)
+
+
+def test_a_trained_backbone_moves_its_statistics(noise_data, tmp_path):
+    start = build(ROW, image_shape=(32, 32, 3), classes=10, steps=12, seed=0)
+    model, _ = trained(noise_data, tmp_path)
+    for before, after in zip(start.get_layer("bn").get_weights(), model.get_layer("bn").get_weights(), strict=True):
+        assert not np.array_equal(before, after)
+
+
+def test_a_diverging_loss_stops_the_run_and_keeps_the_last_good_weights(noise_data, tmp_path):
+    wild = dataclasses.replace(TWO_STAGES, optimizer="sgd", stages=(Stage(3, 1e30, schedule="constant"),))
+    with pytest.raises(RunFailedError, match=r"loss became (nan|inf).*epoch \d.*--learning-rate"):
+        trained(noise_data, tmp_path, training=wild)
+    state = tmp_path / "state.json"
+    assert not state.exists() or np.isfinite(json.loads(state.read_text())["history"]["loss"]).all()
+
+
+def test_an_interrupted_run_with_another_configuration_is_refused(noise_data, tmp_path, monkeypatch):
+    trained(noise_data, tmp_path, identity='{"seed": 0}', stop_after=1, monkeypatch=monkeypatch)
+    with pytest.raises(ConfigError, match="seed: 0 then, 1 now.*--fresh"):
+        trained(noise_data, tmp_path, identity='{"seed": 1}')
+
+
+def test_a_split_smaller_than_a_batch_still_trains(noise_data, tmp_path):
+    large = dataclasses.replace(TWO_STAGES, batch_size=1000, stages=TWO_STAGES.stages[1:])
+    _, progress = trained(noise_data, tmp_path, training=large)
+    assert progress.epochs == 2
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16", "mixed_bfloat16"])
+def test_every_precision_trains_saves_its_loss_scale_and_returns_float32(noise_data, tmp_path, policy):
+    keras.config.set_dtype_policy(policy)
+    try:
+        _, progress = trained(noise_data, tmp_path, training=dataclasses.replace(TWO_STAGES, stages=(Stage(1, 1e-3),)))
+        model = build(ROW, image_shape=(32, 32, 3), classes=10, steps=12, seed=0)
+        model.load_weights(Resume(tmp_path).last(1))
+        assert model.get_layer("conv").compute_dtype == policy.removeprefix("mixed_")
+        assert model.predict(noise(2).images, verbose=0).dtype == np.float32
+        assert np.isfinite(progress.history["loss"]).all()
+        import h5py
+
+        with h5py.File(Resume(tmp_path).last(1)) as file:
+            names = []
+            file.visit(names.append)
+        scaled = any("loss_scale" in name or "inner_optimizer" in name for name in names)
+        assert scaled == (policy == "mixed_float16")
+    finally:
+        keras.config.set_dtype_policy("float32")

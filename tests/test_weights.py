@@ -1,0 +1,118 @@
+"""Weights from elsewhere enter a backbone whole, or are refused by name."""
+
+import h5py
+import keras
+import numpy as np
+import pytest
+from test_config import config
+
+from cifar_keras import artifacts, weights
+from cifar_keras.config import ConfigError
+from cifar_keras.paths import Paths
+from cifar_keras.zoo import MODELS, backbone_layers, build, is_head
+
+
+def model_of(name, *, seed, classes=10):
+    return build(MODELS[name], image_shape=(32, 32, 3), classes=classes, steps=100, seed=seed)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A ResNet50 as experiment 3 saves it, and its paths."""
+    model = model_of("resnet50_finetune", seed=1)
+    paths = Paths.of(config(), tmp_path_factory.mktemp("source"))
+    artifacts.save(artifacts.for_inference(model), paths, provenance={}, history={})
+    return model, paths
+
+
+@pytest.mark.parametrize("kind", ["keras", "h5", "custom_h5"])
+def test_any_model_saved_here_gives_its_backbone_and_keeps_the_head(source, kind):
+    origin, paths = source
+    target = model_of("resnet50_frozen", seed=2, classes=7)
+    head = [w for layer in target.layers if is_head(layer) for w in layer.get_weights()]
+    weights.load_backbone(target, getattr(paths, kind))
+    for mine, theirs in zip(backbone_layers(target), backbone_layers(origin), strict=True):
+        for a, b in zip(mine.get_weights(), theirs.get_weights(), strict=True):
+            np.testing.assert_array_equal(a, b)
+    for before, after in zip(
+        head, (w for layer in target.layers if is_head(layer) for w in layer.get_weights()), strict=True
+    ):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_keras_own_notop_file_is_taken(tmp_path):
+    keras.utils.set_random_seed(5)
+    origin = keras.applications.ResNet50(include_top=False, weights=None, input_shape=(32, 32, 3))
+    origin.save(tmp_path / "whole.h5")
+    notop = tmp_path / "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
+    with h5py.File(tmp_path / "whole.h5") as whole, h5py.File(notop, "w") as file:  # the layout of the official file
+        for name in whole["model_weights"]:
+            whole.copy(f"model_weights/{name}", file)
+        file.attrs["layer_names"] = whole["model_weights"].attrs["layer_names"]
+    target = model_of("resnet50_frozen", seed=6)
+    weights.load_backbone(target, notop)
+    name = "conv5_block3_3_conv"
+    np.testing.assert_array_equal(target.get_layer(name).get_weights()[0], origin.get_layer(name).get_weights()[0])
+
+
+def test_another_architecture_is_refused_with_its_first_different_layer(source):
+    _, paths = source
+    with pytest.raises(ConfigError, match="another architecture: layer 'group1a'"):
+        weights.load_backbone(model_of("scratch_cnn", seed=0), paths.h5)
+
+
+def test_a_layer_of_another_shape_is_refused_and_nothing_is_changed(source, tmp_path):
+    _, paths = source
+    broken = tmp_path / "broken.h5"
+    broken.write_bytes(paths.custom_h5.read_bytes())
+    with h5py.File(broken, "a") as file:
+        group = file["conv5_block3_3_bn"]
+        first = group.attrs["weight_names"][0]
+        del group[first]
+        group[first] = np.zeros(7, "float32")
+    target = model_of("resnet50_frozen", seed=2)
+    before = target.get_layer("conv1_conv").get_weights()[0]
+    with pytest.raises(ConfigError, match=r"conv5_block3_3_bn.*\(7,\)"):
+        weights.load_backbone(target, broken)
+    np.testing.assert_array_equal(target.get_layer("conv1_conv").get_weights()[0], before)
+
+
+@pytest.mark.parametrize("name", ["a.h5", "a.keras"])
+def test_a_file_that_is_none_is_one_sentence(tmp_path, name):
+    (tmp_path / name).write_bytes(b"not a model")
+    with pytest.raises(ConfigError, match="can't be read"):
+        weights.load_backbone(model_of("scratch_cnn", seed=0), tmp_path / name)
+
+
+def test_names_that_weights_get(tmp_path):
+    row = MODELS["resnet50_frozen"]
+    assert weights.resolve("none", row, data_dir=None) == ("none", None)
+    path = tmp_path / "exp3.model.keras"
+    path.write_bytes(b"x")
+    name, found = weights.resolve(str(path), row, data_dir=None)
+    assert (name, found) == ("exp3-2d7116", path)  # the first digits of SHA-256 of "x"
+    with pytest.raises(ConfigError, match="no such file"):
+        weights.resolve(str(tmp_path / "absent.h5"), row, data_dir=None)
+    with pytest.raises(ConfigError, match="no ImageNet weights for airnet"):
+        weights.resolve("imagenet", MODELS["scratch_cnn"], data_dir=None)
+
+
+def test_imagenet_weights_are_found_in_the_data_folder_and_checked(monkeypatch, tmp_path):
+    path = tmp_path / "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
+    path.write_bytes(b"x")
+    with pytest.raises(ConfigError, match="MD5 4d473c1d.*Received: 9dd4e461"):
+        weights.resolve(None, MODELS["resnet50_frozen"], data_dir=tmp_path)
+    url, _ = weights.IMAGENET["resnet50"]
+    monkeypatch.setitem(weights.IMAGENET, "resnet50", (url, "9dd4e461268c8034f5c8564e155c67a6"))  # of "x"
+    assert weights.resolve(None, MODELS["resnet50_frozen"], data_dir=tmp_path) == ("imagenet", path)
+    assert path.read_bytes() == b"x"
+
+
+def test_without_network_and_file_one_sentence_says_what_to_do(monkeypatch, tmp_path):
+    def no_network(*arguments, **options):
+        raise Exception("URL fetch failure")
+
+    monkeypatch.setattr(keras.utils, "get_file", no_network)
+    monkeypatch.delenv("CIFAR_KERAS_DATA", raising=False)
+    with pytest.raises(ConfigError, match=r"(?s)URL fetch failure.*storage.googleapis.com.*4d473c1d.*--weights none"):
+        weights.resolve("imagenet", MODELS["resnet50_frozen"], data_dir=tmp_path)
