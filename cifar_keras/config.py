@@ -82,6 +82,17 @@ class Training:
         return sum(stage.epochs for stage in self.stages)
 
 
+def tutorial(model, **override):
+    """What a tutorial does with a model: Adam at a constant 1e-3, batch 32, ten epochs, a plain linear head.
+
+    Args:
+        model: name of a row of `zoo.MODELS`.
+        override: columns of the row, as `Training.override`.
+    """
+    stages = (Stage(epochs=10, learning_rate=1e-3, schedule="constant"),)
+    return Training(model, stages, override={"head": "plain", **override}, batch_size=32, optimizer="adam")
+
+
 @dataclass(frozen=True)
 class Experiment:
     """A question with named variants; `experiments/exp<number>_<name>.py` holds one.

@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import json
+import math
 from pathlib import Path
 
 from cifar_keras import artifacts, evaluate, results, runtime
@@ -177,7 +178,7 @@ def facts(config, dataset, progress, experiment):
 def parameter_counts(model, row, training):
     """Total parameters, and those that some stage trains."""
     set_trainable(model, row, freeze_backbone=all(stage.freeze_backbone for stage in training.stages))
-    sizes = [int(variable.value.shape.num_elements()) for variable in model.trainable_variables]
+    sizes = [math.prod(variable.shape) for variable in model.trainable_variables]
     return {"parameters": model.count_params(), "parameters_trainable": sum(sizes)}
 
 

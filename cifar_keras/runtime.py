@@ -114,12 +114,11 @@ def device():
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         return f"{len(gpus)} x {tf.config.experimental.get_device_details(gpus[0]).get('device_name', 'GPU')}"
-    return (
-        f"{_cpu_name()}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
-    )
+    return f"{cpu_name()}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
 
 
-def _cpu_name():
+def cpu_name():
+    """The processor's model, and whether it has AVX-512."""
     try:
         with open("/proc/cpuinfo") as file:
             lines = dict(line.split(":", 1) for line in file if ":" in line)
@@ -132,7 +131,7 @@ def _cpu_name():
 
 @functools.cache
 def git_commit():
-    """The project's commit when first asked, which is when the run starts, with `+` where tracked files differ from it; None outside a checkout."""
+    """The project's commit when first asked (as the run starts); `+` where tracked files differ; None if unknown."""
 
     def git(*arguments):
         return subprocess.run(

@@ -126,11 +126,13 @@ class Recorder(keras.callbacks.Callback):
         super().__init__()
         self.progress, self.resume, self.stage = progress, resume, stage
 
-    def on_epoch_begin(self, epoch, logs=None):
-        self.started = time.perf_counter()
+    def on_train_begin(self, logs=None):
+        self.mark = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
-        progress, seconds = self.progress, time.perf_counter() - self.started
+        # From mark to mark: tracing the first step, validation and saving all count.
+        progress, before, self.mark = self.progress, self.mark, time.perf_counter()
+        seconds = self.mark - before
         row = {
             **{name: float(logs[name]) for name in ("loss", "accuracy", "val_loss", "val_accuracy")},
             "epoch": epoch + 1,
@@ -138,10 +140,10 @@ class Recorder(keras.callbacks.Callback):
             "learning_rate": float(self.model.optimizer.learning_rate),
             "seconds": round(seconds, 3),
         }
-        if not math.isfinite(row["loss"]):
+        if not math.isfinite(row["loss"] + row["val_loss"]):
             raise RunFailedError(
-                f"The loss became {row['loss']} in epoch {epoch + 1} of stage {self.stage} (learning rate "
-                f"{row['learning_rate']:.3g}). Likely causes: too high a learning rate (`--learning-rate`), or 16-bit "
+                f"The loss became {row['loss']}, on val {row['val_loss']}, in epoch {epoch + 1} of stage {self.stage} "
+                f"(learning rate {row['learning_rate']:.3g}). Likely causes: too high a learning rate (`--learning-rate`), or 16-bit "
                 "overflow (`--precision float32`). The weights of the epoch before are kept."
             )
         for name, value in row.items():

@@ -7,11 +7,11 @@ Compare  exp2_augment_224.py (larger images), exp3_finetune.py (the same, traine
 best       caffe scaling, as the weights were trained with; the backbone's BatchNorm in inference mode; a linear
            probe with a normalisation before it (arXiv:2111.06377, A.1).
 published  a student study's 0.46/0.43/0.42. It states: inputs normalised, 32 pixels. Assumed here: [0, 1] scaling,
-           a plain linear head, Adam at 1e-3, batch 32, 10 epochs, no augmentation.
+           no augmentation, and `config.tutorial`: plain linear head, Adam at 1e-3, batch 32, 10 epochs.
 """
 
 from cifar_keras.cli import main
-from cifar_keras.config import Experiment, Stage, Training
+from cifar_keras.config import Experiment, Stage, Training, tutorial
 
 EXPERIMENT = Experiment(
     number=1,
@@ -22,13 +22,7 @@ EXPERIMENT = Experiment(
             stages=(Stage(epochs=10, learning_rate=2e-3),),
             weight_decay=1e-2,
         ),
-        "published": Training(
-            model="resnet50_frozen",
-            override={"scaling": "unit", "head": "plain"},
-            optimizer="adam",
-            batch_size=32,
-            stages=(Stage(epochs=10, learning_rate=1e-3, schedule="constant"),),
-        ),
+        "published": tutorial("resnet50_frozen", scaling="unit"),
     },
     published={"train": 0.46, "val": 0.43, "test": 0.42},
 )

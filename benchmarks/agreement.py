@@ -1,0 +1,63 @@
+"""Do the saved forms of each finished run agree? `.keras`, `.h5`, and JSON + `_custom.h5`, in this new process.
+
+Run: python benchmarks/agreement.py [--root DIR] [--dataset NAME|DIR] [--images 256]
+For every finished run below the root whose data are at hand, it prints how many of the test images get the same class
+from all forms, the largest difference of probabilities, and the largest difference from the stored float16 predictions.
+"""
+
+import argparse
+from pathlib import Path
+
+from cifar_keras import results, runtime
+from cifar_keras.paths import PROJECT
+
+runtime.setup()
+
+import numpy as np  # noqa: E402
+
+from cifar_keras import artifacts  # noqa: E402
+from cifar_keras.config import Limits, RunConfig  # noqa: E402
+from cifar_keras.datasets import load  # noqa: E402
+from cifar_keras.inference import probabilities  # noqa: E402
+from cifar_keras.paths import Paths  # noqa: E402
+from cifar_keras.train import evaluation_batch  # noqa: E402
+
+
+def agreement(record, dataset, root, *, count):
+    """`(same class, images, largest difference between forms, largest difference from what is stored)` of one run."""
+    config = RunConfig(**record["config"])
+    paths = Paths.of(config, root)
+    test = dataset.limited(Limits(**record["config"]["limits"])).test
+    models = (
+        artifacts.load(paths.keras),
+        artifacts.load(paths.h5),
+        artifacts.rebuild(paths.architecture, paths.custom_h5),
+    )
+    images, batch = test.images[:count], evaluation_batch(record["pixels"])
+    outputs = np.stack([probabilities(model, images, batch_size=batch) for model in models])
+    with np.load(paths.predictions / f"{record['run_id']}.npz") as file:
+        stored = file["probabilities"][:count].astype("float32")
+    classes = outputs.argmax(axis=2)
+    same = int((classes == classes[0]).all(axis=0).sum())
+    return same, len(images), float(np.ptp(outputs, axis=0).max()), float(np.abs(outputs - stored).max())
+
+
+def main():
+    """Prints a line a run."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--root", type=Path, default=PROJECT)
+    parser.add_argument("--dataset", default="shapes")
+    parser.add_argument("--images", type=int, default=256)
+    options = parser.parse_args()
+    dataset = load(options.dataset)
+    for record in results.read(options.root):
+        if record["status"] == "finished" and record["config"]["fingerprint"] == dataset.fingerprint:
+            same, n, between, stored = agreement(record, dataset, options.root, count=options.images)
+            print(
+                f"{record['run_id']}: same class {same}/{n}, forms differ by {between:.1e}, stored by {stored:.1e}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
