@@ -25,7 +25,7 @@ from cifar_keras.train import evaluation_batch  # noqa: E402
 
 def agreement(record, dataset, root, *, count):
     """`(same class, images, largest difference between forms, largest difference from what is stored)` of one run."""
-    config = RunConfig(**record["config"])
+    config = RunConfig.restored(record["config"])
     paths = Paths.of(config, root)
     test = dataset.limited(Limits(**record["config"]["limits"])).test
     models = (

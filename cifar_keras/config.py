@@ -217,6 +217,11 @@ class RunConfig:
     row: dict  # the model's row with the variant's overrides
     overrides: dict  # what the command line changed, as in `--epochs 3`: it becomes part of every name
 
+    @classmethod
+    def restored(cls, values):
+        """The configuration in a run's record, nested values as dicts, other versions' fields passed over."""
+        return cls(**{field.name: values.get(field.name) for field in dataclasses.fields(cls)})
+
     @property
     def identity(self):
         """The canonical configuration: compact JSON with sorted keys, without what only describes the model's row."""

@@ -21,7 +21,7 @@ from cifar_keras.datasets import CIFAR10, load
 from cifar_keras.datasets.base import stratified, take
 from cifar_keras.files import lock
 from cifar_keras.inference import probabilities, test_time_augmented
-from cifar_keras.paths import Paths
+from cifar_keras.paths import Paths, stem
 from cifar_keras.pipeline import steps_per_epoch
 from cifar_keras.report import figures
 from cifar_keras.train import Resume, evaluation_batch, fit
@@ -116,10 +116,15 @@ def built(config, row, dataset, weights_file):
     runtime.apply(precision=config.precision, deterministic=config.deterministic)
     steps = steps_per_epoch(dataset.train, config.training.batch_size) * config.training.epochs
     model = build(row, image_shape=dataset.image_shape, classes=len(dataset.class_names), steps=steps, seed=config.seed)
-    initialise_from_data(model, dataset.train.images[: min(5000, len(dataset.train))])
+    initialise_from_data(model, sample(dataset.train, 5000).images)
     if weights_file is not None:
         load_backbone(model, weights_file)
     return model
+
+
+def sample(split, count):
+    """A fixed stratified subset: folders come sorted by class, so the first images would not do."""
+    return take(split, stratified(split.labels, min(count, len(split)), seed=0))
 
 
 def conclude(config, row, dataset, model, *, paths, progress, experiment):
@@ -130,10 +135,9 @@ def conclude(config, row, dataset, model, *, paths, progress, experiment):
     artifacts.save(model, paths, provenance={"run_id": progress.run_id, **names}, history=progress.history)
     model = artifacts.load(paths.keras)  # what is scored is what was saved
     batch = evaluation_batch(row.pixels)
-    subset = take(dataset.train, stratified(dataset.train.labels, min(len(dataset.train), 10 * batch), seed=0))
+    splits = {"train": sample(dataset.train, 10 * batch), "val": dataset.val, "test": dataset.test}
     scored = {
-        name: (split.labels, probabilities(model, split.images, batch_size=batch))
-        for name, split in (("train", subset), ("val", dataset.val), ("test", dataset.test))
+        name: (split.labels, probabilities(model, split.images, batch_size=batch)) for name, split in splits.items()
     }
     record = facts(config, dataset, progress, experiment) | counts | {"status": "finished"}
     for name, (labels, predicted) in scored.items():
@@ -204,9 +208,8 @@ def finished(config, paths):
 
     Raises: ConfigError if the finished run of this name had another configuration.
     """
-    same_name = [
-        r for r in results.read(paths.root) if r["status"] == "finished" and r["run_id"].startswith(f"{paths.stem}_2")
-    ]
+    done = [record for record in results.read(paths.root) if record["status"] == "finished"]
+    same_name = [record for record in done if stem(RunConfig.restored(record["config"])) == paths.stem]
     if not same_name or not paths.keras.is_file():
         return None
     if same_name[-1]["config"] != json.loads(config.identity):

@@ -143,8 +143,8 @@ class Recorder(keras.callbacks.Callback):
         if not math.isfinite(row["loss"] + row["val_loss"]):
             raise RunFailedError(
                 f"The loss became {row['loss']}, on val {row['val_loss']}, in epoch {epoch + 1} of stage {self.stage} "
-                f"(learning rate {row['learning_rate']:.3g}). Likely causes: too high a learning rate (`--learning-rate`), or 16-bit "
-                "overflow (`--precision float32`). The weights of the epoch before are kept."
+                f"(learning rate {row['learning_rate']:.3g}). Likely causes: too high a learning rate "
+                "(`--learning-rate`), or 16-bit overflow (`--precision float32`). The last good weights stay."
             )
         for name, value in row.items():
             progress.history[name].append(value)
