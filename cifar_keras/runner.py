@@ -1,5 +1,6 @@
 """run(): data -> model -> fit -> evaluate -> record, on one page."""
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -60,9 +61,9 @@ def run(experiment, options):
             fit(model, row, dataset, config.training, seed=config.seed, resume=resume, progress=progress)
             record = conclude(config, row, dataset, model, paths=paths, progress=progress, experiment=experiment)
         except RunFailedError as error:
-            results.write(
-                options.root, {**facts(config, dataset, progress, experiment), "status": "failed", "why": str(error)}
-            )
+            failed = {**facts(config, dataset, progress, experiment), "status": "failed", "why": str(error)}
+            with contextlib.suppress(RunFailedError):  # where the disk is full, the first message is the one to show
+                results.write(options.root, failed)
             raise
         resume.clear()
     print(last_line(record))

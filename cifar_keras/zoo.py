@@ -126,8 +126,12 @@ def is_fixed(layer):
 
 
 def backbone_layers(model):
-    """The layers between preprocessing and head that hold weights, in order."""
-    return [layer for layer in model.layers if layer.weights and not is_head(layer) and not is_fixed(layer)]
+    """The layers between preprocessing and head that hold weights, in order: what transfer copies."""
+    return [
+        layer
+        for layer in model.layers
+        if layer.weights and not is_head(layer) and not layer.name.startswith("scaling_")
+    ]
 
 
 def set_trainable(model, row, *, freeze_backbone):

@@ -57,7 +57,7 @@ def test_keras_own_notop_file_is_taken(tmp_path):
 
 def test_another_architecture_is_refused_with_its_first_different_layer(source):
     _, paths = source
-    with pytest.raises(ConfigError, match="another architecture: layer 'group1a'"):
+    with pytest.raises(ConfigError, match="another architecture: layer 'whitening'"):
         weights.load_backbone(model_of("scratch_cnn", seed=0), paths.h5)
 
 
