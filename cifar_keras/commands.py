@@ -277,6 +277,8 @@ def comparison(records, entries, fmt):
         return table.render(rows + [{"table": "other runs", **empty, **row} for row in others], fmt)
     titles = ("Results: full budget, the weights each model calls for", "Other runs: other budgets, weights or options")
     mark = "**" if fmt == "markdown" else ""
+    if fmt == "text" and others and not any(table.counts(record) for record in records):
+        first = []  # after a demo eight rows of dashes would hide what was measured
     parts = [(title, rows) for title, rows in zip(titles, (first, others), strict=True) if rows]
     return "\n\n".join(f"{mark}{title}{mark}\n\n{table.render(rows, fmt)}" for title, rows in parts)
 

@@ -17,6 +17,7 @@ HEADINGS = (
     *("experiment", "variant", "budget", "dataset", "weights", "published test", "test [95% interval] (n)", "seeds"),
     *("train (n)", "val (n)", "parameters", "minutes", "hardware"),
 )
+NOT_IN_A_TERMINAL = ("seeds", "train (n)", "parameters", "hardware")  # the text rendering stays narrow without these
 NOT_YET = "not yet run"
 SAME_RUN = ("experiment", "variant", "budget", "dataset", "fingerprint", "weights")  # but for seed and overrides
 
@@ -155,7 +156,8 @@ def render(rows, form):
     if form == "markdown":
         return tabulate([_markdown(row) for row in rows], headers="keys", tablefmt="github", disable_numparse=True)
     # Wrapped here, since tabulate's own wrapping reads '1,000' as a number and fails.
-    rows = [{textwrap.fill(heading, 10): textwrap.fill(text, 20) for heading, text in row.items()} for row in rows]
+    kept = [heading for heading in rows[0] if heading not in NOT_IN_A_TERMINAL]
+    rows = [{textwrap.fill(heading, 14): textwrap.fill(row[heading], 20) for heading in kept} for row in rows]
     return tabulate(rows, headers="keys", tablefmt="simple", disable_numparse=True)
 
 
