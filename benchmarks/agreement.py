@@ -20,20 +20,19 @@ from cifar_keras.config import Limits, RunConfig  # noqa: E402
 from cifar_keras.datasets import load  # noqa: E402
 from cifar_keras.inference import probabilities  # noqa: E402
 from cifar_keras.paths import Paths  # noqa: E402
-from cifar_keras.train import evaluation_batch  # noqa: E402
 
 
 def agreement(record, dataset, root, *, count):
     """`(same class, images, largest difference between forms, largest difference from what is stored)` of one run."""
     config = RunConfig.restored(record["config"])
     paths = Paths.of(config, root)
-    test = dataset.limited(Limits(**record["config"]["limits"])).test
+    test = load(dataset, limits=Limits(**record["config"]["limits"])).test
     models = (
         artifacts.load(paths.keras),
         artifacts.load(paths.h5),
         artifacts.rebuild(paths.architecture, paths.custom_h5),
     )
-    images, batch = test.images[:count], evaluation_batch(record["pixels"])
+    images, batch = test.images[:count], 20
     outputs = np.stack([probabilities(model, images, batch_size=batch) for model in models])
     with np.load(paths.predictions / f"{record['run_id']}.npz") as file:
         stored = file["probabilities"][:count].astype("float32")
@@ -49,10 +48,12 @@ def main():
     parser.add_argument("--dataset", default="shapes")
     parser.add_argument("--images", type=int, default=256)
     options = parser.parse_args()
-    dataset = load(options.dataset)
+    fingerprint = load(options.dataset, limits=Limits(10, 10, 10)).fingerprint
     for record in results.read(options.root):
-        if record["status"] == "finished" and record["config"]["fingerprint"] == dataset.fingerprint:
-            same, n, between, stored = agreement(record, dataset, options.root, count=options.images)
+        path = Paths.of(RunConfig.restored(record["config"]), options.root).keras
+        newest = path.is_file() and artifacts.provenance(path)["run_id"] == record["run_id"]
+        if newest and record["config"]["fingerprint"] == fingerprint:
+            same, n, between, stored = agreement(record, options.dataset, options.root, count=options.images)
             print(
                 f"{record['run_id']}: same class {same}/{n}, forms differ by {between:.1e}, stored by {stored:.1e}",
                 flush=True,

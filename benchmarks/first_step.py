@@ -26,7 +26,7 @@ def measure(build_first):
     set_trainable(model, row, freeze_backbone=False)
     training = Training(row.name, stages=(Stage(1, 1e-3),))
     optimizer = make_optimizer(training, training.stages[0], steps=100)
-    model.compile(optimizer, CrossEntropy(), metrics=["accuracy"], jit_compile=runtime.jit_compile())
+    model.compile(optimizer, CrossEntropy(), metrics=["accuracy"])
     if build_first:
         model.optimizer.build(model.trainable_variables)
     images = np.zeros((128, 32, 32, 3), "uint8")

@@ -24,7 +24,7 @@ def _at(image, rows, columns):
 
 
 def shift(image, seed, *, pad=2):
-    """Moves the image by up to `pad` pixels each way, the border filled by reflection (arXiv:2404.00498, section 3.4).
+    """Moves the image by up to `pad` pixels each way, the border filled by reflection (arXiv:2404.00498, section 3.1).
 
     Args:
         image: uint8 `(height, width, 3)`, RGB in [0, 255].

@@ -16,7 +16,7 @@ def scale(x, scaling):
     """Brings RGB in [0, 255] to what the backbone was designed for, in float32 under every precision policy.
 
     Args:
-        x: tensor `(batch, height, width, 3)`, RGB in [0, 255].
+        x: float32 `(batch, height, width, 3)`, RGB in [0, 255].
         scaling: 'unit' ([0, 1]), 'zscore' (CIFAR-10's mean and deviation) or 'caffe' (BGR minus ImageNet's mean).
     """
     if scaling == "unit":
@@ -26,7 +26,6 @@ def scale(x, scaling):
         return layers.Normalization(mean=CIFAR_MEAN, variance=variance, dtype="float32", name="scaling_zscore")(x)
     if scaling == "caffe":
         # A frozen 1x1 convolution: slicing channels saves to .keras but makes the complete .h5 unloadable.
-        x = layers.Rescaling(1.0, dtype="float32", name="scaling_cast")(x)
         layer = layers.Conv2D(3, 1, trainable=False, dtype="float32", name="scaling_caffe")
         x = layer(x)
         layer.set_weights([np.eye(3, dtype="float32")[::-1][None, None], -np.float32(CAFFE_MEAN_BGR)])
@@ -52,7 +51,8 @@ def resnet50(x, *, momentum):
 def airnet(x, *, momentum, widths=(64, 256, 256)):
     """The three-group CNN of airbench94 (Jordan, arXiv:2404.00498, section 3), 2.0 million parameters.
 
-    Departure: the whitening layer has no trainable bias (no stock layer trains a bias beside a frozen kernel).
+    Departures: the whitening layer has no trainable bias (no stock layer trains a bias beside a frozen kernel);
+    BatchNorm's epsilon is 1e-5, not 1e-12; the division of the logits by 256 is part of `small_head`'s weights.
 
     Args:
         x: float32 `(batch, height, width, 3)`, scaled; 32 pixels is what it was designed for.
@@ -89,20 +89,23 @@ def dirac_convolution(x, filters, channels, *, name):
     return x
 
 
-def whitening_kernel(images, *, size=2, epsilon=5e-4):
+def whitening_kernel(blocks, *, size=2, epsilon=5e-4):
     """The patch-whitening filters of arXiv:2404.00498, section 3.2: scaled eigenvectors and their negatives.
 
     Args:
-        images: float32 `(n, height, width, 3)`, scaled as the network sees them.
+        blocks: float32 arrays `(n, height, width, 3)`, scaled as the network sees them; any number of images in all.
         size: side of the patches.
         epsilon: keeps directions without variance from exploding.
     Returns: float32 `(size, size, 3, 2 * 3 * size**2)`.
     """
-    patches = np.lib.stride_tricks.sliding_window_view(images, (size, size), axis=(1, 2))  # n, h', w', 3, size, size
-    patches = patches.transpose(0, 1, 2, 4, 5, 3).reshape(-1, size * size * images.shape[-1]).astype("float64")
-    values, vectors = np.linalg.eigh(patches.T @ patches / len(patches))
+    covariance, count = 0.0, 0
+    for images in blocks:
+        patches = np.lib.stride_tricks.sliding_window_view(images, (size, size), axis=(1, 2))
+        patches = patches.transpose(0, 1, 2, 4, 5, 3).reshape(-1, size * size * 3).astype("float64")  # (y, x, channel)
+        covariance, count = covariance + patches.T @ patches, count + len(patches)
+    values, vectors = np.linalg.eigh(covariance / count)
     vectors *= np.sign(vectors[np.abs(vectors).argmax(axis=0), range(len(values))])  # LAPACK builds differ in sign
-    filters = (vectors / np.sqrt(values + epsilon)).reshape(size, size, images.shape[-1], -1)
+    filters = (vectors / np.sqrt(values + epsilon)).reshape(size, size, 3, -1)
     return np.concatenate([filters, -filters], axis=-1).astype("float32")
 
 

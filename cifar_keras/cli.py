@@ -5,6 +5,7 @@ TensorFlow is imported after `runtime.setup`, by what needs it; `--help`, `list`
 
 import argparse
 import dataclasses
+import itertools
 import os
 import signal
 import sys
@@ -41,6 +42,8 @@ def seeds(text):
     first, _, last = text.partition("-")
     if not first.isdecimal() or not (last or first).isdecimal() or int(last or first) < int(first):
         raise argparse.ArgumentTypeError(f"expected a seed such as 0, or a range such as 0-4, received {text!r}")
+    if int(last or first) >= 2**31:
+        raise argparse.ArgumentTypeError(f"expected seeds below 2**31, received {text!r}")
     return range(int(first), int(last or first) + 1)
 
 
@@ -69,8 +72,12 @@ class Options:
         metavar="imagenet|none|PATH",
     )
     epochs: int | None = _option(None, "over all stages, shared as the recipe does", type=positive, metavar="N")
-    batch_size: int | None = _option(None, "images a step; rates follow its square root", type=positive, metavar="N")
-    learning_rate: float | None = _option(None, "of the last stage; the others follow", type=rate, metavar="RATE")
+    batch_size: int | None = _option(
+        None, "images a step; learning rates follow its square root", type=positive, metavar="N"
+    )
+    learning_rate: float | None = _option(
+        None, "of the last stage; the other stages' follow", type=rate, metavar="RATE"
+    )
     seed: range = _option(range(1), "0, or 0-4 for five runs", type=seeds, metavar="0|0-4")
     limit: int | None = _option(None, "most images of each split", type=positive, metavar="N")
     precision: str = _option("auto", "auto: 16 bit on GPUs that gain, else float32", choices=PRECISIONS)
@@ -140,11 +147,11 @@ def one(experiment, options):
 def each(experiment, arguments, *, variants, seeds):
     """A process for each variant and seed, since memory of a trained model is not given back within one."""
     file = PROJECT / "experiments" / f"{experiment.key}.py"
-    codes = [
-        commands.process(file, [*arguments, "--variant", variant, "--seed", str(seed)])
-        for variant in variants
-        for seed in seeds
-    ]
+    codes = []
+    for variant, seed in itertools.product(variants, seeds):
+        codes.append(commands.process(file, [*arguments, "--variant", variant, "--seed", str(seed)]))
+        if codes[-1] in commands.STOPPED:
+            break
     return commands.combined(codes)
 
 
@@ -161,7 +168,7 @@ def guarded(function, *, verbose=False):
         return 130
     except BrokenPipeError:  # the reader of our output went away, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 128 + signal.SIGPIPE
     except Exception as error:
         if verbose:
             traceback.print_exc()
@@ -186,7 +193,7 @@ def command(arguments=None):
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="list|run|study|collate")
     add_options(verbs.add_parser("list", help="experiments with their question and last result"), only=("root",))
-    one_of_them = verbs.add_parser("run", help="one experiment: `cifar-keras run exp3 --budget quick`", add_help=False)
+    one_of_them = verbs.add_parser("run", help="one experiment: `cifar-keras run exp3 --budget quick`")
     one_of_them.add_argument(
         "name", metavar="NAME", help="exp3, 3 or exp3_finetune; what follows goes to the experiment"
     )

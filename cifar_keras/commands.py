@@ -184,7 +184,8 @@ def study(arguments, *, root, budget="full", folder=PROJECT / "experiments"):
             return code
         print(progress(plan, runs), flush=True)
     print()
-    collate(root, folder=folder)
+    if "--dry-run" not in arguments:
+        collate(root, folder=folder)
     failed = [f"{entry.key} (exit code {code})" for entry, (code, _) in zip(chosen, runs, strict=True) if code]
     if failed:
         print(f"{len(failed)} of {len(chosen)} failed: {', '.join(failed)}; what they said stands above", flush=True)

@@ -33,6 +33,11 @@ class HeldError(CifarKerasError):
     exit_code = 4
 
 
+def _one_of(name, value, choices):
+    if value not in choices:
+        raise ConfigError(f"`{name}` must be one of {', '.join(choices)}. Received: {value!r}.")
+
+
 @dataclass(frozen=True)
 class Stage:
     """One phase of training with one optimiser.
@@ -51,6 +56,11 @@ class Stage:
     schedule: str = "cosine"
     warmup: float = 0.0
 
+    def __post_init__(self):
+        _one_of("schedule", self.schedule, ("constant", "cosine", "linear"))
+        if self.warmup and self.schedule != "cosine":
+            raise ConfigError(f"`warmup` goes with schedule 'cosine'. Received: {self.schedule!r}.")
+
 
 @dataclass(frozen=True)
 class Training:
@@ -61,7 +71,8 @@ class Training:
         stages: trained one after the other; the weights best on val are kept over all of them.
         override: columns of the row that this variant replaces, by name.
         batch_size: images a step.
-        optimizer: 'adam', 'adamw', 'sgd' (Nesterov, 0.9) or 'muon' (see `optim.Muon`).
+        optimizer: 'adam', 'adamw', 'sgd' (Nesterov, 0.9) or 'muon' (see `optim.Muon`; the stages' learning rates are
+            then those of the convolution kernels, and everything else keeps airbench's rates).
         weight_decay: decoupled for 'adamw' and 'sgd', fraction of the weights a step at rate 1; for 'muon' per image.
         label_smoothing: share of each target spread over all classes, in [0, 1).
         test_time_augmentation: also score the mean over mirrored and shifted views, in a column of its own.
@@ -75,6 +86,9 @@ class Training:
     weight_decay: float = 0.0
     label_smoothing: float = 0.0
     test_time_augmentation: bool = False
+
+    def __post_init__(self):
+        _one_of("optimizer", self.optimizer, ("adam", "adamw", "sgd", "muon"))
 
     @property
     def epochs(self):
@@ -151,15 +165,17 @@ BUDGETS = {
     ),
 }
 
-MINIMUM_STEPS = 20  # an epoch: with fewer the optimiser hardly moves, so the batch shrinks instead
+MINIMUM_STEPS = 20  # an epoch: with fewer the optimiser hardly moves, so the batch shrinks instead,
+MINIMUM_BATCH = 16  # but not below what BatchNorm needs
 
 
 def with_epochs(training, epochs):
     """Shares `epochs` among the stages as the recipe does, at least one each (the last ones, where there are fewer)."""
     stages = training.stages[-epochs:]
-    total = sum(stage.epochs for stage in stages)
-    counts = [max(1, round(epochs * stage.epochs / total)) for stage in stages[:-1]]
-    counts.append(max(1, epochs - sum(counts)))
+    total, counts = sum(stage.epochs for stage in stages), []
+    for behind, stage in zip(reversed(range(len(stages))), stages, strict=True):
+        left = epochs - sum(counts) - behind  # the stages behind this one need an epoch each
+        counts.append(min(max(1, round(epochs * stage.epochs / total)), left) if behind else left)
     stages = tuple(dataclasses.replace(stage, epochs=n) for stage, n in zip(stages, counts, strict=True))
     return dataclasses.replace(training, stages=stages)
 
@@ -177,25 +193,38 @@ def with_batch_size(training, batch_size):
     return dataclasses.replace(with_learning_rate(training, rate), batch_size=batch_size)
 
 
-def cut(training, budget, *, pixels, images_per_second):
-    """Fits a recipe to a budget: fewer images of every split, then fewer epochs, then smaller batches.
+def limits_of(budget, training, *, pixels, images_per_second):
+    """How many images of each split a budget admits: so few that its time suffices for three epochs, or one a stage.
+
+    Args:
+        budget: a `Budget`.
+        training: the full recipe.
+        pixels: side of the images that the model sees.
+        images_per_second: the model row's reference training speed.
+    Returns: `Limits`.
+    """
+    limits = budget.small if pixels < 128 else budget.large
+    if budget.seconds is None:
+        return limits
+    epochs = min(training.epochs, max(3, len(training.stages)))
+    return dataclasses.replace(limits, train=min(limits.train, int(budget.seconds * images_per_second) // epochs))
+
+
+def cut(training, budget, *, images, images_per_second):
+    """Fits a recipe to a budget and to the data: fewer epochs, then batches small enough to make some steps.
 
     Args:
         training: the full recipe.
         budget: a `Budget`.
-        pixels: side of the images that the model sees.
+        images: training images there are.
         images_per_second: the model row's reference training speed.
-    Returns: `(training, limits)`.
+    Returns: `Training`.
     """
-    limits = budget.small if pixels < 128 else budget.large
-    if budget.seconds is None:
-        return training, limits
-    passes = int(budget.seconds * images_per_second)
-    wanted = min(training.epochs, max(3, len(training.stages)))  # rather fewer images than a single epoch
-    train = min(limits.train, passes // wanted)
-    training = with_epochs(training, min(training.epochs, max(wanted, passes // train)))
-    training = with_batch_size(training, min(training.batch_size, max(1, train // MINIMUM_STEPS)))
-    return training, dataclasses.replace(limits, train=train)
+    if budget.seconds is not None:
+        epochs = max(len(training.stages), int(budget.seconds * images_per_second) // images)
+        training = with_epochs(training, min(training.epochs, epochs))
+    batch = max(images // MINIMUM_STEPS, min(MINIMUM_BATCH, images))
+    return with_batch_size(training, batch) if batch < training.batch_size else training
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ VIEWS = (
     # arXiv:2404.00498, section 3.5: mirrored or not, each at rest and one pixel up-left and down-right
     (0, False, 0.25), (0, True, 0.25), (-1, False, 0.125), (-1, True, 0.125), (1, False, 0.125), (1, True, 0.125),
 )  # fmt: skip
-CHUNK = 5000  # images whose views are held at a time, so that memory stays flat
 
 
 def probabilities(model, images, *, batch_size):
@@ -27,12 +26,9 @@ def probabilities(model, images, *, batch_size):
 
 def test_time_augmented(model, images, *, batch_size):
     """The weighted mean of the probabilities of six views of each image. Arguments and result as `probabilities`."""
-    return np.concatenate(
-        [
-            _mean_over_views(model, np.asarray(images[start : start + CHUNK]), batch_size)
-            for start in range(0, len(images), CHUNK)
-        ]
-    )
+    count = 10 * batch_size  # whose views are held at a time: memory stays flat however many there are
+    starts = range(0, len(images), count)
+    return np.concatenate([_mean_over_views(model, np.asarray(images[i : i + count]), batch_size) for i in starts])
 
 
 def _mean_over_views(model, images, batch_size):

@@ -59,7 +59,8 @@ class Muon(keras.optimizers.Optimizer):
         momentum: of the kernels' gradients.
         head_rate, bias_rate: learning rates of two- and of one-dimensional variables, as multiples of `learning_rate`.
         sgd_momentum: of those variables' gradients.
-        decay: L2 coefficient of those variables; a step at full rate takes away `decay / (1 - sgd_momentum)`.
+        decay: L2 coefficient of those variables; a step at the rate `peak` takes away `decay / (1 - sgd_momentum)`.
+        peak: the highest rate of the schedule, default `learning_rate`.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Muon(keras.optimizers.Optimizer):
         bias_rate=1.0,
         sgd_momentum=0.85,
         decay=0.0,
+        peak=None,
         name="muon",
         **kwargs,
     ):
@@ -79,6 +81,7 @@ class Muon(keras.optimizers.Optimizer):
         self.bias_rate = bias_rate
         self.sgd_momentum = sgd_momentum
         self.decay = decay
+        self.peak = learning_rate if peak is None else peak
 
     def build(self, variables):
         """Makes one momentum slot a variable."""
@@ -97,7 +100,7 @@ class Muon(keras.optimizers.Optimizer):
         else:
             multiple = self.head_rate if len(variable.shape) == 2 else self.bias_rate
             # At the schedule's peak the decay is `decay` whatever the rate, hence the division.
-            gradient = gradient + (self.decay / (multiple * self._peak())) * variable
+            gradient = gradient + (self.decay / (multiple * self.peak)) * variable
             self.assign(buffer, self.sgd_momentum * buffer + gradient)
             self.assign_sub(variable, rate * multiple * (gradient + self.sgd_momentum * buffer))
 
@@ -109,13 +112,8 @@ class Muon(keras.optimizers.Optimizer):
         norm = ops.sqrt(ops.sum(ops.square(variable)))
         self.assign(variable, variable * (math.sqrt(variable.shape[-1]) / norm) - rate * update)
 
-    def _peak(self):
-        """The rate that the schedule starts from."""
-        rate = self._learning_rate
-        return rate.initial_learning_rate if isinstance(rate, schedules.LearningRateSchedule) else rate
-
     def get_config(self):
-        names = ("momentum", "head_rate", "bias_rate", "sgd_momentum", "decay")
+        names = ("momentum", "head_rate", "bias_rate", "sgd_momentum", "decay", "peak")
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 
@@ -141,11 +139,13 @@ def make_optimizer(training, stage, *, steps):
     if training.optimizer == "sgd":
         return keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, weight_decay=training.weight_decay or None)
     # 'muon': airbench states its rates for a loss summed over the batch and logits divided by the features' number
-    # (256); ours is a mean over plain logits, which is the same step at these multiples.
+    # (256); ours is a mean over plain logits, which is the same step at these multiples. So only the kernels' rate
+    # is the stage's, and the others follow the batch linearly.
     batch, peak = training.batch_size, stage.learning_rate
     return Muon(
         rate,
         head_rate=0.67 * batch / 256**2 / peak,
         bias_rate=0.053 * batch / peak,
         decay=training.weight_decay * batch,
+        peak=peak,
     )

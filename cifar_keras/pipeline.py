@@ -8,7 +8,7 @@ from cifar_keras.augment import augmented
 
 def steps_per_epoch(split, batch_size):
     """Training steps of one epoch; the last incomplete batch is left out, another one each epoch."""
-    return max(1, len(split) // batch_size)
+    return len(split) // batch_size
 
 
 def epoch_order(count, *, seed, epoch):
@@ -23,14 +23,13 @@ def train_pipeline(split, *, batch_size, seed, epochs, first_epoch=0, augmentati
 
     Args:
         split: `datasets.base.Split`.
-        batch_size: images a batch; a split smaller than that is one batch an epoch.
+        batch_size: images a batch, at most the split's.
         seed: the run's seed.
         epochs: the epoch (exclusive) at which the stream ends.
         first_epoch: where it starts.
         augmentation: names from `augment.STEPS`.
     Returns: `tf.data.Dataset` of (uint8 `(batch, height, width, 3)`, int32 `(batch,)`).
     """
-    batch_size = min(batch_size, len(split))
 
     def order(epoch):
         indices = tf.numpy_function(lambda e: epoch_order(len(split), seed=seed, epoch=int(e)), [epoch], tf.int64)

@@ -80,10 +80,11 @@ def read(root):
     records = []
     for path in (Path(root) / "results" / "runs").glob("*.json"):
         try:
-            records.append(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{path} is not a run record: {error}. Mend it or move it away.") from None
-    return sorted(records, key=lambda record: (record["utc"], record["run_id"]))
+            record = json.loads(path.read_text(encoding="utf-8"))
+            records.append((record["utc"], record["run_id"], record["status"], record))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{path} is not a run record: {error!r}. Mend it or move it away.") from None
+    return [record for *_, record in sorted(records, key=lambda entry: entry[:2])]
 
 
 def rebuild(root):

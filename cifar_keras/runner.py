@@ -11,9 +11,11 @@ from cifar_keras import artifacts, evaluate, results, runtime
 from cifar_keras.config import (
     BUDGETS,
     ConfigError,
+    Limits,
     RunConfig,
     RunFailedError,
     cut,
+    limits_of,
     with_batch_size,
     with_epochs,
     with_learning_rate,
@@ -40,7 +42,6 @@ def run(experiment, options):
     Returns: the run's record, or None after `--dry-run`.
     Raises: ConfigError, RunFailedError, HeldError.
     """
-    runtime.git_commit()  # before anybody edits the code that is running
     config, dataset, weights_file = prepare(experiment, options)
     paths = Paths.of(config, options.root)
     row = ModelRow(**config.row)
@@ -54,7 +55,9 @@ def run(experiment, options):
             print(f"Already finished; `--fresh` runs it again.\n{last_line(record)}")
             return record
         progress = resume.load(config.identity)
-        progress.run_id = progress.run_id or f"{paths.stem}_{now():%Y%m%dT%H%M%SZ}"
+        if not progress.run_id:
+            progress.run_id = f"{paths.stem}_{now():%Y%m%dT%H%M%SZ}"
+            progress.git_commit = runtime.git_commit()
         print(headline(config, dataset, progress))
         try:
             model = built(config, row, dataset, weights_file)
@@ -75,21 +78,28 @@ def prepare(experiment, options):
     budget = BUDGETS[options.budget]
     training = experiment.variants[options.variant]
     row = row_of(training)
-    training, limits = cut(training, budget, pixels=row.pixels, images_per_second=row.images_per_second)
+    limits = limits_of(budget, training, pixels=row.pixels, images_per_second=row.images_per_second)
+    if options.limit is not None:
+        limits = Limits(*(min(options.limit, given or options.limit) for given in dataclasses.astuple(limits)))
+    if options.data_dir is not None and not Path(options.data_dir).is_dir():
+        raise ConfigError(f"`--data-dir` must be a folder. Received: {options.data_dir!r}, which is none.")
+    default_weights = row.weights if budget.pretrained else "none"
+    weights, weights_file = resolve(options.weights or default_weights, row, data_dir=options.data_dir)
+    dataset = load(
+        options.dataset or budget.dataset, data_dir=options.data_dir, image_size=options.image_size, limits=limits
+    )
+    training = cut(training, budget, images=len(dataset.train), images_per_second=row.images_per_second)
     for change, value in (
         (with_epochs, options.epochs),
         (with_batch_size, options.batch_size),
         (with_learning_rate, options.learning_rate),
     ):
         training = change(training, value) if value is not None else training
-    if options.limit is not None:
-        least = (min(options.limit, given or options.limit) for given in dataclasses.astuple(limits))
-        limits = type(limits)(*least)
-    default_weights = row.weights if budget.pretrained else "none"
-    weights, weights_file = resolve(options.weights or default_weights, row, data_dir=options.data_dir)
-    dataset = load(
-        options.dataset or budget.dataset, data_dir=options.data_dir, image_size=options.image_size, limits=limits
-    )
+    if training.batch_size > len(dataset.train):
+        raise ConfigError(
+            f"`--batch-size` must be at most the number of training images, {len(dataset.train)}. "
+            f"Received: {training.batch_size}."
+        )
     overrides = options.changes()
     if weights != default_weights:
         overrides["weights"] = weights
@@ -135,8 +145,12 @@ def conclude(config, row, dataset, model, *, paths, progress, experiment):
     names = {"class_names": dataset.class_names, "dataset": dataset.label, "config": json.loads(config.identity)}
     artifacts.save(model, paths, provenance={"run_id": progress.run_id, **names}, history=progress.history)
     model = artifacts.load(paths.keras)  # what is scored is what was saved
-    batch = evaluation_batch(row.pixels)
-    splits = {"train": sample(dataset.train, 10 * batch), "val": dataset.val, "test": dataset.test}
+    batch = evaluation_batch(row, dataset)
+    splits = {
+        "train": sample(dataset.train, 5000 if row.pixels < 128 else 1000),
+        "val": dataset.val,
+        "test": dataset.test,
+    }
     scored = {
         name: (split.labels, probabilities(model, split.images, batch_size=batch)) for name, split in splits.items()
     }
@@ -155,7 +169,7 @@ def conclude(config, row, dataset, model, *, paths, progress, experiment):
 
 def facts(config, dataset, progress, experiment):
     """The columns that are known whether the run succeeds or not."""
-    images = len(dataset.train)
+    images, batch = len(dataset.train), config.training.batch_size
     published = experiment.published if dataset.slug in CIFAR10 else {}
     return {
         "run_id": progress.run_id,
@@ -170,11 +184,14 @@ def facts(config, dataset, progress, experiment):
         "best_epoch": progress.best_epoch,
         "train_images": images,
         "training_seconds": round(progress.seconds, 1),
-        "images_per_second": round(progress.epochs * images / progress.seconds, 1) if progress.seconds else None,
+        "images_per_second": round(progress.epochs * (images - images % batch) / progress.seconds, 1)
+        if progress.seconds
+        else None,
         "deterministic": config.deterministic,
-        "batch_size": config.training.batch_size,
+        "batch_size": batch,
         **{f"published_{split}": published.get(split) for split in ("train", "val", "test")},
         **runtime.environment(),
+        "git_commit": progress.git_commit,
         "notes": list(dataset.notes),
         "config": json.loads(config.identity),
     }

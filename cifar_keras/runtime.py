@@ -1,6 +1,5 @@
 """What must be set before TensorFlow loads, and what the machine turns out to be. Imports nothing heavy at the top."""
 
-import functools
 import os
 import platform
 import resource
@@ -8,6 +7,7 @@ import subprocess
 import sys
 import warnings
 
+from cifar_keras.config import ConfigError
 from cifar_keras.paths import PROJECT
 
 
@@ -38,7 +38,9 @@ def _load_tensorflow_quietly():
         try:
             import tensorflow as tf
 
-            tf.config.list_physical_devices("GPU")
+            gpus = tf.config.list_physical_devices("GPU")
+            if gpus and os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
+                tf.config.set_visible_devices([], "GPU")  # tf.data would take memory from the backend that computes
         finally:
             os.dup2(saved, 2)
             os.close(saved)
@@ -54,12 +56,15 @@ def apply(*, precision, deterministic):
     Args:
         precision: a Keras policy name, from `choose_precision`.
         deterministic: make every TensorFlow kernel reproducible, at some cost in speed.
+    Raises: ConfigError if the backend can't.
     """
     import keras
     import tensorflow as tf
 
     keras.config.set_dtype_policy(precision)
     if deterministic:
+        if keras.backend.backend() != "tensorflow":
+            raise ConfigError(f"`--deterministic` needs the TensorFlow backend. Received: {keras.backend.backend()}.")
         tf.config.experimental.enable_op_determinism()
 
 
@@ -71,29 +76,39 @@ def choose_precision(asked):
     """
     if asked != "auto":
         return asked
-    capability = gpu_capability()
-    if capability is None or capability < (7, 0):
+    _, capability = gpu() or (None, (0, 0))
+    if capability < (7, 0):
         return "float32"
     return "mixed_bfloat16" if capability >= (8, 0) else "mixed_float16"
 
 
-def gpu_capability():
-    """The first GPU's CUDA compute capability as a tuple, or None without a GPU."""
+def gpu():
+    """The first GPU that the Keras backend computes on: `(name, (major, minor))` CUDA capability; None without one."""
+    import keras
+
+    if keras.backend.backend() == "jax":
+        import jax
+
+        found = [device for device in jax.devices() if device.platform == "gpu"]
+        return (found[0].device_kind, _version(found[0].compute_capability)) if found else None
+    if keras.backend.backend() == "torch":
+        import torch
+
+        available = torch.cuda.is_available()
+        return (torch.cuda.get_device_name(), torch.cuda.get_device_capability()) if available else None
     import tensorflow as tf
 
     gpus = tf.config.list_physical_devices("GPU")
-    return tf.config.experimental.get_device_details(gpus[0]).get("compute_capability", (0, 0)) if gpus else None
+    details = tf.config.experimental.get_device_details(gpus[0]) if gpus else {}
+    return (details.get("device_name", "GPU"), details.get("compute_capability", (0, 0))) if gpus else None
 
 
-def jit_compile():
-    """What `compile(jit_compile=...)` gets: XLA where it pays without measuring, which is on GPUs, not on CPUs."""
-    import keras
-
-    return False if keras.backend.backend() == "tensorflow" and gpu_capability() is None else "auto"
+def _version(text):
+    return tuple(int(part) for part in text.split("."))
 
 
 def environment():
-    """Where a run took place: the record's columns from `precision`'s neighbours on."""
+    """Where a run takes place, as columns of its record."""
     import keras
     import tensorflow as tf
 
@@ -103,18 +118,15 @@ def environment():
         "keras": keras.__version__,
         "tensorflow": tf.__version__,
         "python": platform.python_version(),
-        "git_commit": git_commit(),
     }
 
 
 def device():
     """The first GPU's name, else the CPU's model and the number of cores this process may use."""
-    import tensorflow as tf
-
-    gpus = tf.config.list_physical_devices("GPU")
-    if gpus:
-        return f"{len(gpus)} x {tf.config.experimental.get_device_details(gpus[0]).get('device_name', 'GPU')}"
-    return f"{cpu_name()}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+    if found := gpu():
+        return found[0]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{cpu_name()}, {cores} cores"
 
 
 def cpu_name():
@@ -129,9 +141,8 @@ def cpu_name():
     return f"{fields.get('model name', platform.machine())}{wide}"
 
 
-@functools.cache
 def git_commit():
-    """The project's commit when first asked (as the run starts); `+` where tracked files differ; None if unknown."""
+    """The project's commit, with `+` where tracked files differ from it; None outside a checkout."""
 
     def git(*arguments):
         return subprocess.run(

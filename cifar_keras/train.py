@@ -15,7 +15,6 @@ from cifar_keras.config import ConfigError, RunFailedError
 from cifar_keras.files import replacing, write_json
 from cifar_keras.optim import CrossEntropy, make_optimizer
 from cifar_keras.pipeline import evaluation_pipeline, steps_per_epoch, train_pipeline
-from cifar_keras.runtime import jit_compile
 from cifar_keras.units import duration
 from cifar_keras.zoo import set_trainable
 
@@ -29,6 +28,7 @@ class Progress:
     Attributes:
         identity: the run's canonical configuration.
         run_id: the run's name and the time it was first started.
+        git_commit: of the code that started it.
         epochs: finished ones, over all stages.
         best_epoch: the one whose weights val selected, counted from 1.
         best: its (val accuracy, -val loss).
@@ -38,6 +38,7 @@ class Progress:
 
     identity: str
     run_id: str = ""
+    git_commit: str | None = None
     epochs: int = 0
     best_epoch: int = 0
     best: tuple[float, float] = (-1.0, -math.inf)
@@ -82,7 +83,7 @@ class Resume:
             model.save_weights(temporary)
         if progress.best_epoch == progress.epochs:
             with replacing(self.best(progress.epochs)) as temporary:
-                model.save_weights(temporary)
+                _alone(model).save_weights(temporary)
         write_json(self.state, progress.__dict__)
         keep = {self.state, self.last(progress.epochs), self.best(progress.best_epoch)}
         for file in set(self.folder.iterdir()) - keep:
@@ -90,11 +91,16 @@ class Resume:
 
     def load_best(self, model, progress):
         """Gives the model the weights that val selected."""
-        model.load_weights(self.best(progress.best_epoch))
+        _alone(model).load_weights(self.best(progress.best_epoch))
 
     def clear(self):
         """Removes the folder, when the run is done or `--fresh` starts over."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _alone(model):
+    """The same layers without the optimiser, whose state belongs to one stage."""
+    return keras.Model(model.input, model.output)
 
 
 def _difference(before, after):
@@ -129,6 +135,9 @@ class Recorder(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         self.mark = time.perf_counter()
 
+    def on_epoch_begin(self, epoch, logs=None):
+        self.rate = float(self.model.optimizer.learning_rate)
+
     def on_epoch_end(self, epoch, logs=None):
         # From mark to mark: tracing the first step, validation and saving all count.
         progress, before, self.mark = self.progress, self.mark, time.perf_counter()
@@ -137,7 +146,7 @@ class Recorder(keras.callbacks.Callback):
             **{name: float(logs[name]) for name in ("loss", "accuracy", "val_loss", "val_accuracy")},
             "epoch": epoch + 1,
             "stage": self.stage,
-            "learning_rate": float(self.model.optimizer.learning_rate),
+            "learning_rate": self.rate,  # at the epoch's start; at the end of the last one schedules are at zero
             "seconds": round(seconds, 3),
         }
         if not math.isfinite(row["loss"] + row["val_loss"]):
@@ -188,9 +197,10 @@ class Report(keras.callbacks.Callback):
         self.bar.close()
 
 
-def evaluation_batch(pixels):
-    """A batch for evaluation whose activations take about the same memory at every resolution."""
-    return max(20, round(500 * (32 / pixels) ** 2))
+def evaluation_batch(row, dataset):
+    """A batch for evaluation that takes about the same memory at every size of images and activations."""
+    side = max(row.pixels, *dataset.image_shape[:2])
+    return max(10, round(500 * (32 / side) ** 2))
 
 
 def fit(model, row, dataset, training, *, seed, resume, progress):
@@ -220,11 +230,10 @@ def fit(model, row, dataset, training, *, seed, resume, progress):
 def _fit_stage(model, row, dataset, training, *, number, first, seed, resume, progress):
     """Trains what is left of one stage, whose first epoch is `first`."""
     stage = training.stages[number - 1]
-    batch = min(training.batch_size, len(dataset.train))
-    steps = steps_per_epoch(dataset.train, batch)
+    steps = steps_per_epoch(dataset.train, training.batch_size)
     set_trainable(model, row, freeze_backbone=stage.freeze_backbone)
     optimizer = make_optimizer(training, stage, steps=steps * stage.epochs)
-    model.compile(optimizer, CrossEntropy(training.label_smoothing), metrics=["accuracy"], jit_compile=jit_compile())
+    model.compile(optimizer, CrossEntropy(training.label_smoothing), metrics=["accuracy"])
     # Before the first step: slots made inside its trace would have it traced twice (42 s for ResNet50 in place of 14).
     model.optimizer.build(model.trainable_variables)
     if progress.epochs > first:
@@ -233,7 +242,7 @@ def _fit_stage(model, row, dataset, training, *, number, first, seed, resume, pr
     model.fit(
         train_pipeline(
             dataset.train,
-            batch_size=batch,
+            batch_size=training.batch_size,
             seed=seed,
             first_epoch=progress.epochs,
             epochs=end,
@@ -242,7 +251,7 @@ def _fit_stage(model, row, dataset, training, *, number, first, seed, resume, pr
         initial_epoch=progress.epochs,
         epochs=end,
         steps_per_epoch=steps,
-        validation_data=evaluation_pipeline(dataset.val, batch_size=evaluation_batch(row.pixels)),
+        validation_data=evaluation_pipeline(dataset.val, batch_size=evaluation_batch(row, dataset)),
         callbacks=[
             Reseed(seed),
             Recorder(progress, resume, stage=number),

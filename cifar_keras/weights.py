@@ -10,7 +10,7 @@ import numpy as np
 
 from cifar_keras.config import ConfigError
 from cifar_keras.files import sha256
-from cifar_keras.zoo import backbone_layers
+from cifar_keras.zoo import backbone_layers, part_of
 
 IMAGENET = {
     "resnet50": (
@@ -57,13 +57,13 @@ def imagenet(backbone, *, data_dir):
         )
     url, md5 = IMAGENET[backbone]
     name = url.rpartition("/")[2]
-    for folder in filter(None, (data_dir, os.environ.get("CIFAR_KERAS_DATA"))):
+    cache = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "models"
+    for folder in filter(None, (data_dir, os.environ.get("CIFAR_KERAS_DATA"), cache)):
         if (path := Path(folder).expanduser() / name).is_file():
-            return _checked(path, md5)
+            return _checked(path, md5)  # Keras itself would delete a file with another checksum
     try:
         return Path(keras.utils.get_file(name, url, cache_subdir="models", file_hash=md5))
     except Exception as error:  # Keras raises a bare Exception without network
-        cache = Path(os.environ.get("KERAS_HOME", "~/.keras")) / "models"
         raise ConfigError(
             f"The ImageNet weights of {backbone} are neither here nor can they be downloaded ({error}). "
             f"Put the file from {url} (MD5 {md5}) into {cache}, into `--data-dir DIR` or into the folder that "
@@ -99,10 +99,10 @@ def load_backbone(model, path):
                 f"{path} holds another architecture: layer {layer.name!r} must have weights of shapes {expected}. "
                 f"Received: {what}. `--weights` takes a file whose backbone is the one of model {model.name!r}."
             )
-    known = {layer.name for layer in model.layers}
-    extra = [name for name in stored if name not in known and name not in ("predictions", "logits")]
-    if extra:
-        raise ConfigError(f"{path} holds another architecture: its layer {extra[0]!r} has no place in {model.name!r}.")
+    known = {layer.name for layer in wanted}
+    for name in stored:
+        if part_of(name) == "backbone" and name not in known and name != "predictions":  # Keras' name for a head
+            raise ConfigError(f"{path} holds another architecture: its layer {name!r} has no place in {model.name!r}.")
     for layer in wanted:
         layer.set_weights(stored[layer.name])
 

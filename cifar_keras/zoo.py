@@ -85,8 +85,9 @@ def build(row, *, image_shape, classes, steps, seed):
     """
     keras.utils.set_random_seed(seed)
     x = inputs = keras.Input(image_shape, dtype="uint8", name="image")
+    x = layers.Rescaling(1.0, dtype="float32", name="scaling_cast")(x)  # Resizing would round uint8 to uint8
     if image_shape[:2] != (row.pixels, row.pixels):
-        x = layers.Resizing(row.pixels, row.pixels, dtype="float32", name="scaling_resize")(x)
+        x = layers.Resizing(row.pixels, row.pixels, antialias=True, dtype="float32", name="scaling_resize")(x)
     x = blocks.scale(x, row.scaling)
     x = blocks.BACKBONES[row.backbone](x, momentum=momentum_for(steps))
     return keras.Model(inputs, blocks.HEADS[row.head](x, classes), name=row.name)
@@ -105,33 +106,26 @@ def initialise_from_data(model, images):
 
     Args:
         model: from `build`.
-        images: uint8 `(n, height, width, 3)`.
+        images: uint8 `(n, height, width, 3)`; an array or a memory map, of which a block is read at a time.
     """
-    names = [layer.name for layer in model.layers]
-    if "whitening" not in names:
+    if "whitening" not in [layer.name for layer in model.layers]:
         return
     whitening = model.get_layer("whitening")
-    scaled = keras.Model(model.input, whitening.input).predict(np.asarray(images), batch_size=500, verbose=0)
+    scale = keras.Model(model.input, whitening.input)
+    scaled = (scale.predict_on_batch(np.asarray(images[i : i + 250])) for i in range(0, len(images), 250))
     whitening.set_weights([blocks.whitening_kernel(scaled)])
 
 
-def is_head(layer):
-    """Whether a layer belongs to the head, which every stage trains."""
-    return layer.name.startswith("head_") or layer.name == "logits"
-
-
-def is_fixed(layer):
-    """Whether a layer never trains: preprocessing and whitening."""
-    return layer.name.startswith(("scaling_", "whitening"))
+def part_of(name):
+    """Which part of a model the layer of this name belongs to: 'scaling', 'backbone' or 'head'."""
+    if name.startswith("scaling_"):
+        return "scaling"
+    return "head" if name.startswith(("head_", "logits")) else "backbone"
 
 
 def backbone_layers(model):
-    """The layers between preprocessing and head that hold weights, in order: what transfer copies."""
-    return [
-        layer
-        for layer in model.layers
-        if layer.weights and not is_head(layer) and not layer.name.startswith("scaling_")
-    ]
+    """The backbone's layers that hold weights, in order: what transfer copies, whitening filters included."""
+    return [layer for layer in model.layers if layer.weights and part_of(layer.name) == "backbone"]
 
 
 def set_trainable(model, row, *, freeze_backbone):
@@ -140,6 +134,6 @@ def set_trainable(model, row, *, freeze_backbone):
     A frozen BatchNorm (`trainable = False` on the layer itself) runs in inference mode and keeps its statistics;
     passing `training=False` to a backbone would not survive `fit` (keras#23364).
     """
+    trained = {"scaling": False, "head": True, "backbone": row.trainable == "all" and not freeze_backbone}
     for layer in model.layers:
-        backbone_trains = row.trainable == "all" and not freeze_backbone
-        layer.trainable = is_head(layer) or (backbone_trains and not is_fixed(layer))
+        layer.trainable = trained[part_of(layer.name)] and not layer.name.startswith("whitening")

@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
-from cifar_keras.cli import Options, guarded, seeds
-from cifar_keras.config import ConfigError, HeldError, RunFailedError
+from cifar_keras import commands
+from cifar_keras.cli import Options, guarded, main, seeds
+from cifar_keras.config import ConfigError, Experiment, HeldError, RunFailedError
 from cifar_keras.paths import PROJECT
 
 EXP3 = str(PROJECT / "experiments" / "exp3_finetune.py")
@@ -17,9 +18,16 @@ def call(*arguments, **environment):
 
 
 @pytest.mark.parametrize(
-    "arguments", [(EXP3, "--help"), ("-m", "cifar_keras", "--help"), ("-m", "cifar_keras", "list")], ids=str
+    "arguments",
+    [
+        (EXP3, "--help"),
+        ("-m", "cifar_keras", "--help"),
+        ("-m", "cifar_keras", "list"),
+        ("-m", "cifar_keras", "collate", "--root", "ROOT"),
+    ],
+    ids=str,
 )
-def test_help_and_list_never_load_tensorflow(arguments):
+def test_help_list_and_collate_never_load_tensorflow(arguments, tmp_path):
     code = (
         "import sys, runpy; sys.argv = sys.argv[1:]\n"
         "try: runpy.run_module('cifar_keras', run_name='__main__') if sys.argv[0] == '-m' else "
@@ -27,6 +35,7 @@ def test_help_and_list_never_load_tensorflow(arguments):
         "except SystemExit as e: assert not e.code, e.code\n"
         "assert not {'tensorflow', 'keras', 'jax', 'torch'} & set(sys.modules)"
     )
+    arguments = tuple(str(tmp_path) if argument == "ROOT" else argument for argument in arguments)
     arguments = ("-m", *arguments[2:]) if arguments[0] == "-m" else arguments
     done = call("-c", code, *arguments)
     assert done.returncode == 0, done.stderr
@@ -53,6 +62,7 @@ def test_help_shows_the_question_and_every_option():
         (("--learning-rate", "-1"), "above 0"),
         (("--learning-rate", "nan"), "above 0"),
         (("--seed", "4-0"), "0-4"),
+        (("--seed", "3000000000"), "below 2**31"),
         (("--unknown",), "--unknown"),
     ],
 )
@@ -66,6 +76,27 @@ def test_a_bad_dataset_is_one_sentence(tmp_path):
     done = call(EXP3, "--dataset", "cifar11", "--weights", "none", "--root", str(tmp_path))
     assert done.returncode == 2
     assert done.stderr.startswith("error: `dataset` must be 'cifar10'") and len(done.stderr.splitlines()) == 1
+
+
+def test_a_folder_that_is_not_there_is_one_sentence(tmp_path):
+    done = call(EXP3, "--data-dir", str(tmp_path / "x"), "--budget", "demo", "--root", str(tmp_path))
+    assert done.returncode == 2 and "`--data-dir` must be a folder" in done.stderr
+
+
+@pytest.mark.parametrize(("codes", "runs", "code"), [([0, 0, 0], 3, 0), ([0, 3, 0], 3, 1), ([0, 143, 0], 2, 143)])
+def test_seeds_run_one_by_one_until_a_signal(monkeypatch, codes, runs, code):
+    seen = []
+
+    def process(path, arguments):
+        seen.append(arguments)
+        return codes[len(seen) - 1]
+
+    monkeypatch.setattr(commands, "process", process)
+    experiment = Experiment(number=3, name="finetune", variants={"best": None})
+    with pytest.raises(SystemExit) as end:
+        main(experiment, ["--seed", "0-2", "--epochs", "1"])
+    assert end.value.code == code and len(seen) == runs
+    assert seen[0] == ["--seed", "0-2", "--epochs", "1", "--variant", "best", "--seed", "0"]
 
 
 def test_seeds_are_one_or_a_range():

@@ -8,11 +8,13 @@ from cifar_keras import paths
 from cifar_keras.config import (
     BUDGETS,
     Budget,
+    ConfigError,
     Limits,
     RunConfig,
     Stage,
     Training,
     cut,
+    limits_of,
     with_batch_size,
     with_epochs,
     with_learning_rate,
@@ -48,24 +50,51 @@ def test_rates_follow_the_square_root_of_the_batch():
     assert smaller.stages[1].learning_rate == pytest.approx(TWO.stages[1].learning_rate / 2)
 
 
+@pytest.mark.parametrize("shares", [(18, 2), (2, 18), (5, 5, 5), (1, 1, 20)])
+@pytest.mark.parametrize("epochs", range(1, 30))
+def test_stages_together_have_the_epochs_asked_for(shares, epochs):
+    training = Training("m", stages=tuple(Stage(share, 1.0) for share in shares))
+    assert with_epochs(training, epochs).epochs == epochs
+
+
 def test_the_full_budget_changes_nothing():
-    assert cut(TWO, BUDGETS["full"], pixels=32, images_per_second=75) == (TWO, Limits())
+    assert limits_of(BUDGETS["full"], TWO, pixels=32, images_per_second=75) == Limits()
+    assert cut(TWO, BUDGETS["full"], images=45_000, images_per_second=75) == TWO
 
 
 @pytest.mark.parametrize("name", ["quick", "demo"])
 @pytest.mark.parametrize(("pixels", "speed"), [(32, 200), (32, 75), (32, 175), (224, 9)])
 def test_a_cut_recipe_takes_about_the_budgets_seconds_and_still_means_something(name, pixels, speed):
     budget = BUDGETS[name]
-    training, limits = cut(TWO, budget, pixels=pixels, images_per_second=speed)
+    limits = limits_of(budget, TWO, pixels=pixels, images_per_second=speed)
+    training = cut(TWO, budget, images=limits.train, images_per_second=speed)
     assert limits.train * training.epochs / speed <= 1.05 * budget.seconds
     assert limits.test >= (1000 if pixels < 128 else 200)
     assert len(training.stages) == 2
-    assert limits.train // training.batch_size >= 20
+    assert limits.train // training.batch_size >= 20 or training.batch_size == 16
 
 
 def test_a_budget_with_more_time_than_needed_leaves_the_epochs():
-    training, _ = cut(TWO, Budget(small=Limits(100, 10, 10), seconds=10_000), pixels=32, images_per_second=75)
+    training = cut(TWO, Budget(seconds=10_000), images=100, images_per_second=75)
     assert training.epochs == 20
+
+
+@pytest.mark.parametrize(("images", "batch"), [(45_000, 128), (2560, 128), (1000, 50), (100, 16), (10, 10)])
+def test_a_small_dataset_gets_smaller_batches_under_every_budget(images, batch):
+    assert cut(TWO, BUDGETS["full"], images=images, images_per_second=75).batch_size == batch
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Stage(1, 1.0, schedule="typo"), "constant, cosine, linear"),
+        (lambda: Stage(1, 1.0, schedule="linear", warmup=0.1), "goes with schedule 'cosine'"),
+        (lambda: Training("m", stages=(), optimizer="rmsprop"), "adam, adamw, sgd, muon"),
+    ],
+)
+def test_a_recipe_with_a_typo_is_refused_with_the_choices(make, said):
+    with pytest.raises(ConfigError, match=said):
+        make()
 
 
 def test_the_short_names_belong_to_the_plain_run():

@@ -10,15 +10,15 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cifar_keras import artifacts, results, runner
 from cifar_keras.cli import Options
-from cifar_keras.config import ConfigError, HeldError
+from cifar_keras.config import ConfigError, HeldError, Limits, RunFailedError
 from cifar_keras.datasets import load
 from cifar_keras.files import lock
 from cifar_keras.inference import probabilities, test_time_augmented
 from cifar_keras.paths import PROJECT
-from cifar_keras.train import evaluation_batch
 from cifar_keras.zoo import MODELS
 
 FILES = sorted((PROJECT / "experiments").glob("exp*.py"))
@@ -34,6 +34,11 @@ def experiment_of(path):
 def options(root, **values):
     plain = dict(variant="best", budget="demo", seed=0, root=str(root), limit=24, epochs=2)
     return Options(**(plain | values))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("CIFAR_KERAS_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +83,8 @@ def test_stored_predictions_are_those_of_the_saved_model(finished, root):
     experiment, record = finished
     stem = f"exp{experiment.number}_shapes_demo_epochs=2_limit=24"
     model = artifacts.load(root / "model_cp" / f"{stem}.model.keras")
-    test = load("shapes", limits=runner.Limits(24, 24, 24)).test
-    predicted = probabilities(model, test.images, batch_size=evaluation_batch(record["pixels"]))
+    test = load("shapes", limits=Limits(24, 24, 24)).test
+    predicted = probabilities(model, test.images, batch_size=8)
     with np.load(root / "results" / "predictions" / f"{record['run_id']}.npz") as stored:
         np.testing.assert_allclose(stored["probabilities"], predicted, atol=1e-3)
         np.testing.assert_array_equal(stored["labels"], test.labels)
@@ -134,6 +139,37 @@ def test_a_run_under_way_is_not_started_twice(root):
         runner.run(scratch, options(root))
 
 
+def test_a_failed_run_is_recorded_as_such(tmp_path, monkeypatch):
+    def diverging(*arguments, **options):
+        raise RunFailedError("The loss became nan.")
+
+    monkeypatch.setattr(runner, "fit", diverging)
+    with pytest.raises(RunFailedError):
+        runner.run(experiment_of(FILES[3]), options(tmp_path))
+    (record,) = results.read(tmp_path)
+    assert record["status"] == "failed" and record["why"] == "The loss became nan."
+    assert not list((tmp_path / "model_cp").glob("*.keras"))
+
+
+def test_a_batch_larger_than_the_data_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="at most the number of training images, 24"):
+        runner.run(experiment_of(FILES[3]), options(tmp_path, batch_size=25))
+
+
+def test_a_hundred_classes_of_another_size_run_without_special_cases(tmp_path):
+    random = np.random.RandomState(0)
+    for name in range(100):
+        (tmp_path / "data" / f"class{name:02d}").mkdir(parents=True)
+        for number in range(3):
+            image = random.randint(0, 256, (40, 30, 3)).astype("uint8")
+            Image.fromarray(image).save(tmp_path / "data" / f"class{name:02d}" / f"{number}.png")
+    small = options(tmp_path, budget="full", limit=100, epochs=1, dataset=str(tmp_path / "data"))
+    record = runner.run(experiment_of(FILES[3]), small)
+    assert record["dataset"] == "data" and record["test_n"] == 30 and record["published_test"] is None
+    model = artifacts.load(next((tmp_path / "model_cp").glob("*.keras")))
+    assert model.input_shape == (None, 30, 30, 3) and model.output_shape == (None, 100)
+
+
 def test_transfer_from_a_saved_backbone_is_part_of_the_name(root):
     frozen, tuned = experiment_of(FILES[0]), experiment_of(FILES[2])
     runner.run(tuned, options(root))
@@ -145,7 +181,7 @@ def test_transfer_from_a_saved_backbone_is_part_of_the_name(root):
 
 def test_test_time_augmentation_averages_six_views(root):
     model = artifacts.load(root / "model_cp" / "exp4_shapes_demo_epochs=2_limit=24.model.keras")
-    images = load("shapes", limits=runner.Limits(1, 1, 4)).test.images
+    images = load("shapes", limits=Limits(1, 1, 4)).test.images
     mirrored = test_time_augmented(model, images[:, :, ::-1], batch_size=4)
     np.testing.assert_allclose(test_time_augmented(model, images, batch_size=4), mirrored, atol=1e-5)
 

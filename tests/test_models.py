@@ -96,7 +96,7 @@ def test_a_step_changes_exactly_what_the_stage_calls_trainable(row, freeze_backb
     before = {layer.name: layer.get_weights() for layer in model.layers}
     training = Training(row.name, stages=(Stage(1, 0.1, schedule="constant"),), optimizer="sgd")
     set_trainable(model, row, freeze_backbone=freeze_backbone)
-    model.compile(make_optimizer(training, training.stages[0], steps=1), CrossEntropy(), jit_compile=False)
+    model.compile(make_optimizer(training, training.stages[0], steps=1), CrossEntropy())
     model.optimizer.build(model.trainable_variables)
     model.fit(noise(8).images, noise(8).labels, batch_size=8, epochs=1, verbose=0)
     backbone_trains = row.trainable == "all" and not freeze_backbone
@@ -112,6 +112,15 @@ def test_a_step_changes_exactly_what_the_stage_calls_trainable(row, freeze_backb
 def test_another_image_size_and_number_of_classes(row):
     model = build(row, image_shape=(48, 48, 3), classes=3, steps=100, seed=0)
     assert model.predict(noise(2, size=48).images, verbose=0).shape == (2, 3)
+
+
+def test_resizing_does_not_round_the_pixels(row):
+    model = build(row, image_shape=(20, 20, 3), classes=3, steps=100, seed=0)
+    resized = keras.Model(model.input, model.get_layer("scaling_resize").output).predict(
+        noise(1, size=20).images, verbose=0
+    )
+    assert resized.shape == (1, row.pixels, row.pixels, 3)
+    assert np.abs(resized - np.round(resized)).max() > 0.1
 
 
 def test_momentum_fits_the_length_of_the_run():

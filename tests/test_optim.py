@@ -74,7 +74,7 @@ def test_muon_round_trips_through_its_config():
         (Stage(1, 1.0, schedule="constant"), 1.0, 1.0, 1.0),
         (Stage(1, 1.0, schedule="linear"), 1.0, 0.5, 0.0),
         (Stage(1, 1.0, schedule="cosine"), 1.0, 0.5, 0.0),
-        (Stage(1, 1.0, schedule="cosine", warmup=0.5), 0.0, 1.0, 0.0),
+        (Stage(1, 1.0, warmup=0.5), 0.0, 1.0, 0.0),
     ],
 )
 def test_schedules_start_and_end_where_they_say(stage, first, middle, last):

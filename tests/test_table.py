@@ -84,6 +84,13 @@ def test_seeds_are_averaged_and_the_newest_of_equal_runs_wins():
     assert jpeg["test [95% interval] (n)"].startswith("85.0%") and jpeg["seeds"] == "2"
 
 
+def test_runs_of_an_older_recipe_do_not_enter_the_mean_of_a_new_one():
+    old = [record(seed=seed, utc=f"2026-01-0{seed + 1}", config={"seed": seed, "rate": 1}) for seed in range(3)]
+    new = record(seed=0, utc="2026-02-01", test_accuracy=0.5, config={"seed": 0, "rate": 2})
+    (row,), _ = table.collated([*old, new])
+    assert row["seeds"] == "1" and row["test [95% interval] (n)"].startswith("50.0%")
+
+
 def test_unknown_values_are_dashes():
     unknown = dict.fromkeys(("train_accuracy", "parameters", "training_seconds", "device", "published_test"))
     (row,), _ = table.collated([record(**unknown)])

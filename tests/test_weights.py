@@ -7,13 +7,17 @@ import pytest
 from test_config import config
 
 from cifar_keras import artifacts, weights
-from cifar_keras.config import ConfigError
+from cifar_keras.config import ConfigError, tutorial
 from cifar_keras.paths import Paths
-from cifar_keras.zoo import MODELS, backbone_layers, build, is_head
+from cifar_keras.zoo import MODELS, backbone_layers, build, part_of, row_of
 
 
 def model_of(name, *, seed, classes=10):
     return build(MODELS[name], image_shape=(32, 32, 3), classes=classes, steps=100, seed=seed)
+
+
+def head_of(model):
+    return [w for layer in model.layers if part_of(layer.name) == "head" for w in layer.get_weights()]
 
 
 @pytest.fixture(scope="module")
@@ -29,15 +33,32 @@ def source(tmp_path_factory):
 def test_any_model_saved_here_gives_its_backbone_and_keeps_the_head(source, kind):
     origin, paths = source
     target = model_of("resnet50_frozen", seed=2, classes=7)
-    head = [w for layer in target.layers if is_head(layer) for w in layer.get_weights()]
+    head = head_of(target)
     weights.load_backbone(target, getattr(paths, kind))
     for mine, theirs in zip(backbone_layers(target), backbone_layers(origin), strict=True):
         for a, b in zip(mine.get_weights(), theirs.get_weights(), strict=True):
             np.testing.assert_array_equal(a, b)
-    for before, after in zip(
-        head, (w for layer in target.layers if is_head(layer) for w in layer.get_weights()), strict=True
-    ):
+    for before, after in zip(head, head_of(target), strict=True):
         np.testing.assert_array_equal(before, after)
+
+
+@pytest.mark.parametrize("kind", ["keras", "h5"])
+def test_a_variant_with_another_head_and_scaling_takes_the_backbone_too(source, kind):
+    origin, paths = source
+    row = row_of(tutorial("resnet50_frozen", scaling="unit"))
+    target = build(row, image_shape=(32, 32, 3), classes=10, steps=100, seed=3)
+    weights.load_backbone(target, getattr(paths, kind))
+    pair = (model.get_layer("conv1_conv").get_weights()[0] for model in (origin, target))
+    np.testing.assert_array_equal(*pair)
+
+
+def test_a_scratch_cnn_takes_its_whitening_filters_along(tmp_path):
+    origin, target = model_of("scratch_cnn", seed=1), model_of("scratch_cnn", seed=2)
+    filters = np.random.RandomState(0).randn(2, 2, 3, 24).astype("float32")
+    origin.get_layer("whitening").set_weights([filters])
+    artifacts.for_inference(origin).save(tmp_path / "a.keras")
+    weights.load_backbone(target, tmp_path / "a.keras")
+    np.testing.assert_array_equal(target.get_layer("whitening").get_weights()[0], filters)
 
 
 def test_keras_own_notop_file_is_taken(tmp_path):
@@ -113,6 +134,7 @@ def test_without_network_and_file_one_sentence_says_what_to_do(monkeypatch, tmp_
         raise Exception("URL fetch failure")
 
     monkeypatch.setattr(keras.utils, "get_file", no_network)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     monkeypatch.delenv("CIFAR_KERAS_DATA", raising=False)
     with pytest.raises(ConfigError, match=r"(?s)URL fetch failure.*storage.googleapis.com.*4d473c1d.*--weights none"):
         weights.resolve("imagenet", MODELS["resnet50_frozen"], data_dir=tmp_path)

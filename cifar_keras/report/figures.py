@@ -134,8 +134,9 @@ def training_curves(history, path, *, title, best_epoch):
             _without_frame(panel, "both")
             panel.legend(fontsize=8, frameon=False)
         figure.supxlabel(
-            "The training curve is the running metric: augmented images, weights that move during the epoch, dropout "
-            "and label smoothing where used.\nValidation is measured after each epoch, on plain images.",
+            "The training curve is the running metric: augmented images, weights that move during the epoch, "
+            "dropout where used.\nValidation is measured after each epoch, on plain images. Both losses include "
+            "label smoothing.",
             fontsize=7.5,
             color=GREY,
         )

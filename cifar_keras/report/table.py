@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import re
 import textwrap
 from itertools import groupby
@@ -60,15 +61,20 @@ def _overrides(record):
 
 
 def _groups(records):
-    """Finished records as lists that differ in nothing but the seed, the newest of each seed, sorted by seed."""
+    """Finished records as lists that differ in nothing but the seed, sorted by seed.
+
+    Where a recipe has been changed, runs of the newest one alone count: a mean over two recipes means nothing.
+    """
 
     def run(record):
         return (*(str(record.get(column)) for column in SAME_RUN), _overrides(record))
 
-    newest = {}
-    for record in sorted(records, key=lambda record: record["utc"]):
-        if record["status"] == "finished":
-            newest[(*run(record), record["seed"])] = record
+    def recipe(record):
+        return json.dumps({**(record.get("config") or {}), "seed": None}, sort_keys=True)
+
+    finished = sorted((r for r in records if r["status"] == "finished"), key=lambda record: record["utc"])
+    latest = {run(record): recipe(record) for record in finished}
+    newest = {(*run(record), record["seed"]): record for record in finished if recipe(record) == latest[run(record)]}
     ordered = sorted(newest.values(), key=lambda record: (run(record), record["seed"]))
     return [list(group) for _, group in groupby(ordered, key=run)]
 
