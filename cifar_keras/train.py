@@ -200,7 +200,7 @@ class Report(keras.callbacks.Callback):
 def evaluation_batch(row, dataset):
     """A batch for evaluation that takes about the same memory at every size of images and activations."""
     side = max(row.pixels, *dataset.image_shape[:2])
-    return max(10, round(500 * (32 / side) ** 2))
+    return max(32, round(500 * (32 / side) ** 2))
 
 
 def fit(model, row, dataset, training, *, seed, resume, progress):
