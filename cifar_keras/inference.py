@@ -24,7 +24,7 @@ def probabilities(model, images, *, batch_size):
     return model.predict(evaluation_pipeline(split, batch_size=batch_size), verbose=0)
 
 
-def test_time_augmented(model, images, *, batch_size):
+def augmented_probabilities(model, images, *, batch_size):
     """The weighted mean of the probabilities of six views of each image. Arguments and result as `probabilities`."""
     count = 10 * batch_size  # whose views are held at a time: memory stays flat however many there are
     starts = range(0, len(images), count)

@@ -23,7 +23,7 @@ from cifar_keras.config import (
 from cifar_keras.datasets import CIFAR10, load
 from cifar_keras.datasets.base import stratified, take
 from cifar_keras.files import lock
-from cifar_keras.inference import probabilities, test_time_augmented
+from cifar_keras.inference import augmented_probabilities, probabilities
 from cifar_keras.paths import Paths, stem
 from cifar_keras.pipeline import steps_per_epoch
 from cifar_keras.report import figures
@@ -154,12 +154,12 @@ def conclude(config, row, dataset, model, *, paths, progress, experiment):
     scored = {
         name: (split.labels, probabilities(model, split.images, batch_size=batch)) for name, split in splits.items()
     }
-    record = facts(config, dataset, progress, experiment) | counts | {"status": "finished"}
+    record = facts(config, dataset, progress, experiment) | counts | {"status": "finished", "tta_accuracy": None}
     for name, (labels, predicted) in scored.items():
         record |= {f"{name}_accuracy": evaluate.accuracy(labels, predicted), f"{name}_n": len(labels)}
     record["test_loss"] = evaluate.cross_entropy(*scored["test"])
     if config.training.test_time_augmentation:
-        augmented = test_time_augmented(model, dataset.test.images, batch_size=batch)
+        augmented = augmented_probabilities(model, dataset.test.images, batch_size=batch)
         record["tta_accuracy"] = evaluate.accuracy(dataset.test.labels, augmented)
     record["peak_memory_mb"] = runtime.peak_memory_mb()
     draw(record, dataset, scored["test"], paths=paths, progress=progress)

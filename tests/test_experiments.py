@@ -17,7 +17,7 @@ from cifar_keras.cli import Options
 from cifar_keras.config import ConfigError, HeldError, Limits, RunFailedError
 from cifar_keras.datasets import load
 from cifar_keras.files import lock
-from cifar_keras.inference import probabilities, test_time_augmented
+from cifar_keras.inference import augmented_probabilities, probabilities
 from cifar_keras.paths import PROJECT
 from cifar_keras.zoo import MODELS
 
@@ -108,7 +108,7 @@ def test_an_experiment_reads_like_a_notebook_entry(path):
     assert {training.model for training in experiment.variants.values()} <= set(MODELS)
     if experiment.number <= 4:
         assert set(experiment.variants) == {"best", "published"}
-        assert "ssumed here" in document
+        assert "Assumed here" in " ".join(document.split())
 
 
 def test_published_variants_run_too(root):
@@ -182,8 +182,13 @@ def test_transfer_from_a_saved_backbone_is_part_of_the_name(root):
 def test_test_time_augmentation_averages_six_views(root):
     model = artifacts.load(root / "model_cp" / "exp4_shapes_demo_epochs=2_limit=24.model.keras")
     images = load("shapes", limits=Limits(1, 1, 4)).test.images
-    mirrored = test_time_augmented(model, images[:, :, ::-1], batch_size=4)
-    np.testing.assert_allclose(test_time_augmented(model, images, batch_size=4), mirrored, atol=1e-5)
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), "reflect")
+    rest, up_left, down_right = images, padded[:, :32, :32], padded[:, 2:, 2:]
+    expected = sum(
+        weight * (model.predict(view, verbose=0) + model.predict(view[:, :, ::-1], verbose=0))
+        for view, weight in ((rest, 0.25), (up_left, 0.125), (down_right, 0.125))
+    )
+    np.testing.assert_allclose(augmented_probabilities(model, images, batch_size=3), expected, atol=1e-5)
 
 
 def test_an_experiment_file_runs_from_any_folder(tmp_path):

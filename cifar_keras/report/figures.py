@@ -106,7 +106,9 @@ def label_distribution(labels_by_split, class_names, path, *, title):
             if classes <= NAMED:
                 panel.bar_label(bars, fontsize=8 if classes <= FEW else 6, padding=2)
             panel.set(xlim=(0, 1.2 * max(1, counts.max())), xlabel="images")
-            panel.set_title(f"{split}, n = {counts.sum():,}, {counts.min():,} to {counts.max():,} a class", fontsize=9)
+            least, most = f"{counts.min():,}", f"{counts.max():,}"
+            between = least if least == most else f"{least} to {most}"
+            panel.set_title(f"{split}, n = {counts.sum():,}, {between} a class", fontsize=9)
             panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             _without_frame(panel, "x")
         panels[0].set_ylim(classes - 0.4, -0.6)
