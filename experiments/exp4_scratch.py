@@ -1,7 +1,8 @@
 """Exp 4: how good is a small CNN from scratch, against a ResNet50 that has seen ImageNet?
 
 Run      python experiments/exp4_scratch.py
-Result   not yet run
+Result   best: 90.2% of 10,000 test images [89.6, 90.8], 1 seed, CIFAR-10 (JPEG), 37 min, AMD EPYC (AVX-512),
+         2 cores
 Compare  exp3_finetune.py (twelve times the parameters, pretrained)
 
 best       airbench's network and recipe (arXiv:2404.00498): whitening first layer, three convolution groups, label
