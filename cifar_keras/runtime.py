@@ -14,8 +14,8 @@ from cifar_keras.paths import PROJECT
 def setup(*, verbose=False):
     """Sets the environment that TensorFlow reads at import; call it before any module that imports keras.
 
-    What the user has set stays. oneDNN makes ResNet50 training at 32 pixels five times faster on x86 CPUs where
-    TensorFlow does not turn it on by itself.
+    What the user has set stays. oneDNN trains several times faster on x86 CPUs where TensorFlow does not turn it on by
+    itself.
 
     Args:
         verbose: leave TensorFlow's messages on.
@@ -72,7 +72,7 @@ def choose_precision(asked):
     """Resolves 'auto': 16 bit on the GPUs that gain by it, float32 elsewhere.
 
     bfloat16 from compute capability 8.0 (Ampere: needs no loss scaling), float16 from 7.0 (Volta: tensor cores),
-    float32 on CPUs, where 16 bit was measured to be two to four times slower, and on older GPUs.
+    float32 on CPUs, most of which only emulate 16 bit, and on older GPUs.
     """
     if asked != "auto":
         return asked

@@ -234,7 +234,7 @@ def _fit_stage(model, row, dataset, training, *, number, first, seed, resume, pr
     set_trainable(model, row, freeze_backbone=stage.freeze_backbone)
     optimizer = make_optimizer(training, stage, steps=steps * stage.epochs)
     model.compile(optimizer, CrossEntropy(training.label_smoothing), metrics=["accuracy"])
-    # Before the first step: slots made inside its trace would have it traced twice (42 s for ResNet50 in place of 14).
+    # Before the first step: slots made inside its trace cost ResNet50 seconds (benchmarks/first_step.py).
     model.optimizer.build(model.trainable_variables)
     if progress.epochs > first:
         model.load_weights(resume.last(progress.epochs))  # now with the optimiser's state
