@@ -1,9 +1,21 @@
 """Where artifacts lie: `stem` is the only maker of names, and nothing ever parses one."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
+
+
+def keras_cache(kind):
+    """Where Keras keeps its 'datasets' or 'models'; asking Keras itself would load TensorFlow."""
+    return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / kind
+
+
+def places(data_dir, kind):
+    """The folders in which a published file is looked for, in order: `--data-dir`, CIFAR_KERAS_DATA, Keras' cache."""
+    given = (data_dir, os.environ.get("CIFAR_KERAS_DATA"))
+    return [*(Path(place).expanduser() for place in given if place), keras_cache(kind)]
 
 
 def suffix(config):

@@ -38,9 +38,7 @@ def _load_tensorflow_quietly():
         try:
             import tensorflow as tf
 
-            gpus = tf.config.list_physical_devices("GPU")
-            if gpus and os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
-                tf.config.set_visible_devices([], "GPU")  # tf.data would take memory from the backend that computes
+            tf.config.list_physical_devices("GPU")
         finally:
             os.dup2(saved, 2)
             os.close(saved)
@@ -62,6 +60,8 @@ def apply(*, precision, deterministic):
     import tensorflow as tf
 
     keras.config.set_dtype_policy(precision)
+    if keras.backend.backend() != "tensorflow":
+        tf.config.set_visible_devices([], "GPU")  # tf.data would take memory from the backend that computes
     if deterministic:
         if keras.backend.backend() != "tensorflow":
             raise ConfigError(f"`--deterministic` needs the TensorFlow backend. Received: {keras.backend.backend()}.")

@@ -1,7 +1,6 @@
 """Where a backbone's weights come from, and how they enter it."""
 
 import hashlib
-import os
 from pathlib import Path
 
 import h5py
@@ -10,6 +9,7 @@ import numpy as np
 
 from cifar_keras.config import ConfigError
 from cifar_keras.files import sha256
+from cifar_keras.paths import keras_cache, places
 from cifar_keras.zoo import backbone_layers, part_of
 
 IMAGENET = {
@@ -57,17 +57,16 @@ def imagenet(backbone, *, data_dir):
         )
     url, md5 = IMAGENET[backbone]
     name = url.rpartition("/")[2]
-    cache = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "models"
-    for folder in filter(None, (data_dir, os.environ.get("CIFAR_KERAS_DATA"), cache)):
-        if (path := Path(folder).expanduser() / name).is_file():
+    for folder in places(data_dir, "models"):
+        if (path := folder / name).is_file():
             return _checked(path, md5)  # Keras itself would delete a file with another checksum
     try:
         return Path(keras.utils.get_file(name, url, cache_subdir="models", file_hash=md5))
     except Exception as error:  # Keras raises a bare Exception without network
         raise ConfigError(
             f"The ImageNet weights of {backbone} are neither here nor can they be downloaded ({error}). "
-            f"Put the file from {url} (MD5 {md5}) into {cache}, into `--data-dir DIR` or into the folder that "
-            "CIFAR_KERAS_DATA names. Without it: `--weights none` (random weights), or `--weights FILE` "
+            f"Put the file from {url} (MD5 {md5}) into {keras_cache('models')}, into `--data-dir DIR` or into the "
+            "folder that CIFAR_KERAS_DATA names. Without it: `--weights none` (random weights), or `--weights FILE` "
             "(any model saved here with this backbone)."
         ) from None
 

@@ -24,7 +24,7 @@ class ModelRow:
         head: key of `blocks.HEADS`.
         augmentation: names of `augment.STEPS`, applied in order.
         weights: what the backbone starts from when nothing else is asked for: 'imagenet' or 'none'.
-        images_per_second: training throughput on 2 CPU cores; budgets and ETAs are made of it.
+        images_per_second: rough training throughput on 2 CPU cores; budgets are made of it.
         source: where the architecture comes from.
     """
 

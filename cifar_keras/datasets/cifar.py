@@ -3,13 +3,12 @@
 import hashlib
 import http.client
 import io
-import os
 import pickle
 import tarfile
 import urllib.request
 import zlib
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import numpy as np
 from tqdm import tqdm
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from cifar_keras import files
 from cifar_keras.config import ConfigError
 from cifar_keras.datasets.base import Dataset, Split, carve, digests, identical_pixels, take
+from cifar_keras.paths import keras_cache, places
 
 TIMEOUT = 15  # seconds without a byte, until a download counts as failed
 MEMBER_BYTES = 2**28  # the largest member has 155 MB
@@ -130,15 +130,9 @@ def load(name, *, data_dir=None):
     )
 
 
-def _keras_cache():
-    """Where Keras keeps datasets; asking Keras itself would load TensorFlow."""
-    return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "datasets"
-
-
 def _find(archive, data_dir):
     """The first archive or unpacked folder among the places, or None."""
-    places = [Path(place) for place in (data_dir, os.environ.get("CIFAR_KERAS_DATA")) if place]
-    for place in (*places, _keras_cache()):
+    for place in places(data_dir, "datasets"):
         for file in (place, place / archive.file, place / f"{archive.keras_name}_archive"):
             if file.is_file():
                 return file
@@ -150,7 +144,7 @@ def _find(archive, data_dir):
 
 def _download(archive):
     """Downloads into the cache of Keras, under Keras's name for it; the file appears there once it is checked."""
-    target = _keras_cache() / f"{archive.keras_name}_archive"
+    target = keras_cache("datasets") / f"{archive.keras_name}_archive"
     try:
         with urllib.request.urlopen(archive.url, timeout=TIMEOUT) as response, files.replacing(target) as temporary:
             _receive(response, temporary, archive.file)
@@ -160,7 +154,7 @@ def _download(archive):
         raise ConfigError(
             f"{archive.label} was found in no place and could not be downloaded from {archive.url} "
             f"({getattr(error, 'reason', None) or error}). Either fetch it elsewhere and put {archive.file} "
-            f"(SHA-256 {archive.sha256}) into {_keras_cache()}, or into a folder named by `--data-dir` or "
+            f"(SHA-256 {archive.sha256}) into {keras_cache('datasets')}, or into a folder named by `--data-dir` or "
             "CIFAR_KERAS_DATA; or go without it: `--dataset shapes` needs no file, `--dataset FOLDER` takes "
             "any folder of images."
         ) from error
