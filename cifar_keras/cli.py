@@ -1,6 +1,6 @@
 """The command line: `main(EXPERIMENT)` for the experiment files, `command()` for `cifar-keras`.
 
-TensorFlow is imported after `runtime.setup`, by what needs it; `--help`, `list` and `collate` never do.
+TensorFlow is imported after `runtime.setup`, by what needs it; `--help`, `list`, `collate` and `compare` never do.
 """
 
 import argparse
@@ -82,6 +82,7 @@ class Options:
     limit: int | None = _option(None, "most images of each split", type=positive, metavar="N")
     precision: str = _option("auto", "auto: 16 bit on GPUs that gain, else float32", choices=PRECISIONS)
     deterministic: bool = _option(False, "reproducible kernels, slower")
+    track: str | None = _option(None, "also write TensorBoard files to results/tensorboard/", choices=("tensorboard",))
     root: str = _option(str(PROJECT), "where model_cp/, Models/ and results/ go (default: the project)", metavar="DIR")
     fresh: bool = _option(False, "start over, whatever has been done")
     dry_run: bool = _option(False, "print configuration, parameters, splits and paths; train nothing")
@@ -147,12 +148,11 @@ def one(experiment, options):
 def each(experiment, arguments, *, variants, seeds):
     """A process for each variant and seed, since memory of a trained model is not given back within one."""
     file = PROJECT / "experiments" / f"{experiment.key}.py"
-    codes = []
-    for variant, seed in itertools.product(variants, seeds):
-        codes.append(commands.process(file, [*arguments, "--variant", variant, "--seed", str(seed)]))
-        if codes[-1] in commands.STOPPED:
-            break
-    return commands.combined(codes)
+    jobs = [
+        (experiment.key, f"{variant}, seed {seed}", file, [*arguments, "--variant", variant, "--seed", str(seed)])
+        for variant, seed in itertools.product(variants, seeds)
+    ]
+    return commands.combined(commands.series("runs", jobs, plan=[1] * len(jobs)))
 
 
 def guarded(function, *, verbose=False):
@@ -182,34 +182,50 @@ def _terminated(number, frame):
     sys.exit(128 + number)
 
 
+VERBS = "list|run|study|collate|compare|doctor"
+FORMATS = ("text", "csv", "markdown")
+
+
 def command(arguments=None):
-    """`cifar-keras list|run|study|collate`, the same as `python -m cifar_keras`.
+    """`cifar-keras list|run|study|collate|compare|doctor`, the same as `python -m cifar_keras`.
 
     Raises: SystemExit with the exit code.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    options, rest = _parser().parse_known_args(arguments)
+    if rest and options.verb != "run":
+        _parser().error(f"unrecognized arguments: {' '.join(rest)}")
+    sys.exit(guarded(lambda: _dispatch(options, arguments[1:], rest), verbose=getattr(options, "verbose", False)))
+
+
+def _parser():
     parser = argparse.ArgumentParser(
         prog="cifar-keras", description=__import__("cifar_keras").__doc__, allow_abbrev=False
     )
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="list|run|study|collate")
-    add_options(verbs.add_parser("list", help="experiments with their question and last result"), only=("root",))
-    one_of_them = verbs.add_parser("run", help="one experiment: `cifar-keras run exp3 --budget quick`")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar=VERBS)
+
+    def verb(name, text):
+        return verbs.add_parser(name, help=text, allow_abbrev=False)
+
+    add_options(verb("list", "experiments with their question and last result"), only=("root",))
+    one_of_them = verb("run", "one experiment: `cifar-keras run exp3 --budget quick`")
     one_of_them.add_argument(
         "name", metavar="NAME", help="exp3, 3 or exp3_finetune; what follows goes to the experiment"
     )
-    add_options(
-        verbs.add_parser("study", help="the four experiments, a process each, then the table", allow_abbrev=False)
-    )
-    collate = verbs.add_parser("collate", help="the table of all results")
-    collate.add_argument("--format", choices=("text", "csv", "markdown"), default="text", help="default text")
+    add_options(verb("study", "the four experiments, a process each, then the table"))
+    collate = verb("collate", "the table of all results")
+    collate.add_argument("--format", choices=FORMATS, default="text", help="default text")
     collate.add_argument(
         "--write", action="store_true", help="refresh the README's table and the experiments' docstrings"
     )
     add_options(collate, only=("root",))
-    options, rest = parser.parse_known_args(arguments)
-    if rest and options.verb != "run":
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    sys.exit(guarded(lambda: _dispatch(options, arguments[1:], rest), verbose=getattr(options, "verbose", False)))
+    compare = verb("compare", "is it better? results files against the first of them, with intervals")
+    compare.add_argument("files", nargs="+", metavar="RESULTS.CSV", help="two or more; one alone shows its intervals")
+    compare.add_argument("--format", choices=FORMATS, default="text", help="default text")
+    doctor = verb("doctor", "what this machine has, what is missing, what to do about it")
+    doctor.add_argument("--json", action="store_true", help="for programs")
+    add_options(doctor, only=("root", "data_dir"))
+    return parser
 
 
 def _dispatch(options, arguments, rest):
@@ -219,4 +235,12 @@ def _dispatch(options, arguments, rest):
         return commands.run(options.name, rest)
     if options.verb == "study":
         return commands.study(arguments, root=options.root, budget=options.budget)
+    if options.verb == "compare":
+        from cifar_keras.report import comparison
+
+        return comparison.run(options.files, fmt=options.format)
+    if options.verb == "doctor":
+        from cifar_keras import doctor
+
+        return doctor.run(root=options.root, data_dir=options.data_dir, as_json=options.json)
     return commands.collate(options.root, fmt=options.format, write=options.write)

@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import os
 import re
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cifar_keras import results
-from cifar_keras.config import BUDGETS, ConfigError
+from cifar_keras.config import AHEAD, BUDGETS, ConfigError
 from cifar_keras.files import write_text
 from cifar_keras.paths import PROJECT
 from cifar_keras.report import table
@@ -123,13 +124,19 @@ def run(name, arguments, *, folder=PROJECT / "experiments"):
     return process(find(name, experiments(folder)).path, arguments)
 
 
-def process(path, arguments):
+def process(path, arguments, *, ahead=None):
     """Runs a Python file as a process, hands SIGINT, SIGTERM and SIGHUP on to it and waits for its end.
 
+    Args:
+        path: the file.
+        arguments: for its command line.
+        ahead: seconds of work that come after it, which its progress lines then mention; None if unknown.
     Returns: its exit code; 128 + the signal's number where it or this process got one.
     """
     sys.stdout.flush()
     received, child = [], None
+    around = {name: value for name, value in os.environ.items() if name != AHEAD}
+    environment = around | ({AHEAD: str(ahead + float(os.environ.get(AHEAD, 0)))} if ahead is not None else {})
 
     def forward(number, _):
         received.append(number)
@@ -138,7 +145,7 @@ def process(path, arguments):
 
     with _handling(forward):
         # A session of its own: a terminal's Ctrl-C then reaches the child once, through us, not twice.
-        child = subprocess.Popen([sys.executable, str(path), *arguments], start_new_session=True)
+        child = subprocess.Popen([sys.executable, str(path), *arguments], env=environment, start_new_session=True)
         for number in received:  # before there was a child
             child.send_signal(number)
         code = child.wait()
@@ -173,23 +180,41 @@ def study(arguments, *, root, budget="full", folder=PROJECT / "experiments"):
     """
     entries = experiments(folder)
     chosen = [find(number, entries) for number in STUDY]
-    plan, runs = planned_seconds(chosen, results.read(root), budget), []
-    for place, entry in enumerate(chosen, start=1):
-        print(f"\n== study {place}/{len(chosen)}: {entry.key}: {entry.question}", flush=True)
-        start = time.monotonic()
-        code = process(entry.path, arguments)
-        runs.append((code, time.monotonic() - start))
-        if code in STOPPED:
-            print(f"== study stopped during {entry.key}; the same command goes on from there", flush=True)
-            return code
-        print(progress(plan, runs), flush=True)
+    plan = planned_seconds(chosen, results.read(root), budget)
+    jobs = [(entry.key, entry.question, entry.path, arguments) for entry in chosen]
+    codes = series("study", jobs, plan, speed=1.0)
+    if codes[-1] in STOPPED:
+        return codes[-1]
     print()
     if "--dry-run" not in arguments:
         collate(root, folder=folder)
-    failed = [f"{entry.key} (exit code {code})" for entry, (code, _) in zip(chosen, runs, strict=True) if code]
+    failed = [f"{entry.key} (exit code {code})" for entry, code in zip(chosen, codes, strict=True) if code]
     if failed:
         print(f"{len(failed)} of {len(chosen)} failed: {', '.join(failed)}; what they said stands above", flush=True)
-    return combined([code for code, _ in runs])
+    return combined(codes)
+
+
+def series(name, jobs, plan, *, speed=None):
+    """Runs Python files one after the other, each a process, and says after each how far it is.
+
+    Args:
+        name: what the whole is called in its lines.
+        jobs: `(key, what it is, file, arguments)` each.
+        plan: seconds that each should take; None where nothing is known.
+        speed: actual seconds per planned one, to begin with; None if unknown.
+    Returns: list of exit codes; it ends early with that of a stopping signal.
+    """
+    runs = []
+    for place, (key, what, path, arguments) in enumerate(jobs, start=1):
+        print(f"\n== {name} {place}/{len(jobs)}: {key}: {what}", flush=True)
+        start = time.monotonic()
+        code = process(path, arguments, ahead=seconds_left(plan, runs, after=place, speed=speed))
+        runs.append((code, time.monotonic() - start))
+        if code in STOPPED:
+            print(f"== {name} stopped during {key}; the same command goes on from there", flush=True)
+            break
+        print(progress(plan, runs, name=name), flush=True)
+    return [code for code, _ in runs]
 
 
 def combined(codes):
@@ -224,25 +249,31 @@ def planned_seconds(entries, records, budget):
     return [seconds[entry.key] for entry in entries]
 
 
-def progress(plan, runs):
-    """One line for the whole study: '== study 2/4 done, elapsed 3 min, about 5 min left'.
+def progress(plan, runs, *, name="study"):
+    """One line for the whole: '== study 2/4 done, elapsed 3 min, about 5 min left'.
 
     Args:
-        plan: what `planned_seconds` says of all experiments.
-        runs: `(exit code, seconds)` of those that ended. Those that succeeded give the speed.
+        plan: seconds that each run should take; None where nothing is known.
+        runs: `(exit code, seconds)` of those that ended.
+        name: what the whole is called.
     """
     failed, elapsed = sum(code != 0 for code, _ in runs), sum(seconds for _, seconds in runs)
-    pairs = [(taken, wanted) for (code, taken), wanted in zip(runs, plan, strict=False) if not code and wanted]
-    ahead = plan[len(runs) :]
-    line = f"== study {len(runs)}/{len(plan)} done, elapsed {duration(elapsed)}"
+    line = f"== {name} {len(runs)}/{len(plan)} done, elapsed {duration(elapsed)}"
     if failed:
         line += f", {failed} failed"
-    if not ahead:
+    if len(runs) == len(plan):
         return line
-    if not pairs or not all(ahead):
-        return f"{line}, time left unknown"
-    speed = sum(taken for taken, _ in pairs) / sum(wanted for _, wanted in pairs)
-    return f"{line}, about {duration(speed * sum(ahead))} left"
+    left = seconds_left(plan, runs, after=len(runs))
+    return f"{line}, time left unknown" if left is None else f"{line}, about {duration(left)} left"
+
+
+def seconds_left(plan, runs, *, after, speed=None):
+    """How long the runs after the first `after` should take, at the speed of those that succeeded; None if unknown."""
+    pairs = [(taken, wanted) for (code, taken), wanted in zip(runs, plan, strict=False) if not code and wanted]
+    if pairs:
+        speed = sum(taken for taken, _ in pairs) / sum(wanted for _, wanted in pairs)
+    ahead = plan[after:]
+    return speed * sum(ahead) if speed and all(ahead) else None
 
 
 def collate(root, *, fmt="text", write=False, folder=PROJECT / "experiments"):

@@ -1,6 +1,51 @@
-"""Metrics: NumPy in, numbers out."""
+"""Metrics and what their intervals say: NumPy in, numbers out. Every difference is the second minus the first.
+
+SciPy is imported inside functions: it takes a second to load, which `--help` and `list` need not spend.
+"""
+
+from dataclasses import dataclass
+from statistics import mean, variance  # exact: equal values have no variance, not 1e-33
 
 import numpy as np
+
+BOOTSTRAP_FROM = 10  # seeds; resampling fewer values covers far less than it states, Student's t does not
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its confidence interval.
+
+    Attributes:
+        value: an accuracy in [0, 1], or a difference of two in [-1, 1].
+        low: lower bound.
+        high: upper bound.
+        kind: how the bounds were found, for example 'Wilson' or 'Student t'.
+    """
+
+    value: float
+    low: float
+    high: float
+    kind: str
+
+    @property
+    def excludes_zero(self):
+        """Whether zero lies outside the interval."""
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """The exact test of two classifiers on the same images.
+
+    Attributes:
+        p: two-sided, of the images that one alone gets right being split as unevenly where both are equally good.
+        only_a: images that the first alone gets right.
+        only_b: images that the second alone gets right.
+    """
+
+    p: float
+    only_a: int
+    only_b: int
 
 
 def accuracy(labels, probabilities):
@@ -26,7 +71,163 @@ def wilson(accuracy, n, *, confidence=0.95):
 
     Returns: `(low, high)`.
     """
-    from scipy import stats  # a second to load, which `--help` and `list` need not spend
+    from scipy import stats
 
     interval = stats.binomtest(round(accuracy * n), n).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
+
+
+def seeds_interval(values, *, confidence=0.95):
+    """The mean accuracy of several seeds; the interval covers the draw of the seeds, on this one test set.
+
+    Student's t (Biometrika 6, 1908) below ten seeds; from ten on the BCa bootstrap (Efron, JASA 82, 1987), whose random
+    numbers are fixed. Where all seeds gave the same value the interval has no width.
+
+    Args:
+        values: two accuracies or more, in [0, 1].
+        confidence: share of repetitions that the interval is to cover.
+    Returns: `Estimate`, bounds in [0, 1].
+    """
+    n, centre, spread = len(values), mean(values), variance(values)
+    if n < BOOTSTRAP_FROM:
+        half = _student(n - 1, confidence) * (spread / n) ** 0.5
+        return _bounded(centre, centre - half, centre + half, "Student t", lowest=0.0)
+    low, high = _bca(lambda sample, axis: sample.mean(axis), (values,), confidence) if spread else (centre, centre)
+    return _bounded(centre, low, high, "BCa", lowest=0.0)
+
+
+def accuracy_interval(values, n, *, confidence=0.95):
+    """The mean accuracy of one seed or several: `wilson` for one, `seeds_interval` for several.
+
+    Seeds that all gave the same value say nothing about their spread, so they count as one.
+
+    Args:
+        values: accuracies in [0, 1], one a seed.
+        n: test images that each was measured on.
+        confidence: share of repetitions that the interval is to cover.
+    Returns: `Estimate`, bounds in [0, 1].
+    """
+    if len(set(values)) > 1:
+        return seeds_interval(values, confidence=confidence)
+    return Estimate(values[0], *wilson(values[0], n, confidence=confidence), "Wilson")
+
+
+def difference_unpaired(p1, n1, p2, n2, *, confidence=0.95):
+    """The difference of two accuracies measured on two samples of images.
+
+    The hybrid score interval of Newcombe (Statistics in Medicine 17, 1998, 873-890, method 10). On the same images it
+    holds too, and is wider than need be wherever both err on the same ones.
+
+    Args:
+        p1: the first accuracy, in [0, 1].
+        n1: images behind it.
+        p2: the second accuracy.
+        n2: images behind that.
+        confidence: share of repetitions that the interval is to cover.
+    Returns: `Estimate` of p2 - p1, bounds in [-1, 1].
+    """
+    return _newcombe((p1, n1), (p2, n2), 0.0, "Newcombe, unpaired", confidence)
+
+
+def difference_paired(correct_a, correct_b, *, confidence=0.95):
+    """The difference of two accuracies measured on the same images.
+
+    The paired score interval of Newcombe (Statistics in Medicine 17, 1998, 2635-2650, method 10): the unpaired one,
+    narrowed by the correlation of the errors, which is counted with a continuity correction where it is positive.
+
+    Args:
+        correct_a: bool `(images,)`, whether the first got each image right.
+        correct_b: the same of the second.
+        confidence: share of repetitions that the interval is to cover.
+    Returns: `Estimate` of the second accuracy minus the first, bounds in [-1, 1].
+    """
+    n, right_a, right_b = len(correct_a), int(np.sum(correct_a)), int(np.sum(correct_b))
+    both = int(np.sum(correct_a & correct_b))
+    margins = right_a * (n - right_a) * right_b * (n - right_b)
+    excess = n * both - right_a * right_b  # both right x both wrong - one right x other right
+    phi = (max(excess - n / 2, 0.0) if excess > 0 else excess) / margins**0.5 if margins else 0.0
+    return _newcombe((right_a / n, n), (right_b / n, n), phi, "Newcombe, paired", confidence)
+
+
+def mcnemar(correct_a, correct_b):
+    """McNemar's exact test (Psychometrika 12, 1947): do two classifiers err equally often on the same images?
+
+    Args:
+        correct_a: bool `(images,)`, whether the first got each image right.
+        correct_b: the same of the second.
+    Returns: `McNemar`; p is 1 where no image tells them apart.
+    """
+    from scipy import stats
+
+    only_a, only_b = int(np.sum(correct_a & ~correct_b)), int(np.sum(correct_b & ~correct_a))
+    p = float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+    return McNemar(p, only_a, only_b)
+
+
+def difference_seeds(a, b, *, confidence=0.95):
+    """The difference of two mean accuracies over seeds; it covers the draw of the seeds, on this one test set.
+
+    Ten seeds or more on both sides: BCa bootstrap of both (Efron, JASA 82, 1987), with fixed random numbers. Two or
+    more: Welch's t (Biometrika 34, 1947). One against m: Student's t with the variance of the m (df = m - 1), which
+    takes the one to spread as they do. Where no side varies the interval has no width.
+
+    Args:
+        a: accuracies of the first side in [0, 1], one a seed.
+        b: the same of the second; two or more on one side at least.
+        confidence: share of repetitions that the interval is to cover.
+    Returns: `Estimate` of the mean of `b` minus that of `a`, bounds in [-1, 1].
+    """
+    difference = mean(b) - mean(a)
+    spread_a, spread_b = (variance(side) if len(side) > 1 else None for side in (a, b))
+    if None in (spread_a, spread_b):
+        several, pooled = (b, spread_b) if spread_a is None else (a, spread_a)
+        kind, df, square = "pooled t", len(several) - 1, pooled * (1 + 1 / len(several))
+    else:
+        parts = (spread_a / len(a), spread_b / len(b))
+        kind, square = "Welch t", sum(parts)
+        df = square**2 / (parts[0] ** 2 / (len(a) - 1) + parts[1] ** 2 / (len(b) - 1)) if square else 1
+    if min(len(a), len(b)) >= BOOTSTRAP_FROM:
+        low, high = _bca(_mean_difference, (a, b), confidence) if square else (difference, difference)
+        return _bounded(difference, low, high, "BCa", lowest=-1.0)
+    half = _student(df, confidence) * square**0.5
+    return _bounded(difference, difference - half, difference + half, kind, lowest=-1.0)
+
+
+def _bounded(value, low, high, kind, *, lowest):
+    """An `Estimate` whose bounds stay within [lowest, 1]."""
+    return Estimate(float(value), max(lowest, float(low)), min(1.0, float(high)), kind)
+
+
+def _student(df, confidence):
+    """Student's t that `confidence` of all values lie within, either side of zero."""
+    from scipy import stats
+
+    return float(stats.t.ppf((1 + confidence) / 2, df))
+
+
+def _mean_difference(a, b, axis):
+    return b.mean(axis) - a.mean(axis)
+
+
+def _bca(statistic, samples, confidence):
+    """The BCa bootstrap's bounds, of samples that vary; the same ones every time."""
+    from scipy import stats
+
+    interval = stats.bootstrap(
+        tuple(np.asarray(sample, "float64") for sample in samples), statistic, confidence_level=confidence,
+        method="BCa", vectorized=True, rng=np.random.default_rng(0),
+    ).confidence_interval  # fmt: skip
+    return interval.low, interval.high
+
+
+def _newcombe(first, second, phi, kind, confidence):
+    """Newcombe's hybrid: the Wilson bounds' distances, as the sides of a triangle whose angle has the cosine `phi`."""
+    (p1, n1), (p2, n2) = first, second
+    (l1, u1), (l2, u2) = wilson(p1, n1, confidence=confidence), wilson(p2, n2, confidence=confidence)
+
+    def distance(one, other):
+        return max(0.0, one**2 - 2 * phi * one * other + other**2) ** 0.5
+
+    difference = p2 - p1
+    low, high = difference - distance(p2 - l2, u1 - p1), difference + distance(u2 - p2, p1 - l1)
+    return _bounded(difference, low, high, kind, lowest=-1.0)

@@ -1,15 +1,22 @@
 """Whole-or-not-at-all writes, and locks between processes."""
 
 import contextlib
+import datetime
+import glob
 import hashlib
 import json
 import os
+import platform
+import re
 import tempfile
+import time
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from cifar_keras.config import HeldError, RunFailedError
+
+ABANDONED = 600  # seconds: whoever writes a file touches it more often
 
 
 @contextlib.contextmanager
@@ -17,6 +24,7 @@ def replacing(path):
     """Yields a temporary path with the same ending; moves it to `path` once the block has succeeded.
 
     A reader sees the old file or the new one, whole, even after a power cut (fsync before and after the rename).
+    What a killed writer of the same path left beside it is removed once nobody has touched it for ten minutes.
 
     Raises: RunFailedError where the folder can't be written or the disk is full; `path` is then as before.
     """
@@ -24,6 +32,7 @@ def replacing(path):
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
         # The ending stays (Keras reads the format from it); the leading dot keeps globs from finding it.
         handle, name = tempfile.mkstemp(prefix=".", suffix=f".{path.name}", dir=path.parent)
         os.close(handle)
@@ -33,14 +42,29 @@ def replacing(path):
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
-    except OSError as error:
-        raise RunFailedError(
-            f"Could not write {path}: {error.strerror or error}. What stood there before is unchanged. "
-            "Free some space, or choose a folder that can be written to (`--root DIR`), then run the same command."
-        ) from error
+    except (OSError, RuntimeError) as error:
+        # HDF5 says in words what the system said, as a RuntimeError where it happens on closing.
+        number = getattr(error, "errno", None) or int((re.search(r"errno = (\d+)", str(error)) or [0, 0])[1])
+        if isinstance(error, RuntimeError) and not number:
+            raise
+        raise _unwritable(path, number, error) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _unwritable(path, number, error):
+    return RunFailedError(
+        f"Could not write {path}: {os.strerror(number) if number else error}. What stood there before is unchanged. "
+        "Free some space, or choose a folder that can be written to (`--root DIR`), then run the same command."
+    )
+
+
+def _sweep(path):
+    for leftover in path.parent.glob(f".????????.{glob.escape(path.name)}"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - leftover.stat().st_mtime > ABANDONED:
+                leftover.unlink()
 
 
 def _umask():
@@ -78,16 +102,33 @@ def sha256(path):
 def lock(path, *, timeout=60.0, busy="Another process is using it."):
     """Holds an advisory lock beside `path`; the operating system frees it when its owner dies.
 
-    Raises: HeldError with the sentence `busy` after `timeout` seconds.
+    Raises: HeldError after `timeout` seconds, with the sentence `busy` and which process holds it; RunFailedError where
+        the folder can't be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    guard = FileLock(path.with_name(f".{path.name}.lock"), timeout=timeout)
+    # Beside the lock and not in it: on NFS, closing any descriptor of the locked file would free the lock.
+    owner = path.with_name(f".{path.name}.owner.lock")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        guard = FileLock(path.with_name(f".{path.name}.lock"), timeout=timeout)
         guard.acquire()
     except Timeout:
-        raise HeldError(f"{path} is in use. {busy}") from None
+        raise HeldError(f"{path} is in use. {busy} {_said_of(owner)}") from None
+    except OSError as error:
+        raise _unwritable(path, error.errno, error) from error
     try:
+        started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        write_json(owner, {"process": os.getpid(), "host": platform.node(), "since": started})
         yield
     finally:
+        owner.unlink(missing_ok=True)
         guard.release()
+
+
+def _said_of(owner):
+    """The holder of a lock in a sentence; it writes its note after it has the lock, so there may be none yet."""
+    try:
+        note = json.loads(owner.read_text(encoding="utf-8"))
+        return f"It is process {note['process']} on {note['host']}, since {note['since']}."
+    except (OSError, ValueError, KeyError):
+        return "It has just begun."

@@ -93,6 +93,10 @@ class Paths:
         return self.root / "results" / "predictions"
 
     @property
+    def tracking(self):
+        return self.root / "results" / "tensorboard"
+
+    @property
     def csv(self):
         return self.root / "results" / "results.csv"
 

@@ -5,12 +5,14 @@ import dataclasses
 import datetime
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
-from cifar_keras import artifacts, evaluate, results, runtime
+from cifar_keras import artifacts, evaluate, results, runtime, track
 from cifar_keras.config import (
     BUDGETS,
     ConfigError,
+    Experiment,
     Limits,
     RunConfig,
     RunFailedError,
@@ -21,16 +23,28 @@ from cifar_keras.config import (
     with_learning_rate,
 )
 from cifar_keras.datasets import CIFAR10, load
-from cifar_keras.datasets.base import stratified, take
+from cifar_keras.datasets.base import Dataset, stratified, take
 from cifar_keras.files import lock
 from cifar_keras.inference import augmented_probabilities, probabilities
 from cifar_keras.paths import Paths, stem
 from cifar_keras.pipeline import steps_per_epoch
-from cifar_keras.report import figures
+from cifar_keras.report import comparison, figures
 from cifar_keras.train import Resume, evaluation_batch, fit
 from cifar_keras.units import duration
 from cifar_keras.weights import load_backbone, resolve
 from cifar_keras.zoo import ModelRow, build, initialise_from_data, row_of, set_trainable
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that is about to happen, everything looked up."""
+
+    experiment: Experiment
+    config: RunConfig
+    row: ModelRow
+    dataset: Dataset
+    weights_file: Path | None
+    paths: Paths
 
 
 def run(experiment, options):
@@ -42,39 +56,50 @@ def run(experiment, options):
     Returns: the run's record, or None after `--dry-run`.
     Raises: ConfigError, RunFailedError, HeldError.
     """
-    config, dataset, weights_file = prepare(experiment, options)
-    paths = Paths.of(config, options.root)
-    row = ModelRow(**config.row)
+    track.require(options.track)
+    job = prepare(experiment, options)
     if options.dry_run:
-        return describe(config, dataset, built(config, row, dataset, weights_file), paths)
-    with lock(paths.keras, timeout=0, busy="The same run is under way in another process."):
-        resume = Resume(paths.resume)
+        return describe(job)
+    with lock(job.paths.keras, timeout=0, busy="The same run is under way in another process."):
+        resume = Resume(job.paths.resume)
         if options.fresh:
             resume.clear()
-        elif record := finished(config, paths):
-            print(f"Already finished; `--fresh` runs it again.\n{last_line(record)}")
-            return record
-        progress = resume.load(config.identity)
-        if not progress.run_id:
-            progress.run_id = f"{paths.stem}_{now():%Y%m%dT%H%M%SZ}"
-            progress.git_commit = runtime.git_commit()
-        print(headline(config, dataset, progress))
-        try:
-            model = built(config, row, dataset, weights_file)
-            fit(model, row, dataset, config.training, seed=config.seed, resume=resume, progress=progress)
-            record = conclude(config, row, dataset, model, paths=paths, progress=progress, experiment=experiment)
-        except RunFailedError as error:
-            failed = {**facts(config, dataset, progress, experiment), "status": "failed", "why": str(error)}
-            with contextlib.suppress(RunFailedError):  # where the disk is full, the first message is the one to show
-                results.write(options.root, failed)
-            raise
+        progress = resume.load(job.config.identity)
+        if not options.fresh and (record := finished(job, progress)):
+            results.rebuild(options.root)  # whatever a kill after its record left undone
+            print("Already finished; `--fresh` runs it again.")
+        else:
+            record = carried_out(job, resume, progress, tracking=options.track)
         resume.clear()
-    print(last_line(record))
+    print(last_line(record, options.root))
+    return record
+
+
+def carried_out(job, resume, progress, *, tracking):
+    """Trains, evaluates and records; a run that fails is recorded as such."""
+    if not progress.run_id:
+        progress.run_id = f"{job.paths.stem}_{now():%Y%m%dT%H%M%SZ}"
+        progress.git_commit = runtime.git_commit()
+    print(headline(job, progress))
+    tracker = track.tracker(tracking, folder=job.paths.tracking / progress.run_id, config=job.config)
+    try:
+        model, callbacks = built(job), tracker.start(progress)
+        training, seed = job.config.training, job.config.seed
+        fit(model, job.row, job.dataset, training, seed=seed, resume=resume, progress=progress, callbacks=callbacks)
+        record, scored = conclude(job, model, progress)
+        draw(job, record, scored, progress)
+        tracker.finish(record, {kind: job.paths.figure(kind) for kind in ("confusion", "curves")})
+        results.write(job.paths.root, record, predictions=scored)
+    except RunFailedError as error:
+        failed = {**facts(job, progress), "status": "failed", "why": str(error)}
+        with contextlib.suppress(RunFailedError):  # where the disk is full, the first message is the one to show
+            results.write(job.paths.root, failed)
+        raise
     return record
 
 
 def prepare(experiment, options):
-    """Resolves an experiment and the command line to `(RunConfig, Dataset, weights file or None)`."""
+    """Resolves an experiment and the command line to a `Job`."""
     budget = BUDGETS[options.budget]
     training = experiment.variants[options.variant]
     row = row_of(training)
@@ -119,17 +144,21 @@ def prepare(experiment, options):
         row=dataclasses.asdict(row),
         overrides=overrides,
     )
-    return config, dataset, weights_file
+    paths = Paths.of(config, options.root)
+    return Job(experiment, config, row, dataset, weights_file, paths)
 
 
-def built(config, row, dataset, weights_file):
+def built(job):
     """The run's model at its initial weights, under the run's precision."""
+    config, dataset = job.config, job.dataset
     runtime.apply(precision=config.precision, deterministic=config.deterministic)
     steps = steps_per_epoch(dataset.train, config.training.batch_size) * config.training.epochs
-    model = build(row, image_shape=dataset.image_shape, classes=len(dataset.class_names), steps=steps, seed=config.seed)
+    model = build(
+        job.row, image_shape=dataset.image_shape, classes=len(dataset.class_names), steps=steps, seed=config.seed
+    )
     initialise_from_data(model, sample(dataset.train, 5000).images)
-    if weights_file is not None:
-        load_backbone(model, weights_file)
+    if job.weights_file is not None:
+        load_backbone(model, job.weights_file)
     return model
 
 
@@ -138,13 +167,14 @@ def sample(split, count):
     return take(split, stratified(split.labels, min(count, len(split)), seed=0))
 
 
-def conclude(config, row, dataset, model, *, paths, progress, experiment):
-    """Saves the model, reads test once, and writes the record, the predictions and the pictures."""
+def conclude(job, model, progress):
+    """Saves the model, reads test once, and returns the record and `(labels, probabilities)` on test."""
+    config, row, dataset = job.config, job.row, job.dataset
     counts = parameter_counts(model, row, config.training)
     model = artifacts.for_inference(model)
     names = {"class_names": dataset.class_names, "dataset": dataset.label, "config": json.loads(config.identity)}
-    artifacts.save(model, paths, provenance={"run_id": progress.run_id, **names}, history=progress.history)
-    model = artifacts.load(paths.keras)  # what is scored is what was saved
+    artifacts.save(model, job.paths, provenance={"run_id": progress.run_id, **names}, history=progress.history)
+    model = artifacts.load(job.paths.keras)  # what is scored is what was saved
     batch = evaluation_batch(row, dataset)
     splits = {
         "train": sample(dataset.train, 5000 if row.pixels < 128 else 1000),
@@ -154,7 +184,7 @@ def conclude(config, row, dataset, model, *, paths, progress, experiment):
     scored = {
         name: (split.labels, probabilities(model, split.images, batch_size=batch)) for name, split in splits.items()
     }
-    record = facts(config, dataset, progress, experiment) | counts | {"status": "finished", "tta_accuracy": None}
+    record = facts(job, progress) | counts | {"status": "finished", "tta_accuracy": None}
     for name, (labels, predicted) in scored.items():
         record |= {f"{name}_accuracy": evaluate.accuracy(labels, predicted), f"{name}_n": len(labels)}
     record["test_loss"] = evaluate.cross_entropy(*scored["test"])
@@ -162,15 +192,14 @@ def conclude(config, row, dataset, model, *, paths, progress, experiment):
         augmented = augmented_probabilities(model, dataset.test.images, batch_size=batch)
         record["tta_accuracy"] = evaluate.accuracy(dataset.test.labels, augmented)
     record["peak_memory_mb"] = runtime.peak_memory_mb()
-    draw(record, dataset, scored["test"], paths=paths, progress=progress)
-    results.write(paths.root, record, predictions=scored["test"])
-    return record
+    return record, scored["test"]
 
 
-def facts(config, dataset, progress, experiment):
+def facts(job, progress):
     """The columns that are known whether the run succeeds or not."""
+    config, dataset = job.config, job.dataset
     images, batch = len(dataset.train), config.training.batch_size
-    published = experiment.published if dataset.slug in CIFAR10 else {}
+    published = job.experiment.published if dataset.slug in CIFAR10 else {}
     return {
         "run_id": progress.run_id,
         "utc": now().isoformat(timespec="seconds"),
@@ -204,8 +233,9 @@ def parameter_counts(model, row, training):
     return {"parameters": model.count_params(), "parameters_trainable": sum(sizes)}
 
 
-def draw(record, dataset, scored, *, paths, progress):
+def draw(job, record, scored, progress):
     """The run's pictures in results/figures/."""
+    dataset, paths = job.dataset, job.paths
     what = f"{record['dataset']} - {record['experiment']}, {record['variant']}"
     figures.sample_grid(
         dataset.train.images, dataset.train.labels, dataset.class_names, paths.figure("samples"),
@@ -221,11 +251,12 @@ def draw(record, dataset, scored, *, paths, progress):
     figures.confusion_matrix(matrix, dataset.class_names, paths.figure("confusion"), title=title)
 
 
-def finished(config, paths):
-    """The newest finished record of this very run, or None.
+def finished(job, progress):
+    """The newest finished record of this very run, or None, also where `progress` is that of a later, stopped one.
 
     Raises: ConfigError if the finished run of this name had another configuration.
     """
+    config, paths = job.config, job.paths
     done = [record for record in results.read(paths.root) if record["status"] == "finished"]
     same_name = [record for record in done if stem(RunConfig.restored(record["config"])) == paths.stem]
     if not same_name or not paths.keras.is_file():
@@ -235,7 +266,7 @@ def finished(config, paths):
             f"{paths.keras.name} was made by a finished run of the same name with another configuration "
             f"(run {same_name[-1]['run_id']}). Use `--fresh` to replace it, or `--root DIR` to keep both."
         )
-    return same_name[-1]
+    return same_name[-1] if progress.run_id in ("", same_name[-1]["run_id"]) else None
 
 
 def now():
@@ -243,8 +274,9 @@ def now():
     return datetime.datetime.now(datetime.UTC)
 
 
-def headline(config, dataset, progress):
+def headline(job, progress):
     """What is about to happen, in a few lines."""
+    config, dataset = job.config, job.dataset
     epochs, done = config.training.epochs, progress.epochs
     lines = [
         f"{config.experiment}  variant {config.variant}, budget {config.budget}, seed {config.seed}, "
@@ -258,19 +290,23 @@ def headline(config, dataset, progress):
     return "\n".join(lines)
 
 
-def last_line(record):
-    """The run in one line: result with its 95% interval, published figure, time."""
+def last_line(record, root):
+    """The run in one line: result with its 95% interval, published figure, the run before it below `root`, time."""
     low, high = evaluate.wilson(record["test_accuracy"], record["test_n"])
-    published = f"  published {record['published_test']}" if record["published_test"] else ""
-    return (
-        f"{record['experiment']}  test {record['test_accuracy']:.4f} [{low:.4f}, {high:.4f}] n={record['test_n']}"
-        f"{published}  {duration(record['training_seconds'])}"
+    earlier = [other for other in results.read(root) if other["utc"] < record["utc"]]
+    parts = (
+        f"{record['experiment']}  {record['test_accuracy']:.4f} [{low:.4f}, {high:.4f}] n={record['test_n']}",
+        f"published {record['published_test']}" if record["published_test"] else None,
+        comparison.against_previous(record, earlier, root),
+        duration(record["training_seconds"]),
     )
+    return "  ".join(part for part in parts if part)
 
 
-def describe(config, dataset, model, paths):
+def describe(job):
     """Prints what a run would do and where it would write."""
-    counts = parameter_counts(model, ModelRow(**config.row), config.training)
+    config, dataset, paths = job.config, job.dataset, job.paths
+    counts = parameter_counts(built(job), job.row, config.training)
     print(json.dumps(json.loads(config.identity), indent=1))
     print(f"\nparameters  {counts['parameters']:,} total, {counts['parameters_trainable']:,} trainable")
     print(f"{dataset.label}  " + ", ".join(f"{n} {len(getattr(dataset, n)):,}" for n in ("train", "val", "test")))

@@ -125,20 +125,33 @@ def device():
     """The first GPU's name, else the CPU's model and the number of cores this process may use."""
     if found := gpu():
         return found[0]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cpu_name()}, {cores} cores"
+    return f"{cpu_name()}, {cores()} cores"
+
+
+def cores():
+    """How many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def cpu_name():
     """The processor's model, and whether it has AVX-512."""
+    wide = " (AVX-512)" if "avx512f" in cpu_flags() else ""
+    return f"{_cpu().get('model name') or platform.processor() or platform.machine()}{wide}"
+
+
+def cpu_flags():
+    """What an x86 processor can do, in Linux' words (`avx2`, `fma`); empty where nothing says so."""
+    return frozenset(_cpu().get("flags", "").split())
+
+
+def _cpu():
+    """The last processor's fields in /proc/cpuinfo; none where there is no such file."""
     try:
         with open("/proc/cpuinfo") as file:
             lines = dict(line.split(":", 1) for line in file if ":" in line)
-        fields = {key.strip(): value.strip() for key, value in lines.items()}
     except OSError:
-        return platform.processor() or platform.machine()
-    wide = " (AVX-512)" if "avx512f" in fields.get("flags", "").split() else ""
-    return f"{fields.get('model name', platform.machine())}{wide}"
+        return {}
+    return {key.strip(): value.strip() for key, value in lines.items()}
 
 
 def git_commit():

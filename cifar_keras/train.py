@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import sys
 import time
@@ -11,7 +12,7 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
-from cifar_keras.config import ConfigError, RunFailedError
+from cifar_keras.config import AHEAD, ConfigError, RunFailedError
 from cifar_keras.files import replacing, write_json
 from cifar_keras.optim import CrossEntropy, make_optimizer
 from cifar_keras.pipeline import evaluation_pipeline, steps_per_epoch, train_pipeline
@@ -94,7 +95,8 @@ class Resume:
         _alone(model).load_weights(self.best(progress.best_epoch))
 
     def clear(self):
-        """Removes the folder, when the run is done or `--fresh` starts over."""
+        """Removes the folder, when the run is done or `--fresh` starts over; state first, lest a kill leave half."""
+        self.state.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -136,7 +138,21 @@ class Recorder(keras.callbacks.Callback):
         self.mark = time.perf_counter()
 
     def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
         self.rate = float(self.model.optimizer.learning_rate)
+
+    def on_train_batch_end(self, batch, logs=None):
+        if not math.isfinite(logs["loss"]):  # a running mean: once it is not finite it stays so
+            self.fail(f"The loss became {logs['loss']} in step {batch + 1} of {self.params['steps']}")
+
+    def fail(self, what):
+        """Ends the run with what happened, where, why probably, and what is left."""
+        kept = f"The best weights so far stay in {self.resume.best(self.progress.best_epoch)}."
+        raise RunFailedError(
+            f"{what}, epoch {self.epoch + 1}, stage {self.stage} (learning rate {self.rate:.3g}). Likely causes: too "
+            "high a learning rate (`--learning-rate`) or 16-bit overflow (`--precision float32`). "
+            + (kept if self.progress.epochs else "No epoch had been finished.")
+        )
 
     def on_epoch_end(self, epoch, logs=None):
         # From mark to mark: tracing the first step, validation and saving all count.
@@ -149,12 +165,8 @@ class Recorder(keras.callbacks.Callback):
             "learning_rate": self.rate,  # at the epoch's start; at the end of the last one schedules are at zero
             "seconds": round(seconds, 3),
         }
-        if not math.isfinite(row["loss"] + row["val_loss"]):
-            raise RunFailedError(
-                f"The loss became {row['loss']}, on val {row['val_loss']}, in epoch {epoch + 1} of stage {self.stage} "
-                f"(learning rate {row['learning_rate']:.3g}). Likely causes: too high a learning rate "
-                "(`--learning-rate`), or 16-bit overflow (`--precision float32`). The last good weights stay."
-            )
+        if not math.isfinite(row["val_loss"]):
+            self.fail(f"The loss on val became {row['val_loss']} after the last step")
         for name, value in row.items():
             progress.history[name].append(value)
         progress.epochs = epoch + 1
@@ -185,10 +197,11 @@ class Report(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         row = {name: values[-1] for name, values in self.progress.history.items()}
         left = (self.epochs - row["epoch"]) * row["seconds"]
+        study = f", study about {duration(left + float(ahead))}" if (ahead := os.environ.get(AHEAD)) else ""
         self.bar.write(
             f"epoch {row['epoch']}/{self.epochs}  loss {row['loss']:.4f}  accuracy {row['accuracy']:.4f}  "
             f"val_loss {row['val_loss']:.4f}  val_accuracy {row['val_accuracy']:.4f}  rate {row['learning_rate']:.2e}  "
-            f"{row['seconds']:.0f} s  about {duration(left)} left",
+            f"{row['seconds']:.0f} s  about {duration(left)} left{study}",
             file=sys.stdout,
         )
         sys.stdout.flush()
@@ -203,7 +216,7 @@ def evaluation_batch(row, dataset):
     return max(32, round(500 * (32 / side) ** 2))
 
 
-def fit(model, row, dataset, training, *, seed, resume, progress):
+def fit(model, row, dataset, training, *, seed, resume, progress, callbacks=()):
     """Trains a model through its stages, from wherever `progress` stands, and leaves it with the selected weights.
 
     Args:
@@ -214,20 +227,20 @@ def fit(model, row, dataset, training, *, seed, resume, progress):
         seed: of order, augmentation and dropout.
         resume: `Resume`.
         progress: `Progress` from `resume.load`; updated in place.
+        callbacks: Keras callbacks that look on; at an epoch's end `progress` already knows it.
     """
     if progress.epochs:
         model.load_weights(resume.last(progress.epochs))
     first = 0
     for number, stage in enumerate(training.stages, start=1):
         if progress.epochs < first + stage.epochs:
-            _fit_stage(
-                model, row, dataset, training, number=number, first=first, seed=seed, resume=resume, progress=progress
-            )
+            keywords = {"seed": seed, "resume": resume, "progress": progress, "callbacks": callbacks}
+            _fit_stage(model, row, dataset, training, number=number, first=first, **keywords)
         first += stage.epochs
     resume.load_best(model, progress)
 
 
-def _fit_stage(model, row, dataset, training, *, number, first, seed, resume, progress):
+def _fit_stage(model, row, dataset, training, *, number, first, seed, resume, progress, callbacks):
     """Trains what is left of one stage, whose first epoch is `first`."""
     stage = training.stages[number - 1]
     steps = steps_per_epoch(dataset.train, training.batch_size)
@@ -256,6 +269,7 @@ def _fit_stage(model, row, dataset, training, *, number, first, seed, resume, pr
             Reseed(seed),
             Recorder(progress, resume, stage=number),
             Report(progress, epochs=training.epochs, steps=steps),
+            *callbacks,
         ],
         shuffle=False,  # the pipeline has ordered them
         verbose=0,

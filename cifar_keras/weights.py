@@ -56,12 +56,10 @@ def imagenet(backbone, *, data_dir):
             "Use `--weights none`, or the path of a saved model with the same backbone."
         )
     url, md5 = IMAGENET[backbone]
-    name = url.rpartition("/")[2]
-    for folder in places(data_dir, "models"):
-        if (path := folder / name).is_file():
-            return _checked(path, md5)  # Keras itself would delete a file with another checksum
+    if path := find_imagenet(backbone, data_dir=data_dir):
+        return checked(path, md5)  # Keras itself would delete a file with another checksum
     try:
-        return Path(keras.utils.get_file(name, url, cache_subdir="models", file_hash=md5))
+        return Path(keras.utils.get_file(imagenet_file(backbone), url, cache_subdir="models", file_hash=md5))
     except Exception as error:  # Keras raises a bare Exception without network
         raise ConfigError(
             f"The ImageNet weights of {backbone} are neither here nor can they be downloaded ({error}). "
@@ -71,7 +69,22 @@ def imagenet(backbone, *, data_dir):
         ) from None
 
 
-def _checked(path, md5):
+def imagenet_file(backbone):
+    """The published name of a backbone's ImageNet weights."""
+    return IMAGENET[backbone][0].rpartition("/")[2]
+
+
+def find_imagenet(backbone, *, data_dir):
+    """The first file of that name among the places, unchecked, or None."""
+    paths = (folder / imagenet_file(backbone) for folder in places(data_dir, "models"))
+    return next((path for path in paths if path.is_file()), None)
+
+
+def checked(path, md5):
+    """Returns the path of a file with this MD5.
+
+    Raises: ConfigError if it has another.
+    """
     with open(path, "rb") as file:
         received = hashlib.file_digest(file, "md5").hexdigest()
     if received != md5:

@@ -87,7 +87,7 @@ def test_a_folder_that_is_not_there_is_one_sentence(tmp_path):
 def test_seeds_run_one_by_one_until_a_signal(monkeypatch, codes, runs, code):
     seen = []
 
-    def process(path, arguments):
+    def process(path, arguments, ahead):
         seen.append(arguments)
         return codes[len(seen) - 1]
 

@@ -140,6 +140,21 @@ def test_the_time_left_follows_the_plan_and_the_speed_so_far():
     assert commands.progress([1], [(0, 9000.0)]) == "== study 1/1 done, elapsed 2.5 h"
 
 
+def test_a_run_is_told_how_much_of_the_study_lies_ahead_of_it(tmp_path, capfd, monkeypatch):
+    tell = f"import os; print('ahead', os.environ.get({commands.AHEAD!r})); raise SystemExit(0)"
+    folder = project(tmp_path, **{f"exp{i}": tell for i in range(1, 5)})
+    store(tmp_path, *(record(experiment=f"exp{i}_x", budget="quick", training_seconds=100.0 * i) for i in range(1, 5)))
+    commands.study([], root=tmp_path, budget="quick", folder=folder)
+    told = [line.split()[1] for line in capfd.readouterr().out.splitlines() if line.startswith("ahead")]
+    assert told[0] == "900.0" and 0 < float(told[2]) < 100  # at the speed of those that have ended
+    assert told[3] == "0.0"
+    monkeypatch.setenv(commands.AHEAD, "50")
+    commands.process(folder / "exp1_x.py", [], ahead=7.0)  # a series within a study
+    assert "ahead 57.0" in capfd.readouterr().out
+    commands.process(folder / "exp1_x.py", [])
+    assert "ahead None" in capfd.readouterr().out
+
+
 def test_the_plan_takes_the_newest_run_of_this_budget_else_the_budgets_own_seconds(tmp_path):
     entries = commands.experiments(project(tmp_path, exp1="", exp2=""))
     runs = [record(experiment="exp1_x", training_seconds=seconds) for seconds in (5.0, 7.0)]

@@ -84,6 +84,15 @@ def test_seeds_are_averaged_and_the_newest_of_equal_runs_wins():
     assert jpeg["test [95% interval] (n)"].startswith("85.0%") and jpeg["seeds"] == "2"
 
 
+def test_several_seeds_have_the_interval_of_their_mean_and_their_spread():
+    runs = [record(seed=seed, test_accuracy=accuracy) for seed, accuracy in enumerate((0.89, 0.90, 0.91))]
+    (row,), _ = table.collated(runs)  # Student's t for two degrees of freedom, 4.303, times 0.01 / sqrt(3)
+    assert row["test [95% interval] (n)"] == "90.0% [87.5, 92.5] sd 1.00 (10,000)"
+    assert "best: 90.0% of 10,000 test images [87.5, 92.5] sd 1.00, 3 seeds" in table.docstring_result(
+        runs, "exp4_scratch"
+    )
+
+
 def test_runs_of_an_older_recipe_do_not_enter_the_mean_of_a_new_one():
     old = [record(seed=seed, utc=f"2026-01-0{seed + 1}", config={"seed": seed, "rate": 1}) for seed in range(3)]
     new = record(seed=0, utc="2026-02-01", test_accuracy=0.5, config={"seed": 0, "rate": 2})

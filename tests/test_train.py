@@ -103,10 +103,22 @@ def test_a_trained_backbone_moves_its_statistics(noise_data, tmp_path):
         assert not np.array_equal(before, after)
 
 
+DIVERGED = (
+    r"loss became (nan|inf) in step \d of 3, epoch 2, stage 2 \(learning rate 1e\+38\)\. Likely causes: too high a "
+    r"learning rate .*The best weights so far stay in .*best-0001\.weights\.h5"
+)
+
+
+def test_a_loss_that_is_not_finite_on_val_alone_stops_the_run_too(noise_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(keras.Model, "evaluate", lambda *_, **__: {"loss": float("inf"), "accuracy": 0.1})
+    with pytest.raises(RunFailedError, match=r"loss on val became inf .*epoch 1.*No epoch had been finished"):
+        trained(noise_data, tmp_path)
+
+
 def test_a_diverging_loss_stops_the_run_and_keeps_the_last_good_weights(noise_data, tmp_path):
     good, wild = Stage(1, 1e-3, schedule="constant"), Stage(3, 1e38, schedule="constant")
     training = dataclasses.replace(TWO_STAGES, optimizer="sgd", stages=(good, wild))
-    with pytest.raises(RunFailedError, match=r"loss became .*(nan|inf).*epoch \d.*--learning-rate"):
+    with pytest.raises(RunFailedError, match=DIVERGED):
         trained(noise_data, tmp_path, training=training)
     progress = Resume(tmp_path).load("{}")
     assert progress.epochs >= 1 and np.isfinite(progress.history["loss"]).all()

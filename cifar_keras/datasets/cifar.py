@@ -108,7 +108,7 @@ def load(name, *, data_dir=None):
     Raises: ConfigError if the data can't be had, or aren't the published ones. What was found is never changed.
     """
     archive = ARCHIVES[name]
-    source = _find(archive, data_dir) or _download(archive)
+    source = find(archive, data_dir) or _download(archive)
     batches = _from_folder(archive, source) if source.is_dir() else _from_archive(archive, source)
     (meta,) = (batches.pop(member) for member in archive.meta)
     class_names, superclass_names = _names(meta, archive.names, source), _names(meta, archive.coarse_names, source)
@@ -130,8 +130,8 @@ def load(name, *, data_dir=None):
     )
 
 
-def _find(archive, data_dir):
-    """The first archive or unpacked folder among the places, or None."""
+def find(archive, data_dir):
+    """The first archive or unpacked folder among the places, unchecked, or None."""
     for place in places(data_dir, "datasets"):
         for file in (place, place / archive.file, place / f"{archive.keras_name}_archive"):
             if file.is_file():
@@ -177,6 +177,22 @@ def _read(response):
         raise http.client.HTTPException(f"the connection broke: {error}") from error
 
 
+def check(archive, source):
+    """Compares an archive, or every file of an unpacked folder, with the published checksums.
+
+    Args:
+        archive: `Archive`.
+        source: from `find`.
+    Raises: ConfigError if one differs.
+    """
+    if source.is_dir():
+        for member in archive.members:
+            _published(archive, source, member)
+    else:
+        with open(source, "rb") as file:
+            _check(file, archive, source)
+
+
 def _check(file, archive, name):
     """Compares an open archive's SHA-256 with the published one."""
     received = hashlib.file_digest(file, "sha256").hexdigest()
@@ -216,17 +232,19 @@ def _member(tar, info):
 
 def _from_folder(archive, folder):
     """Reads the unpacked files, each checked against its published MD5."""
-    batches = {}
-    for member, expected in archive.members.items():
-        data = (folder / member).read_bytes()
-        received = hashlib.md5(data, usedforsecurity=False).hexdigest()
-        if received != expected:
-            raise ConfigError(
-                f"{folder / member} is not the published file. Expected MD5 {expected}, received {received}. "
-                f"Unpack {archive.url} again, or name another place with `--data-dir`; nothing was changed."
-            )
-        batches[member] = _unpickle(data, folder / member)
-    return batches
+    return {member: _unpickle(_published(archive, folder, member), folder / member) for member in archive.members}
+
+
+def _published(archive, folder, member):
+    """The bytes of one unpacked file, which must be the published ones."""
+    data = (folder / member).read_bytes()
+    received, expected = hashlib.md5(data, usedforsecurity=False).hexdigest(), archive.members[member]
+    if received != expected:
+        raise ConfigError(
+            f"{folder / member} is not the published file. Expected MD5 {expected}, received {received}. "
+            f"Unpack {archive.url} again, or name another place with `--data-dir`; nothing was changed."
+        )
+    return data
 
 
 _RECONSTRUCT = np.empty(0).__reduce__()[0]  # NumPy moves it from module to module

@@ -236,10 +236,15 @@ def _progress(found, what):
     return tqdm(total=len(found), unit=" images", desc=what, mininterval=1)
 
 
-def _cache():
-    """Where decoded images are kept; the folder is there and can be written, or ConfigError says what to set."""
+def cache_folder():
+    """Where decoded images are kept; nothing is made."""
     shared = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    place = Path(os.environ.get("CIFAR_KERAS_CACHE") or shared / "cifar_keras")
+    return Path(os.environ.get("CIFAR_KERAS_CACHE") or shared / "cifar_keras")
+
+
+def _cache():
+    """The folder of decoded images, made where it is missing, or ConfigError says what to set."""
+    place = cache_folder()
     try:
         place.mkdir(parents=True, exist_ok=True)
         writable = os.access(place, os.W_OK)

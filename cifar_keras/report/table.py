@@ -6,12 +6,13 @@ import json
 import re
 import textwrap
 from itertools import groupby
-from statistics import mean
+from statistics import mean, stdev
 
 from tabulate import tabulate
 
 from cifar_keras.config import ConfigError
-from cifar_keras.evaluate import wilson
+from cifar_keras.evaluate import accuracy_interval
+from cifar_keras.results import overrides
 
 DASH = "-"
 HEADINGS = (
@@ -50,14 +51,8 @@ def collated(records, experiments=()):
 
 def counts(record):
     """Whether a finished run is a result of the study: whole recipe, whole data, the weights its model calls for."""
-    whole = record["budget"] == "full" and not _overrides(record)
+    whole = record["budget"] == "full" and not overrides(record)
     return whole and record["weights"] == record["weights_called_for"]
-
-
-def _overrides(record):
-    """What the command line changed besides the weights, which have their own column: 'epochs=3', mostly ''."""
-    changed = (record.get("config") or {}).get("overrides") or {}
-    return ", ".join(f"{key}={value}" for key, value in sorted(changed.items()) if key != "weights")
 
 
 def _groups(records):
@@ -67,7 +62,7 @@ def _groups(records):
     """
 
     def run(record):
-        return (*(str(record.get(column)) for column in SAME_RUN), _overrides(record))
+        return (*(str(record.get(column)) for column in SAME_RUN), overrides(record))
 
     def recipe(record):
         return json.dumps({**(record.get("config") or {}), "seed": None}, sort_keys=True)
@@ -81,7 +76,7 @@ def _groups(records):
 
 def _row(group):
     first = group[0]
-    changed = _overrides(first)
+    changed = overrides(first)
     return {
         "experiment": first["experiment"],
         "variant": first["variant"],
@@ -127,12 +122,20 @@ def _percent(share):
 
 
 def _accuracy(group, split, *, interval=False):
-    """For example '89.6% [89.0, 90.2] (10,000)'; the interval is that of one run on n images, whatever the seeds."""
+    """For example '89.6% [89.0, 90.2] (10,000)', with several seeds '89.6% [89.3, 89.9] sd 0.12 (10,000)'."""
     value, n = _mean(group, f"{split}_accuracy"), group[0].get(f"{split}_n")
     if value is None or not n:
         return DASH
-    between = " [{:.1f}, {:.1f}]".format(*(100 * bound for bound in wilson(value, n))) if interval else ""
+    between = " [{:.1f}, {:.1f}]{}".format(*_interval(group)) if interval else ""
     return f"{100 * value:.1f}%{between} ({n:,})"
+
+
+def _interval(group):
+    """`(low, high, spread)` of test in percent: what the interval covers is said by `evaluate.accuracy_interval`."""
+    values = [record["test_accuracy"] for record in group if record.get("test_accuracy") is not None]
+    estimate = accuracy_interval(values, group[0]["test_n"])
+    spread = f" sd {100 * stdev(values):.2f}" if len(values) > 1 else ""
+    return 100 * estimate.low, 100 * estimate.high, spread
 
 
 def _minutes(group):
@@ -201,9 +204,9 @@ def docstring_result(records, key):
 
 def _sentence(group):
     first, value = group[0], _mean(group, "test_accuracy")
-    low, high = (100 * bound for bound in wilson(value, first["test_n"]))
+    low, high, spread = _interval(group)
     parts = (
-        f"{first['variant']}: {100 * value:.1f}% of {first['test_n']:,} test images [{low:.1f}, {high:.1f}]",
+        f"{first['variant']}: {100 * value:.1f}% of {first['test_n']:,} test images [{low:.1f}, {high:.1f}]{spread}",
         f"{len(group)} seed{'s' if len(group) > 1 else ''}",
         first["dataset"],
         f"{minutes} min" if (minutes := _minutes(group)) else "",

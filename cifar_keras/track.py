@@ -1,0 +1,152 @@
+"""Tracking a run elsewhere: `--track tensorboard` writes its curves, configuration, result and pictures as event files.
+
+Keras' own TensorBoard callback is not used: it knows only the epochs of its process, and a resumed run would show some
+twice or not at all. Here every process empties the run's folder and writes the history so far anew.
+"""
+
+import contextlib
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import keras
+
+from cifar_keras.config import ConfigError, RunFailedError
+
+# Writer -> tag -> name in the history. Equal tags share a chart; the names are those of keras.callbacks.TensorBoard.
+CURVES = {
+    "train": {
+        "epoch_loss": "loss",
+        "epoch_accuracy": "accuracy",
+        "epoch_learning_rate": "learning_rate",
+        "epoch_seconds": "seconds",
+    },
+    "validation": {"epoch_loss": "val_loss", "epoch_accuracy": "val_accuracy"},
+}
+
+
+def require(kind):
+    """Checks that runs can be tracked in this way; `tracker` does it too, but only once the data are loaded.
+
+    Args:
+        kind: 'tensorboard', or None for no tracking.
+    Raises: ConfigError for another kind, or if a package is missing.
+    """
+    if kind not in (None, "tensorboard"):
+        raise ConfigError(f"`--track` must be tensorboard. Received: {kind!r}.")
+    if kind and importlib.util.find_spec("tensorboard") is None:
+        raise ConfigError(
+            "`--track tensorboard` needs the tensorboard package. Received: not installed. "
+            "`pip install 'tensorboard>=2.21,<2.22'` installs it."
+        )
+
+
+def tracker(kind, *, folder, config):
+    """What follows a run from `start` to `finish`; nothing is written before `start`.
+
+    Args:
+        kind: 'tensorboard', or None for one that does nothing.
+        folder: the run's own, for event files alone: it is emptied at the start.
+        config: `config.RunConfig`.
+    Raises: ConfigError, see `require`.
+    """
+    require(kind)
+    return TensorBoard(folder, config) if kind else Tracker()
+
+
+class Tracker:
+    """Follows no run."""
+
+    def start(self, progress):
+        """Call it once a process, before training.
+
+        Args:
+            progress: `train.Progress`, with the epochs of earlier processes in its history.
+        Returns: the callbacks for every `fit` of the run, to stand behind the one that adds to the history.
+        """
+        return []
+
+    def finish(self, record, images):
+        """Call it once, when the run is done.
+
+        Args:
+            record: the run's record.
+            images: PNG files by name.
+        """
+
+
+class TensorBoard(Tracker):
+    """Writes event files: curves to `train/` and `validation/`, the rest to the folder itself."""
+
+    def __init__(self, folder, config):
+        self.folder = Path(folder)
+        self.config = config
+        self.written = 0  # epochs of the history
+
+    def start(self, progress):
+        import tensorflow as tf
+
+        self.progress = progress
+        with self._writing():
+            if self.folder.exists():
+                shutil.rmtree(self.folder)
+            self.folder.mkdir(parents=True)  # its errors read better than TensorFlow's
+            names = {"run": self.folder, **{name: self.folder / name for name in CURVES}}
+            self.writers = {name: tf.summary.create_file_writer(str(place)) for name, place in names.items()}
+            with self.writers["run"].as_default(step=0):
+                identity = json.dumps(json.loads(self.config.identity), indent=1)
+                tf.summary.text("configuration", f"```json\n{identity}\n```")
+        self.catch_up()
+        return [_Epochs(self)]
+
+    def catch_up(self):
+        """Writes the epochs of the history that are not yet in the files; a kill after it loses none of them."""
+        import tensorflow as tf
+
+        history = self.progress.history
+        with self._writing():
+            for row in range(self.written, len(history["epoch"])):
+                for name, curves in CURVES.items():
+                    with self.writers[name].as_default(step=history["epoch"][row]):  # leaving it flushes
+                        for tag, key in curves.items():
+                            tf.summary.scalar(tag, history[key][row])
+        self.written = len(history["epoch"])
+
+    def finish(self, record, images):
+        import tensorflow as tf
+
+        pictures = {name: tf.io.decode_png(Path(path).read_bytes(), channels=3) for name, path in images.items()}
+        with self._writing(), self.writers["run"].as_default(step=record["best_epoch"]):
+            tf.summary.scalar("test_accuracy", record["test_accuracy"])
+            for name, picture in pictures.items():
+                tf.summary.image(name, picture[None])
+            for writer in self.writers.values():
+                writer.close()
+
+    @contextlib.contextmanager
+    def _writing(self):
+        """Says in a sentence what keeps event files from being written."""
+        import tensorflow as tf
+
+        try:
+            yield
+        except (OSError, tf.errors.OpError) as error:
+            # What TensorFlow says: {{node that failed}} what happened [Op:Name] name:
+            happened = str(error).partition("\n")[0].rpartition("}} ")[2].partition(" [Op:")[0]
+            why = getattr(error, "strerror", None) or happened
+            raise RunFailedError(
+                f"Could not write the event files in {self.folder}: {why}. Free some space, choose a folder that can "
+                "be written to (`--root DIR`), or leave out `--track`; then the same command goes on."
+            ) from error
+
+
+class _Epochs(keras.callbacks.Callback):
+    """Brings the event files up to the history after every epoch."""
+
+    def __init__(self, tracker):
+        super().__init__()
+        self.tracker = tracker
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.tracker.catch_up()

@@ -1,0 +1,69 @@
+"""Exp 99: a run of two stages, seconds long, that says on stdout which phase it is in?
+
+Run      python tests/killed_run.py --dataset shapes --limit 96 --deterministic --root DIR
+Result   not yet run
+
+`test_kill.py` starts this file and kills it.
+"""
+
+import functools
+
+from cifar_keras import runtime
+
+runtime.setup()
+
+import keras  # noqa: E402
+
+from cifar_keras import artifacts, blocks, results, runner, train  # noqa: E402
+from cifar_keras.cli import main  # noqa: E402
+from cifar_keras.config import Experiment, Stage, Training  # noqa: E402
+
+EXPERIMENT = Experiment(
+    number=99,
+    name="killed",
+    variants={
+        "best": Training(
+            "scratch_cnn",
+            override={"backbone": "tiny", "head": "plain", "augmentation": ("shift", "flip")},
+            stages=(Stage(2, 1e-2, freeze_backbone=True), Stage(3, 1e-2)),
+            batch_size=32,
+            optimizer="adamw",
+            weight_decay=0.01,
+            label_smoothing=0.1,
+        )
+    },
+)
+
+
+def tiny(x, *, momentum):
+    """Every kind of layer that has a state of its own."""
+    x = keras.layers.Conv2D(6, 3, strides=4, name="conv")(x)
+    x = keras.layers.BatchNormalization(momentum=momentum, name="bn")(x)
+    return keras.layers.Dropout(0.3, name="dropout")(keras.layers.Activation("relu", name="relu")(x))
+
+
+def announced(owner, name, phase_of):
+    """Has a function print its phase before and after."""
+    function = getattr(owner, name)
+
+    @functools.wraps(function)
+    def announcing(*arguments, **keywords):
+        phase = phase_of(keywords)
+        print(f"> {phase}", flush=True)
+        value = function(*arguments, **keywords)
+        print(f"< {phase}", flush=True)
+        return value
+
+    setattr(owner, name, announcing)
+
+
+if __name__ == "__main__":
+    blocks.BACKBONES["tiny"] = tiny
+    announced(runner, "prepare", lambda _: "data")
+    announced(runner, "built", lambda _: "model")
+    announced(train, "_fit_stage", lambda keywords: f"stage {keywords['number']}")
+    announced(keras.Model, "evaluate", lambda _: "validation")  # what `fit` calls after an epoch
+    announced(train.Resume, "save", lambda _: "epoch's state")
+    announced(artifacts, "save", lambda _: "artifacts")
+    announced(results, "write", lambda _: "results")
+    main(EXPERIMENT)
