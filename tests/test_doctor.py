@@ -131,7 +131,6 @@ def test_the_cache_of_decoded_images_is_measured(monkeypatch, tmp_path):
         (INTEL_NEW, "", "warning", ("neither 0 nor 1", "would have it on")),
         (set(), None, "ok", ("on: we set", "not known")),
     ],
-    ids=str,
 )
 def test_onednn_says_whether_it_is_on_and_who_decided(flags, given, status, said):
     environment = {} if given is None else {"TF_ENABLE_ONEDNN_OPTS": given}
