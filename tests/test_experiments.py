@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from test_table import record as run_record
 
 from cifar_keras import artifacts, results, runner
 from cifar_keras.cli import Options
@@ -195,8 +196,21 @@ def test_an_experiment_file_runs_from_any_folder(tmp_path):
     command = [sys.executable, str(FILES[3]), "--budget", "demo", "--limit", "24", "--epochs", "1", "--root", "here"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "epoch 1/1" in done.stdout and done.stdout.splitlines()[-1].startswith("exp4_scratch  test 0.")
+    assert "epoch 1/1" in done.stdout and done.stdout.splitlines()[-1].startswith("exp4_scratch  0.")
     assert done.stderr == ""
     (record,) = (tmp_path / "here" / "results" / "runs").glob("*.json")
     assert json.loads(record.read_text())["config"]["dataset"] == "shapes"
     assert os.listdir(tmp_path) == ["here"]
+
+
+def test_a_run_ends_with_one_line(tmp_path):
+    first = run_record(run_id="a", utc="2026-01-01T00:00:00+00:00", test_accuracy=0.9271)
+    second = run_record(run_id="b", utc="2026-01-02T00:00:00+00:00", test_accuracy=0.9312)
+    for one in (first, second):
+        results.write(tmp_path, one)
+    assert runner.last_line(second, tmp_path) == (
+        "exp4_scratch  0.9312 [0.9261, 0.9360] n=10000  published 0.72  "
+        "previous run +0.0041 (not distinguishable)  42 min"
+    )
+    unpublished = first | {"published_test": None, "training_seconds": 30.0}
+    assert runner.last_line(unpublished, tmp_path) == "exp4_scratch  0.9271 [0.9218, 0.9320] n=10000  30 s"
