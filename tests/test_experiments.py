@@ -134,6 +134,25 @@ def test_the_same_name_with_another_configuration_is_refused(root, monkeypatch):
         runner.run(scratch, options(root))
 
 
+def test_a_fresh_run_of_a_changed_recipe_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
+    scratch = experiment_of(FILES[3])
+    first = runner.run(scratch, options(tmp_path))
+    monkeypatch.setitem(scratch.variants, "best", runner.with_learning_rate(scratch.variants["best"], 0.1))
+    save = runner.Resume.save
+
+    def save_and_stop(self, model, progress):
+        save(self, model, progress)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(runner.Resume, "save", save_and_stop)
+        runner.run(scratch, options(tmp_path, fresh=True))
+    stopped = json.loads(next(tmp_path.glob("model_cp/*.resume/state.json")).read_text())
+    record = runner.run(scratch, options(tmp_path))
+    assert record["run_id"] == stopped["run_id"] and stopped["epochs"] == 1
+    assert record["config"] != first["config"] and record["epochs"] == 2
+
+
 def test_a_run_under_way_is_not_started_twice(root):
     scratch = experiment_of(FILES[3])
     with lock(root / "model_cp" / "exp4_shapes_demo_epochs=2_limit=24.model.keras"), pytest.raises(HeldError):
@@ -150,6 +169,17 @@ def test_a_failed_run_is_recorded_as_such(tmp_path, monkeypatch):
     (record,) = results.read(tmp_path)
     assert record["status"] == "failed" and record["why"] == "The loss became nan."
     assert not list((tmp_path / "model_cp").glob("*.keras"))
+
+
+def test_what_failed_first_is_what_is_said(tmp_path, monkeypatch):
+    def diverging(*arguments, **options):
+        (tmp_path / "results" / "runs").mkdir(parents=True)
+        (tmp_path / "results" / "runs" / "broken.json").touch()  # the failure can't be recorded
+        raise RunFailedError("The loss became nan.")
+
+    monkeypatch.setattr(runner, "fit", diverging)
+    with pytest.raises(RunFailedError, match="nan"):
+        runner.run(experiment_of(FILES[3]), options(tmp_path))
 
 
 def test_a_batch_larger_than_the_data_is_refused(tmp_path):
