@@ -4,15 +4,29 @@ Stateful random layers draw other numbers when maps run in parallel; a function 
 at epoch k sees what the unbroken run saw. Every function keeps uint8 and the image's shape.
 """
 
+import numpy as np
 import tensorflow as tf
 
 
 def _uniform(seed, count, *, salt):
-    """`count` float32 numbers in [0, 1) that depend on the triple `seed` and on `salt` alone."""
-    run, epoch, index = seed[0], seed[1], seed[2]
-    # Odd multipliers are bijections modulo 2**32: neighbouring seeds and epochs land far apart.
-    key = run * -1640531535 + epoch * -2048144777 + salt * 668265263
-    return tf.random.stateless_uniform((count,), seed=tf.stack([key, index]), alg="philox")
+    """`count` float32 numbers in [0, 1) that depend on the triple `seed` and on `salt` alone.
+
+    An integer hash, not TensorFlow's stateless generators: those have no vectorised form, so that `vectorized_map`
+    runs them image by image in a loop.
+    """
+    state = tf.constant(salt, tf.uint32)
+    for part in (seed[0], seed[1], seed[2]):
+        state = _mixed(state ^ tf.cast(part, tf.uint32))
+    counters = np.arange(1, count + 1, dtype="uint32") * np.uint32(0x9E3779B9)
+    state = _mixed(state + tf.constant(counters))
+    return tf.cast(tf.bitwise.right_shift(state, tf.constant(8, tf.uint32)), tf.float32) * 2.0**-24
+
+
+def _mixed(x):
+    """A bijection of 32 bits in which every input bit flips half of the output bits: `lowbias32` of hash-prospector."""
+    for shift_by, multiplier in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        x = (x ^ tf.bitwise.right_shift(x, tf.constant(shift_by, tf.uint32))) * tf.constant(multiplier, tf.uint32)
+    return x ^ tf.bitwise.right_shift(x, tf.constant(16, tf.uint32))
 
 
 def _at(image, rows, columns):

@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 from conftest import noise
 
+from cifar_keras import augment
 from cifar_keras.augment import STEPS, augmented
 from cifar_keras.pipeline import epoch_order, evaluation_pipeline, train_pipeline
 
@@ -31,6 +32,25 @@ def test_shape_and_dtype_stay(name):
     result = apply(name, image=noise(1, size=20).images[0])
     assert result.shape == (20, 20, 3)
     assert result.dtype == np.uint8
+
+
+def test_the_numbers_behind_it_are_even_and_neighbours_unrelated():
+    indices = tf.range(4000)
+    for part in range(3):
+        seeds = tf.stack([indices if place == part else 5 + 0 * indices for place in range(3)], axis=-1)
+        drawn = tf.vectorized_map(lambda seed: augment._uniform(seed, 2, salt=1), seeds).numpy()
+        assert drawn.min() >= 0.0 and drawn.max() < 1.0
+        assert np.all(np.abs(np.histogram(drawn, 10, (0, 1))[0] / drawn.size - 0.1) < 0.015)
+        assert abs(np.corrcoef(drawn[:-1, 0], drawn[1:, 0])[0, 1]) < 0.06  # four standard errors
+        assert abs(np.corrcoef(drawn[:, 0], drawn[:, 1])[0, 1]) < 0.06
+
+
+def test_augmentation_is_vectorised():
+    function = tf.function(lambda images, seeds: augmented(images, seeds, tuple(STEPS)))
+    graph = function.get_concrete_function(
+        tf.TensorSpec((None, 32, 32, 3), tf.uint8), tf.TensorSpec((None, 3), tf.int32)
+    ).graph
+    assert not [operation.type for operation in graph.get_operations() if "While" in operation.type]
 
 
 def test_a_shift_is_a_crop_of_the_reflected_image():
