@@ -39,7 +39,8 @@ COLUMNS = {
     "tta_accuracy": "the same with test-time augmentation (six views), where the recipe asks for it",
     "parameters": "weights of the saved model",
     "parameters_trainable": "of these, trained in some stage",
-    "training_seconds": "wall time in `fit`, first step and validation included",
+    "training_seconds": "wall time in `fit`, first step and validation included, and of this run's feature extraction",
+    "cached_seconds": "what extracting the features had taken that came from the cache: not in training_seconds",
     "images_per_second": "images trained on per training second",
     "peak_memory_mb": "most memory the process held, MiB",
     "precision": "Keras precision policy",
@@ -207,7 +208,10 @@ KINDS = {  # the others are text, among them versions and hexadecimal digits tha
          "published_test"),
         (_share, "a share, between 0 and 1"),
     ),
-    **dict.fromkeys(("test_loss", "training_seconds", "images_per_second", "peak_memory_mb"), (_number, "a number")),
+    **dict.fromkeys(
+        ("test_loss", "training_seconds", "cached_seconds", "images_per_second", "peak_memory_mb"),
+        (_number, "a number"),
+    ),
     "test_n": (_count, "a whole number above 0"),
     "deterministic": (_boolean, "True or False"),
 }  # fmt: skip
