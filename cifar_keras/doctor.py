@@ -331,7 +331,7 @@ def held(folder):
 
 
 def datasets(data_dir):
-    """Where the published archives lie, whether they are the published ones, and the cache of decoded images."""
+    """Where the published archives lie, whether they are the published ones, and our cache of images and features."""
     from cifar_keras.datasets import cifar, folder
 
     if data_dir is not None and not Path(data_dir).is_dir():
@@ -344,9 +344,9 @@ def datasets(data_dir):
             check=lambda source, archive=archive: cifar.check(archive, source),
         )  # fmt: skip
     cache = folder.cache_folder()
-    advice = "Set CIFAR_KERAS_CACHE to a folder that can be written, with room for the decoded images."
+    advice = "Set CIFAR_KERAS_CACHE to a folder that can be written, with room for decoded images and features."
     note = f", {_size(_total(cache))}" if cache.is_dir() else ", not made yet"
-    yield _writable("data", "decoded images", cache, advice, note=note)
+    yield _writable("data", "cache", cache, advice, note=note)
 
 
 def imagenet(data_dir):
@@ -390,10 +390,10 @@ def _total(path):
 
 
 def disks(root):
-    """What is free where runs, downloads and decoded images go."""
+    """What is free where runs, downloads, decoded images and features go."""
     from cifar_keras.datasets import folder
 
-    kept = {"root": root, "Keras cache": keras_cache("datasets").parent, "decoded images": folder.cache_folder()}
+    kept = {"root": root, "Keras cache": keras_cache("datasets").parent, "cache": folder.cache_folder()}
     for name, path in kept.items():
         free = shutil.disk_usage(_nearest(path)).free
         yield _enough("disk", name, free, f"{_size(free)} free at {path}", "Make room there")

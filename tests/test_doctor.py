@@ -111,10 +111,10 @@ def test_a_data_folder_that_is_not_there_is_said(tmp_path):
 
 def test_the_cache_of_decoded_images_is_measured(monkeypatch, tmp_path):
     monkeypatch.setenv("CIFAR_KERAS_CACHE", str(tmp_path / "cache"))
-    assert "not made yet" in named(doctor.datasets(None), "decoded images").value
+    assert "not made yet" in named(doctor.datasets(None), "cache").value
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "a.npy").write_bytes(bytes(3 * 2**20))
-    assert "3.0 MiB" in named(doctor.datasets(None), "decoded images").value
+    assert "3.0 MiB" in named(doctor.datasets(None), "cache").value
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_a_root_that_can_not_be_written_is_missing_and_leaves_no_trace(tmp_path)
 def test_disks_below_a_file_or_not_there_yet_are_measured_above_it(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     findings = list(doctor.disks(tmp_path / "file" / "below"))
-    assert [finding.name for finding in findings] == ["root", "Keras cache", "decoded images"]
+    assert [finding.name for finding in findings] == ["root", "Keras cache", "cache"]
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2**30))
     for finding in doctor.disks(tmp_path):
@@ -272,7 +272,7 @@ def test_whatever_is_missing_or_a_warning_comes_with_advice(monkeypatch, tmp_pat
     monkeypatch.setenv("CIFAR_KERAS_CACHE", str(tmp_path / "file" / "cache"))
     findings = doctor.examine(root=tmp_path / "file" / "root", data_dir=str(tmp_path / "none"))
     bad = [finding for finding in findings if finding.status in ("missing", "warning")]
-    assert {"oneDNN", "root", "--data-dir", "CIFAR-10", "decoded images"} <= {finding.name for finding in bad}
+    assert {"oneDNN", "root", "--data-dir", "CIFAR-10", "cache"} <= {finding.name for finding in bad}
     assert all(finding.advice for finding in bad)
 
 

@@ -1,6 +1,7 @@
 """kill -9 anywhere: the same command goes on, and ends with what the unbroken run ends with, to the last bit."""
 
 import json
+import os
 import random
 import resource
 import signal
@@ -25,13 +26,14 @@ def start(root, *arguments, **options):
     """Starts the run as a process whose lines can be read as they come."""
     command = [sys.executable, str(CHILD), *"--dataset shapes --limit 96 --deterministic --root".split(), str(root)]
     command += arguments
+    options.setdefault("env", {**os.environ, "CIFAR_KERAS_CACHE": str(Path(root) / "cache")})  # features of its own
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1, **options)
 
 
-def unbroken(root):
+def unbroken(root, *arguments):
     """Runs to the end. Returns how long each phase took that it went through, in seconds (the longest of several)."""
     began, took = {}, {}
-    with start(root) as child:
+    with start(root, *arguments) as child:
         for line in child.stdout:
             mark, phase = line[:1], line[2:].rstrip()
             if mark == ">":
@@ -43,13 +45,13 @@ def unbroken(root):
     return took
 
 
-def killed(root, phase, *, draw, longest):
+def killed(root, phase, *arguments, draw, longest):
     """Runs into a phase (one that recurs may go by a few times), then kills it at a random moment.
 
     Returns: whether it was killed: the phase may lie behind, and then the run comes to its end.
     """
     recurs = phase in ("validation", "epoch's state")
-    with start(root) as child:
+    with start(root, *arguments) as child:
         for line in child.stdout:
             if line.rstrip() == f"> {phase}" and not (recurs and draw.random() < 0.5):
                 time.sleep(draw.uniform(0, longest))
@@ -94,7 +96,7 @@ def whole(tmp_path_factory):
     return outcome(root), took
 
 
-def kill_loop(whole, folder, phases, *, seed):
+def kill_loop(whole, folder, phases, *arguments, seed):
     """Kills in each of these phases in turn, at a random moment of it, and compares every run that comes to its end.
 
     Returns: how many kills hit each phase, and how many finished runs were equal.
@@ -102,11 +104,11 @@ def kill_loop(whole, folder, phases, *, seed):
     expected, took = whole
     draw, hits, finished = random.Random(seed), Counter(), 0
     for phase in phases:
-        while not killed(folder / str(finished), phase, draw=draw, longest=took[phase]):
+        while not killed(folder / str(finished), phase, *arguments, draw=draw, longest=took[phase]):
             assert_equal(outcome(folder / str(finished)), expected)
             finished += 1  # the phase lay behind: a new run
         hits[phase] += 1
-    unbroken(folder / str(finished))
+    unbroken(folder / str(finished), *arguments)
     assert_equal(outcome(folder / str(finished)), expected)
     return hits, finished + 1
 
@@ -114,6 +116,14 @@ def kill_loop(whole, folder, phases, *, seed):
 def test_a_run_killed_in_its_second_stage_its_saving_and_its_results_ends_as_if_it_had_not_been(whole, tmp_path):
     hits, finished = kill_loop(whole, tmp_path, ("stage 2", "epoch's state", "artifacts", "results"), seed=0)
     assert hits.total() == 4 and finished >= 1
+
+
+def test_a_run_on_features_killed_while_it_extracts_and_trains_ends_as_if_it_had_not_been(tmp_path):
+    frozen = ("--variant", "frozen")
+    took = unbroken(tmp_path / "whole", *frozen)
+    whole = outcome(tmp_path / "whole"), took
+    hits, finished = kill_loop(whole, tmp_path, ("features", "features", "stage 1", "results"), *frozen, seed=3)
+    assert hits == {"features": 2, "stage 1": 1, "results": 1} and finished >= 1
 
 
 def test_a_disk_that_is_full_costs_a_sentence_and_no_finished_epoch(whole, tmp_path):
