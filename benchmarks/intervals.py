@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from cifar_keras import evaluate
-from cifar_keras.report import comparison
+from cifar_keras.report import pairs
 
 SPREAD = 0.002  # standard deviation of a recipe's accuracy over seeds
 CORRELATION = 0.5  # of being right, between two models over images
@@ -62,24 +62,34 @@ def falsely_by_image(random, *, n=10_000, spread=0.0):
     """One seed each, with stored predictions; `spread` draws the two models' accuracies as seeds would."""
     p_a, p_b = random.normal(0.9, spread, 2)
     correct = two_models(random, p_a, p_b, n)
-    return comparison.distinguishable(evaluate.difference_paired(*correct), evaluate.mcnemar(*correct))
+    return pairs.distinguishable(evaluate.difference_paired(*correct), evaluate.mcnemar(*correct))
 
 
 def falsely_without_predictions(random, *, n=10_000):
     """One seed each, on the same images, of which only the accuracies are known."""
     a, b = (correct.mean() for correct in two_models(random, 0.9, 0.9, n))
-    return comparison.compared(group([a], n), group([b], n)).distinguishable
+    return pairs.compared(group([a], n), group([b], n)).distinguishable
 
 
 def falsely_by_seeds(random, *, counts, n=10_000):
     a, b = (group(seeds(random, count, n=n), n) for count in counts)
-    return comparison.compared(a, b).distinguishable
+    return pairs.compared(a, b).distinguishable
 
 
-def group(accuracies, n):
-    """A `comparison.Group` of which nothing but accuracies is known."""
-    runs = ({"run_id": "-", "seed": seed, "test_accuracy": float(p), "test_n": n} for seed, p in enumerate(accuracies))
-    return comparison.Group(tuple(runs), Path("nowhere"))
+def falsely_on_other_images(random, *, counts, images=(10_000, 10_000)):
+    """Some seeds on each side, each side's on a test set of its own, which may be a hard or an easy one."""
+    sides = []
+    for side, (count, n) in enumerate(zip(counts, images, strict=True)):
+        drawn = random.binomial(n, 0.9) / n
+        sides.append(group(seeds(random, count, accuracy=drawn, n=n), n, fingerprint=f"of side {side}"))
+    return pairs.compared(*sides).distinguishable
+
+
+def group(accuracies, n, *, fingerprint="the same"):
+    """A `pairs.Group` of which nothing but accuracies and data is known."""
+    known = {"run_id": "-", "test_n": n, "fingerprint": fingerprint}
+    runs = (known | {"seed": seed, "test_accuracy": float(p)} for seed, p in enumerate(accuracies))
+    return pairs.Group(tuple(runs), Path("nowhere"))
 
 
 COVERAGE = {
@@ -98,7 +108,7 @@ COVERAGE = {
     "Welch t, 2 and 2 seeds": partial(difference_of_seeds_covered, counts=(2, 2)),
     "Welch t, 3 and 9 seeds": partial(difference_of_seeds_covered, counts=(3, 9)),
     "pooled t, 1 and 3 seeds": partial(difference_of_seeds_covered, counts=(1, 3)),
-    "BCa, 10 and 10 seeds": partial(difference_of_seeds_covered, counts=(10, 10)),
+    "Welch t, 10 and 10 seeds": partial(difference_of_seeds_covered, counts=(10, 10)),
 }
 FALSE_POSITIVES = {
     "one seed each, by image": falsely_by_image,
@@ -110,6 +120,9 @@ FALSE_POSITIVES = {
     "2 and 2 seeds, n = 200": partial(falsely_by_seeds, counts=(2, 2), n=200),
     "5 and 5 seeds": partial(falsely_by_seeds, counts=(5, 5)),
     "10 and 10 seeds": partial(falsely_by_seeds, counts=(10, 10)),
+    "3 and 3 seeds, other images": partial(falsely_on_other_images, counts=(3, 3)),
+    "3 and 3 seeds, n = 10,000 and 500": partial(falsely_on_other_images, counts=(3, 3), images=(10_000, 500)),
+    "1 and 3 seeds, other images": partial(falsely_on_other_images, counts=(1, 3)),
 }
 
 
@@ -125,12 +138,12 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     print(f"{options.repetitions:,} repetitions each, seed {options.seed}; +- two standard errors of the simulation")
-    for title, simulations in (("coverage", COVERAGE), ("false positives", FALSE_POSITIVES)):
-        print(f"\n{title}")
+    for title, simulations in (("coverage of 95% intervals", COVERAGE), ("false positives", FALSE_POSITIVES)):
+        print(f"\n| {title:40} | share        |\n|{'-' * 42}|{'-' * 14}|")
         for name, simulation in simulations.items():
             share = rate(simulation, repetitions=options.repetitions, seed=options.seed)
             error = 2 * (share * (1 - share) / options.repetitions) ** 0.5
-            print(f"  {name:42} {100 * share:5.1f}% +- {100 * error:.1f}", flush=True)
+            print(f"| {name:40} | {100 * share:4.1f}% +- {100 * error:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

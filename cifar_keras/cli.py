@@ -12,10 +12,11 @@ import sys
 import traceback
 from dataclasses import dataclass, field
 
-from cifar_keras import commands, runtime
+from cifar_keras import runtime
 from cifar_keras.config import BUDGETS, CifarKerasError
 from cifar_keras.paths import PROJECT
 
+GOES_ON = "the same command, without `--fresh`, goes on after the last finished epoch"
 PRECISIONS = ("auto", "float32", "mixed_float16", "mixed_bfloat16")
 
 
@@ -154,6 +155,8 @@ def one(experiment, options):
 
 def each(experiment, arguments, *, variants, seeds):
     """A process for each variant and seed, since memory of a trained model is not given back within one."""
+    from cifar_keras import commands
+
     file = PROJECT / "experiments" / f"{experiment.key}.py"
     jobs = [
         (experiment.key, f"{variant}, seed {seed}", file, [*arguments, "--variant", variant, "--seed", str(seed)])
@@ -171,7 +174,7 @@ def guarded(function, *, verbose=False):
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on after the last finished epoch", file=sys.stderr)
+        print(f"\nstopped; {GOES_ON}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output went away, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -185,7 +188,7 @@ def guarded(function, *, verbose=False):
 
 
 def _terminated(number, frame):
-    print("\nterminated; the same command goes on after the last finished epoch", file=sys.stderr)
+    print(f"\nterminated; {GOES_ON}", file=sys.stderr)
     sys.exit(128 + number)
 
 
@@ -236,6 +239,12 @@ def _parser():
 
 
 def _dispatch(options, arguments, rest):
+    if options.verb == "doctor":  # first: it shall run where packages that the others need are broken
+        from cifar_keras import doctor
+
+        return doctor.run(root=options.root, data_dir=options.data_dir, as_json=options.json)
+    from cifar_keras import commands
+
     if options.verb == "list":
         return commands.list_experiments(options.root)
     if options.verb == "run":
@@ -246,8 +255,4 @@ def _dispatch(options, arguments, rest):
         from cifar_keras.report import comparison
 
         return comparison.run(options.files, fmt=options.format)
-    if options.verb == "doctor":
-        from cifar_keras import doctor
-
-        return doctor.run(root=options.root, data_dir=options.data_dir, as_json=options.json)
     return commands.collate(options.root, fmt=options.format, write=options.write)

@@ -12,15 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cifar_keras import results
-from cifar_keras.config import AHEAD, BUDGETS, ConfigError
+from cifar_keras.config import BUDGETS, ConfigError, HeldError
 from cifar_keras.files import write_text
 from cifar_keras.paths import PROJECT
 from cifar_keras.report import table
-from cifar_keras.units import duration
+from cifar_keras.units import AHEAD, duration
 
 STUDY = (1, 2, 3, 4)  # the numbers of the experiments that make up the study
 SOME_FAILED, ALL_FAILED = 1, 3
 STOPPED = tuple(128 + number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM))
+ENDING = (*STOPPED, HeldError.exit_code)  # after which a series goes no further: where one run is held, so are others
+ALREADY_DONE = 0.1  # of its planned time: a run that ends sooner had been finished before and says nothing about speed
 
 
 @dataclass(frozen=True)
@@ -130,13 +132,12 @@ def process(path, arguments, *, ahead=None):
     Args:
         path: the file.
         arguments: for its command line.
-        ahead: seconds of work that come after it, which its progress lines then mention; None if unknown.
+        ahead: what its progress lines shall say of the work that comes after it; None for nothing.
     Returns: its exit code; 128 + the signal's number where it or this process got one.
     """
     sys.stdout.flush()
     received, child = [], None
-    around = {name: value for name, value in os.environ.items() if name != AHEAD}
-    environment = around | ({AHEAD: str(ahead + float(os.environ.get(AHEAD, 0)))} if ahead is not None else {})
+    environment = dict(os.environ) if ahead is None else os.environ | {AHEAD: ahead}
 
     def forward(number, _):
         received.append(number)
@@ -183,7 +184,7 @@ def study(arguments, *, root, budget="full", folder=PROJECT / "experiments"):
     plan = planned_seconds(chosen, results.read(root), budget)
     jobs = [(entry.key, entry.question, entry.path, arguments) for entry in chosen]
     codes = series("study", jobs, plan, speed=1.0)
-    if codes[-1] in STOPPED:
+    if codes[-1] in ENDING:
         return codes[-1]
     print()
     if "--dry-run" not in arguments:
@@ -202,30 +203,33 @@ def series(name, jobs, plan, *, speed=None):
         jobs: `(key, what it is, file, arguments)` each.
         plan: seconds that each should take; None where nothing is known.
         speed: actual seconds per planned one, to begin with; None if unknown.
-    Returns: list of exit codes; it ends early with that of a stopping signal.
+    Returns: list of exit codes; it ends early with that of a stopping signal, or where another process has a run.
     """
     runs = []
     for place, (key, what, path, arguments) in enumerate(jobs, start=1):
         print(f"\n== {name} {place}/{len(jobs)}: {key}: {what}", flush=True)
         start = time.monotonic()
-        code = process(path, arguments, ahead=seconds_left(plan, runs, after=place, speed=speed))
+        left = seconds_left(plan, runs, after=place, speed=speed)
+        code = process(path, arguments, ahead=f"{name} {said(left)}")
         runs.append((code, time.monotonic() - start))
-        if code in STOPPED:
-            print(f"== {name} stopped during {key}; the same command goes on from there", flush=True)
+        if code in ENDING:
+            print(
+                f"== {name} stopped during {key}; the same command, without `--fresh`, goes on from there", flush=True
+            )
             break
-        print(progress(plan, runs, name=name), flush=True)
+        print(progress(plan, runs, name=name, speed=speed), flush=True)
     return [code for code, _ in runs]
 
 
 def combined(codes):
     """One exit code for several processes.
 
-    Returns: 0 if none failed, the first stopping signal's if there was one, 1 if some failed; if all did, the code that
-        they share (2: bad input), else 3.
+    Returns: 0 if none failed, that which ended them early if one did (`ENDING`), 1 if some failed; if all did, the code
+        that they share (2: bad input), else 3.
     """
     codes = [128 - code if code < 0 else code for code in codes]  # as `subprocess` reports signals
-    if stopped := [code for code in codes if code in STOPPED]:
-        return stopped[0]
+    if ended := [code for code in codes if code in ENDING]:
+        return ended[0]
     if not any(codes):
         return 0
     if not all(codes):
@@ -244,18 +248,19 @@ def planned_seconds(entries, records, budget):
     """
     seconds = {entry.key: BUDGETS[budget].seconds for entry in entries}
     for record in records:
-        if (record["status"], record["budget"]) == ("finished", budget):
+        if (record["status"], record["budget"], results.overrides(record)) == ("finished", budget, ""):
             seconds[record["experiment"]] = record["training_seconds"]
     return [seconds[entry.key] for entry in entries]
 
 
-def progress(plan, runs, *, name="study"):
+def progress(plan, runs, *, name="study", speed=None):
     """One line for the whole: '== study 2/4 done, elapsed 3 min, about 5 min left'.
 
     Args:
         plan: seconds that each run should take; None where nothing is known.
         runs: `(exit code, seconds)` of those that ended.
         name: what the whole is called.
+        speed: as `series`.
     """
     failed, elapsed = sum(code != 0 for code, _ in runs), sum(seconds for _, seconds in runs)
     line = f"== {name} {len(runs)}/{len(plan)} done, elapsed {duration(elapsed)}"
@@ -263,13 +268,18 @@ def progress(plan, runs, *, name="study"):
         line += f", {failed} failed"
     if len(runs) == len(plan):
         return line
-    left = seconds_left(plan, runs, after=len(runs))
-    return f"{line}, time left unknown" if left is None else f"{line}, about {duration(left)} left"
+    return f"{line}, {said(seconds_left(plan, runs, after=len(runs), speed=speed))}"
+
+
+def said(left):
+    """Seconds left in words, None included."""
+    return "time left unknown" if left is None else f"about {duration(left)} left"
 
 
 def seconds_left(plan, runs, *, after, speed=None):
     """How long the runs after the first `after` should take, at the speed of those that succeeded; None if unknown."""
-    pairs = [(taken, wanted) for (code, taken), wanted in zip(runs, plan, strict=False) if not code and wanted]
+    timed = [(taken, wanted) for (code, taken), wanted in zip(runs, plan, strict=False) if not code and wanted]
+    pairs = [(taken, wanted) for taken, wanted in timed if taken > ALREADY_DONE * wanted]
     if pairs:
         speed = sum(taken for taken, _ in pairs) / sum(wanted for _, wanted in pairs)
     ahead = plan[after:]

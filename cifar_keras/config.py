@@ -8,8 +8,6 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 
-AHEAD = "CIFAR_KERAS_AHEAD"  # environment variable: seconds of a study planned behind this run, for its progress lines
-
 
 class CifarKerasError(Exception):
     """A problem that the user can mend: shown as one sentence, never as a stack trace."""

@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import platform
+import re
 import shutil
 import tempfile
 import textwrap
@@ -25,7 +26,7 @@ LOW = 3 * 2**30  # bytes, of memory and of disk: runs of the study held up to 2.
 FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16")
 ONEDNN = "TF_ENABLE_ONEDNN_OPTS"
 # With one of these TensorFlow 2.21 turns oneDNN on by itself (DefaultOneDnnPolicy in tensorflow/core/util/port.cc).
-ONEDNN_FLAGS = ("avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile", "amx_int8", "amx_bf16")
+ONEDNN_FLAGS = {"avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile", "amx_int8", "amx_bf16"}
 BACKENDS = {  # and what makes each of them see an NVIDIA GPU
     "tensorflow": "`pip install 'tensorflow[and-cuda]'` adds the CUDA libraries that TensorFlow looks for.",
     "jax": "`pip install 'jax[cuda12]'` adds the CUDA libraries that JAX looks for.",
@@ -50,8 +51,8 @@ class Finding:
         area: the heading under which it is shown.
         name: what it is.
         value: what was found, in words.
-        status: 'ok'; 'missing': a run that needs it stops, unless it can be downloaded; 'warning': runs suffer from it;
-            'info'.
+        status: 'ok'; 'missing': it is not there or can't be used at all; 'warning': it is there, but runs suffer from
+            it; 'info'.
         advice: what to do about it in one sentence; empty where nothing needs doing.
     """
 
@@ -86,7 +87,7 @@ def examine(*, root, data_dir=None):
         ("backend", lambda: backends(given)),
         ("backend", lambda: precision(backend_of(given)[0])),
         ("packages", packages),
-        ("project", lambda: project(root)),
+        ("project", project),
         ("data", lambda: datasets(data_dir)),
         ("data", lambda: imagenet(data_dir)),
         ("disk", lambda: disks(root)),
@@ -97,10 +98,10 @@ def examine(*, root, data_dir=None):
 def _looked(area, look):
     """What `look` finds; a broken package or an odd machine must not keep the rest from being seen."""
     try:
-        return list(look())
+        yield from look()
     except Exception as error:  # noqa: BLE001
         advice = "Mend what stands above first; if nothing does, reinstall the package that is named here."
-        return [Finding(area, f"{area}, the rest", f"could not be looked at: {_said(error)}", "warning", advice)]
+        yield Finding(area, f"{area}, the rest", f"could not be looked at: {_said(error)}", "warning", advice)
 
 
 def _said(error):
@@ -148,19 +149,15 @@ def onednn(flags, environment):
     Returns: `Finding`.
     """
     given = environment.get(ONEDNN)
-    alone = any(flag in flags for flag in ONEDNN_FLAGS)
-    by_itself = f"by itself TensorFlow would have it {'on' if alone else 'off'} with this CPU"
+    by_itself = f"by itself TensorFlow would have it {'on' if flags & ONEDNN_FLAGS else 'off'} with this CPU"
     if not flags:
         by_itself = "what TensorFlow would do by itself with this CPU is not known"
     slow = f"Unset {ONEDNN}, unless equal digits matter more: training on a CPU is several times slower without it."
-    if given is None:
-        return Finding("machine", "oneDNN", f"on: we set {ONEDNN}=1; {by_itself}")
-    if given.lower() in ("1", "true"):
-        return Finding("machine", "oneDNN", f"on: {ONEDNN}={given} is set; {by_itself}")
-    if given.lower() in ("0", "false"):
-        return Finding("machine", "oneDNN", f"off: {ONEDNN}={given} is set; {by_itself}", "warning", slow)
-    value = f"{ONEDNN}={given} is neither 0 nor 1 and is passed over; {by_itself}"
-    return Finding("machine", "oneDNN", value, "warning", f"Set {ONEDNN} to 1, or unset it.")
+    on, off = (f"on: {ONEDNN}={given} is set", ""), (f"off: {ONEDNN}={given} is set", slow)
+    said = {None: (f"on: we set {ONEDNN}=1", ""), "1": on, "true": on, "0": off, "false": off}
+    neither = (f"{ONEDNN}={given} is neither 0 nor 1 and is passed over", f"Set {ONEDNN} to 1, or unset it.")
+    value, advice = said.get(given and given.lower(), neither)
+    return Finding("machine", "oneDNN", f"{value}; {by_itself}", "warning" if advice else "ok", advice)
 
 
 def _memory():
@@ -249,10 +246,10 @@ def packages():
     for name, requirement in _requirements().items():
         if name != "tensorflow":  # it has lines of its own, and other distributions of it have other names
             yield package(name, _version(name), requirement)
-    if pandas := _version("pandas"):
-        yield Finding("packages", "pandas", pandas, "info")
+    from cifar_keras.track import REQUIREMENT  # loads Keras, so that this may fail alone
+
     board = _version("tensorboard")
-    advice = "" if board else "`pip install 'tensorboard>=2.21,<2.22'` makes `--track tensorboard` work."
+    advice = "" if board else f"`pip install '{REQUIREMENT}'` makes `--track tensorboard` work."
     yield Finding("packages", "tensorboard", board or "not installed (optional)", "info", advice)
 
 
@@ -262,23 +259,30 @@ def package(name, version, requirement):
     Args:
         name: of the distribution.
         version: the installed one, or None.
-        requirement: `packaging.requirements.Requirement`.
+        requirement: its line in requirements.txt: 'keras>=3.15,<3.16'.
     """
     if version is None:
         return Finding("packages", name, "not installed", "missing", f"`pip install '{requirement}'`.")
-    if requirement.specifier.contains(version, prereleases=True):
+    if within(version, requirement):
         return Finding("packages", name, version)
-    value = f"{version}, tested with {requirement.specifier}"
+    value = f"{version}, tested with {requirement.removeprefix(name)}"
     return Finding("packages", name, value, "warning", f"`pip install '{requirement}'` installs a tested version.")
+
+
+def within(version, requirement):
+    """Whether a version lies in a range made of >= and <, as those of requirements.txt are, by its first numbers."""
+
+    def numbers(text):
+        return [int(number) for number in re.findall(r"\d+", text)[:3]]
+
+    bounds = re.findall(r"(>=|<)([\d.]+)", requirement)
+    return all((numbers(version) >= numbers(bound)) == (operator == ">=") for operator, bound in bounds)
 
 
 def _requirements():
     """The lines of requirements.txt by distribution name, without the project itself."""
-    from packaging.requirements import Requirement
-
     lines = (PROJECT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    parsed = (Requirement(line.partition("#")[0]) for line in lines if line[:1].isalpha())
-    return {requirement.name: requirement for requirement in parsed}
+    return {re.match(r"[\w-]+", line)[0]: line for line in lines if line[:1].isalpha()}
 
 
 def _version(name):
@@ -288,51 +292,15 @@ def _version(name):
         return None
 
 
-def project(root):
-    """The code's commit, whether results can be written, and which runs are under way."""
+def project():
+    """The code's commit."""
     commit = runtime.git_commit()
     yield Finding("project", "commit", commit or "none: the code lies in no git checkout", "info")
-    yield _writable("project", "root", root, "Choose a folder that can be written to: `--root DIR`.")
-    for name, process in held(root / "model_cp"):
-        yield Finding("project", "under way", f"{name}, process {process}", "info")
-
-
-def _writable(area, name, folder, advice, *, note=""):
-    """The finding on a folder that runs write into: a nameless file is tried in the nearest one that is there."""
-    try:
-        with tempfile.TemporaryFile(dir=_nearest(folder)):
-            return Finding(area, name, f"{folder}{note}, can be written")
-    except OSError as error:
-        return Finding(area, name, f"{folder} can't be written: {error.strerror}", "missing", advice)
-
-
-def _nearest(path):
-    """The path itself, or the first above it that exists."""
-    path = path.absolute()
-    return next(place for place in (path, *path.parents) if os.path.exists(place))
-
-
-def held(folder):
-    """The names of what is locked in a folder (`files.lock`), each with the process that holds it.
-
-    Read from the kernel's list: trying a lock would make a run fail that starts at that moment.
-    """
-    try:
-        lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
-        inodes = {entry.inode(): entry.name for entry in os.scandir(folder)}
-    except OSError:  # another system, or no run yet
-        return []
-    # For example: 1: FLOCK  ADVISORY  WRITE 4650 fe:00:2467475 0 EOF
-    owners = {int(fields[5].split(":")[2]): int(fields[4]) for fields in lines if fields[1] == "FLOCK"}
-    return sorted(
-        (inodes[inode].removeprefix(".").removesuffix(".lock"), owners[inode])
-        for inode in owners.keys() & inodes.keys()
-    )
 
 
 def datasets(data_dir):
-    """Where the published archives lie, whether they are the published ones, and our cache of images and features."""
-    from cifar_keras.datasets import cifar, folder
+    """Where the published archives lie, and whether they are the published ones."""
+    from cifar_keras.datasets import cifar
 
     if data_dir is not None and not Path(data_dir).is_dir():
         advice = "Name a folder that exists, or leave it out."
@@ -343,10 +311,6 @@ def datasets(data_dir):
             archive.label, file, cifar.find(archive, data_dir), places(data_dir, "datasets"),
             check=lambda source, archive=archive: cifar.check(archive, source),
         )  # fmt: skip
-    cache = folder.cache_folder()
-    advice = "Set CIFAR_KERAS_CACHE to a folder that can be written, with room for decoded images and features."
-    note = f", {_size(_total(cache))}" if cache.is_dir() else ", not made yet"
-    yield _writable("data", "cache", cache, advice, note=note)
 
 
 def imagenet(data_dir):
@@ -378,7 +342,7 @@ def _published(name, file, source, searched, *, check):
     try:
         check(source)
     except ConfigError as error:
-        return Finding("data", name, f"{source} is not what was published", "missing", str(error))
+        return Finding("data", name, f"{source} is not what was published", "warning", str(error))
     return Finding("data", name, f"{source}, {_size(_total(source))}, checksum as published")
 
 
@@ -390,13 +354,25 @@ def _total(path):
 
 
 def disks(root):
-    """What is free where runs, downloads, decoded images and features go."""
+    """Where runs, downloads, decoded images and features go: what is free there, and whether it can be written."""
     from cifar_keras.datasets import folder
 
-    kept = {"root": root, "Keras cache": keras_cache("datasets").parent, "cache": folder.cache_folder()}
-    for name, path in kept.items():
-        free = shutil.disk_usage(_nearest(path)).free
-        yield _enough("disk", name, free, f"{_size(free)} free at {path}", "Make room there")
+    decoded = folder.cache_folder()
+    held = f"{_size(_total(decoded))} used" if decoded.is_dir() else "not made yet"
+    yield _place("root", root, "Choose a folder that can be written to: `--root DIR`.")
+    yield _place("Keras cache", keras_cache(""), "Set KERAS_HOME to a folder that can be written, or use `--data-dir`.")
+    yield _place("cache", decoded, "Set CIFAR_KERAS_CACHE to a folder that can be written.", note=f", {held}")
+
+
+def _place(name, folder, advice, *, note=""):
+    """The finding on a folder that runs write into: a nameless file is tried in the nearest one that is there."""
+    nearest = next(place for place in (folder, *folder.parents) if os.path.exists(place))
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            free = shutil.disk_usage(nearest).free
+    except OSError as error:
+        return Finding("disk", name, f"{folder} can't be written: {error.strerror}", "missing", advice)
+    return _enough("disk", name, free, f"{folder} can be written, {_size(free)} free{note}", "Make room there")
 
 
 def summary(findings):

@@ -3,6 +3,7 @@
 SciPy is imported inside functions: it takes a second to load, which `--help` and `list` need not spend.
 """
 
+import math
 from dataclasses import dataclass
 from statistics import mean, variance  # exact: equal values have no variance, not 1e-33
 
@@ -92,7 +93,7 @@ def seeds_interval(values, *, confidence=0.95):
     if n < BOOTSTRAP_FROM:
         half = _student(n - 1, confidence) * (spread / n) ** 0.5
         return _bounded(centre, centre - half, centre + half, "Student t", lowest=0.0)
-    low, high = _bca(lambda sample, axis: sample.mean(axis), (values,), confidence) if spread else (centre, centre)
+    low, high = _bca(values, confidence) if spread else (centre, centre)
     return _bounded(centre, low, high, "BCa", lowest=0.0)
 
 
@@ -164,32 +165,35 @@ def mcnemar(correct_a, correct_b):
     return McNemar(p, only_a, only_b)
 
 
-def difference_seeds(a, b, *, confidence=0.95):
-    """The difference of two mean accuracies over seeds; it covers the draw of the seeds, on this one test set.
+def difference_seeds(a, b, *, test_sets=None, confidence=0.95):
+    """The difference of two mean accuracies over seeds; it covers the draw of the seeds, on one test set.
 
-    Ten seeds or more on both sides: BCa bootstrap of both (Efron, JASA 82, 1987), with fixed random numbers. Two or
-    more: Welch's t (Biometrika 34, 1947). One against m: Student's t with the variance of the m (df = m - 1), which
-    takes the one to spread as they do. Where no side varies the interval has no width.
+    Two seeds or more on both sides: Welch's t (Biometrika 34, 1947). One against m: Student's t with the variance of
+    the m (df = m - 1), which takes the one to spread as they do. Where no side varies the interval has no width.
+
+    Seeds know nothing of a change of test images, so where these differ the variance that either set brings, of its
+    binomial draw, is added to that of the seeds; the degrees of freedom follow (Satterthwaite, Biometrics 2, 1946).
 
     Args:
         a: accuracies of the first side in [0, 1], one a seed.
         b: the same of the second; two or more on one side at least.
+        test_sets: images in each side's test set where these are two sets; None where both were measured on one.
         confidence: share of repetitions that the interval is to cover.
     Returns: `Estimate` of the mean of `b` minus that of `a`, bounds in [-1, 1].
     """
-    difference = mean(b) - mean(a)
-    spread_a, spread_b = (variance(side) if len(side) > 1 else None for side in (a, b))
-    if None in (spread_a, spread_b):
-        several, pooled = (b, spread_b) if spread_a is None else (a, spread_a)
-        kind, df, square = "pooled t", len(several) - 1, pooled * (1 + 1 / len(several))
+    means = mean(a), mean(b)
+    if min(len(a), len(b)) == 1:
+        several = max(a, b, key=len)
+        kind, parts = "pooled t", [(variance(several) * (1 + 1 / len(several)), len(several) - 1)]
     else:
-        parts = (spread_a / len(a), spread_b / len(b))
-        kind, square = "Welch t", sum(parts)
-        df = square**2 / (parts[0] ** 2 / (len(a) - 1) + parts[1] ** 2 / (len(b) - 1)) if square else 1
-    if min(len(a), len(b)) >= BOOTSTRAP_FROM:
-        low, high = _bca(_mean_difference, (a, b), confidence) if square else (difference, difference)
-        return _bounded(difference, low, high, "BCa", lowest=-1.0)
-    half = _student(df, confidence) * square**0.5
+        kind, parts = "Welch t", [(variance(side) / len(side), len(side) - 1) for side in (a, b)]
+    square = sum(part for part, _ in parts)
+    if test_sets:
+        kind += " + test"
+        square += sum(p * (1 - p) / n for p, n in zip(means, test_sets, strict=True))
+    uncertain = sum(part**2 / df for part, df in parts)
+    half = _student(square**2 / uncertain if uncertain else math.inf, confidence) * square**0.5
+    difference = means[1] - means[0]
     return _bounded(difference, difference - half, difference + half, kind, lowest=-1.0)
 
 
@@ -205,17 +209,13 @@ def _student(df, confidence):
     return float(stats.t.ppf((1 + confidence) / 2, df))
 
 
-def _mean_difference(a, b, axis):
-    return b.mean(axis) - a.mean(axis)
-
-
-def _bca(statistic, samples, confidence):
-    """The BCa bootstrap's bounds, of samples that vary; the same ones every time."""
+def _bca(values, confidence):
+    """The BCa bootstrap's bounds of a mean, of values that vary; the same ones every time."""
     from scipy import stats
 
     interval = stats.bootstrap(
-        tuple(np.asarray(sample, "float64") for sample in samples), statistic, confidence_level=confidence,
-        method="BCa", vectorized=True, rng=np.random.default_rng(0),
+        (np.asarray(values, "float64"),), np.mean, confidence_level=confidence, method="BCa", vectorized=True,
+        rng=np.random.default_rng(0),
     ).confidence_interval  # fmt: skip
     return interval.low, interval.high
 

@@ -32,7 +32,7 @@ def replacing(path):
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path)
+        sweep(path, age=ABANDONED)
         # The ending stays (Keras reads the format from it); the leading dot keeps globs from finding it.
         handle, name = tempfile.mkstemp(prefix=".", suffix=f".{path.name}", dir=path.parent)
         os.close(handle)
@@ -65,10 +65,15 @@ def _unwritable(path, number, error):
     )
 
 
-def _sweep(path):
-    for leftover in path.parent.glob(f".????????.{glob.escape(path.name)}"):
+def sweep(path, *, age=0):
+    """Removes what killed writers of a path left beside it, if nobody has touched it for `age` seconds.
+
+    Without an age the caller holds the lock that all writers of the path take.
+    """
+    path = Path(path)
+    for leftover in path.parent.glob(f".????????.{glob.escape(path.name)}"):  # eight: `mkstemp`'s own part of the name
         with contextlib.suppress(FileNotFoundError):
-            if time.time() - leftover.stat().st_mtime > ABANDONED:
+            if time.time() - leftover.stat().st_mtime >= age:
                 leftover.unlink()
 
 
@@ -111,7 +116,8 @@ def lock(path, *, timeout=60.0, busy="Another process is using it."):
         the folder can't be written.
     """
     path = Path(path)
-    # Beside the lock and not in it: on NFS, closing any descriptor of the locked file would free the lock.
+    # Beside the lock and not in it: on NFS, closing any descriptor of the locked file would free the lock. The ending
+    # has git ignore it.
     owner = path.with_name(f".{path.name}.owner.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,14 +132,19 @@ def lock(path, *, timeout=60.0, busy="Another process is using it."):
         write_json(owner, {"process": os.getpid(), "host": platform.node(), "since": started})
         yield
     finally:
-        owner.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            owner.unlink(missing_ok=True)
         guard.release()
 
 
 def _said_of(owner):
-    """The holder of a lock in a sentence; it writes its note after it has the lock, so there may be none yet."""
+    """The holder of a lock in a sentence; between lock and note there may be none yet, or a killed holder's."""
     try:
         note = json.loads(owner.read_text(encoding="utf-8"))
+        if note["host"] == platform.node():
+            os.kill(note["process"], 0)
         return f"It is process {note['process']} on {note['host']}, since {note['since']}."
+    except PermissionError:  # alive, another user's
+        return f"It is process {note['process']}, another user's."
     except (OSError, ValueError, KeyError):
         return "It has just begun."

@@ -92,6 +92,10 @@ class Paths:
     def predictions(self):
         return self.root / "results" / "predictions"
 
+    def of_run(self, run_id):
+        """The files that carry a run's own name: its record and its predictions."""
+        return self.runs / f"{run_id}.json", self.predictions / f"{run_id}.npz"
+
     @property
     def tracking(self):
         return self.root / "results" / "tensorboard"

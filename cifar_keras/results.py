@@ -1,9 +1,11 @@
-"""Run records, results.csv and stored predictions: one JSON a run, the CSV derived from all of them."""
+"""Run records, results.csv and stored predictions: one JSON a run, the CSV derived from all of them.
+
+`report.rows` reads such a CSV back.
+"""
 
 import csv
 import io
 import json
-import math
 import zipfile
 from pathlib import Path
 
@@ -57,10 +59,6 @@ COLUMNS = {
     "published_test": "the same on test",
     "status": "finished or failed",
 }
-NEEDED = (  # of a CSV from elsewhere; older versions lack some of the others
-    *("run_id", "utc", "experiment", "variant", "budget", "dataset", "fingerprint", "seed", "weights"),
-    *("test_accuracy", "test_n", "status"),
-)
 
 
 def overrides(record):
@@ -113,118 +111,6 @@ def rebuild(root):
         write_text(results / "results.csv", buffer.getvalue())
         write_text(results / "README.md", readme())
     return records
-
-
-def read_csv(path):
-    """The rows of a results.csv, of this version or another, with what `runs/` beside it knows of them.
-
-    Args:
-        path: the file.
-    Returns: list of dicts by column. Numbers and booleans are such; empty cells and unknown columns of ours are None,
-        but for `overrides`, where '' is the plain recipe. `config` is that of `runs/<run_id>.json`, None without it.
-    Raises: ConfigError where the file can't be read, is empty, lacks columns or holds a value that can't be.
-    """
-    path = Path(path)
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:  # spreadsheets put a byte order mark in front
-            reader = csv.reader(file, strict=True)
-            lines = [(reader.line_num, cells) for cells in reader if cells]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        why = getattr(error, "strerror", None) or error
-        raise ConfigError(
-            f"Expected a results.csv (`cifar-keras collate` makes one). Received: {path}: {why}."
-        ) from None
-    if not lines:
-        raise ConfigError(f"Expected a results.csv with a line of column names. Received: {path}, which is empty.")
-    (_, names), *lines = lines
-    if missing := [name for name in NEEDED if name not in names]:
-        raise ConfigError(
-            f"A results.csv needs the columns {', '.join(NEEDED)}, separated by commas. Received: {path} without "
-            f"{', '.join(missing)}. Its first line should be that of results/results.csv."
-        )
-    return [_row(path, number, names, cells) for number, cells in lines]
-
-
-def _row(path, number, names, cells):
-    where = f"{path}, line {number}"
-    if len(cells) != len(names):
-        raise ConfigError(f"{where}: expected {len(names)} values, as in the first line. Received: {len(cells)}.")
-    row = dict.fromkeys(COLUMNS) | {name: _value(name, cell, where) for name, cell in zip(names, cells, strict=True)}
-    if row["status"] == "finished" and (unknown := [name for name in NEEDED if row[name] is None]):
-        raise ConfigError(f"{where}: a finished run needs values for {', '.join(unknown)}. Received: nothing there.")
-    row["config"] = _config(path.parent / "runs" / f"{row['run_id']}.json")
-    if row["overrides"] is None and row["config"] is not None:  # a CSV from before there was that column
-        row["overrides"] = overrides(row)
-    return row
-
-
-def _value(column, text, where):
-    """One cell as what its column holds."""
-    if not text:
-        return "" if column == "overrides" else None
-    kind, expected = KINDS.get(column, (str, "text"))
-    try:
-        return kind(text)
-    except (ValueError, OverflowError):
-        raise ConfigError(f"{where}: `{column}` must be {expected}. Received: {text!r}.") from None
-
-
-def _number(text):
-    if not math.isfinite(number := float(text)):
-        raise ValueError
-    return number
-
-
-def _share(text):
-    if not 0 <= (number := float(text)) <= 1:
-        raise ValueError
-    return number
-
-
-def _whole(text):
-    if (number := float(text)) < 0 or number != int(number):  # other programs write 10000.0 where a column has gaps
-        raise ValueError
-    return int(number)
-
-
-def _count(text):
-    if (number := _whole(text)) == 0:
-        raise ValueError
-    return number
-
-
-def _boolean(text):
-    return ("false", "true").index(text.lower()) == 1  # spreadsheets write TRUE
-
-
-KINDS = {  # the others are text, among them versions and hexadecimal digits that look like numbers
-    **dict.fromkeys(
-        ("seed", "pixels", "epochs", "best_epoch", "train_n", "train_images", "val_n", "parameters",
-         "parameters_trainable", "batch_size"),
-        (_whole, "a whole number"),
-    ),
-    **dict.fromkeys(
-        ("train_accuracy", "val_accuracy", "test_accuracy", "tta_accuracy", "published_train", "published_val",
-         "published_test"),
-        (_share, "a share, between 0 and 1"),
-    ),
-    **dict.fromkeys(
-        ("test_loss", "training_seconds", "cached_seconds", "images_per_second", "peak_memory_mb"),
-        (_number, "a number"),
-    ),
-    "test_n": (_count, "a whole number above 0"),
-    "deterministic": (_boolean, "True or False"),
-}  # fmt: skip
-
-
-def _config(path):
-    """The configuration in a run's record; None where there is no such file."""
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8")).get("config")
-    except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{path} is not a run record: {error!r}. Mend it or move it away.") from None
 
 
 def read_predictions(folder, run_id):

@@ -11,6 +11,7 @@ from pathlib import Path
 from cifar_keras import artifacts, evaluate, features, results, runtime, track
 from cifar_keras.config import (
     BUDGETS,
+    CifarKerasError,
     ConfigError,
     Experiment,
     Limits,
@@ -25,7 +26,7 @@ from cifar_keras.config import (
 )
 from cifar_keras.datasets import CIFAR10, load
 from cifar_keras.datasets.base import Dataset, stratified, take
-from cifar_keras.files import lock
+from cifar_keras.files import lock, sweep
 from cifar_keras.inference import augmented_probabilities, probabilities
 from cifar_keras.paths import Paths, stem
 from cifar_keras.pipeline import steps_per_epoch
@@ -66,6 +67,8 @@ def run(experiment, options):
         if options.fresh:
             resume.clear()
         progress = resume.load(job.config.identity)
+        for path in (*job.paths.artifacts().values(), *job.paths.of_run(progress.run_id)):
+            sweep(path)
         if not options.fresh and (record := finished(job, progress)):
             results.rebuild(options.root)  # whatever a kill after its record left undone
             print("Already finished; `--fresh` runs it again.")
@@ -92,12 +95,12 @@ def carried_out(job, resume, progress, *, tracking):
         record, scored = conclude(job, model, progress)
         draw(job, record, scored, progress)
         tracker.finish(record, {kind: job.paths.figure(kind) for kind in ("confusion", "curves")})
-        results.write(job.paths.root, record, predictions=scored)
     except RunFailedError as error:
         failed = {**facts(job, progress), "status": "failed", "why": str(error)}
-        with contextlib.suppress(RunFailedError):  # where the disk is full, the first message is the one to show
+        with contextlib.suppress(CifarKerasError):  # where the disk is full, the first message is the one to show
             results.write(job.paths.root, failed)
         raise
+    results.write(job.paths.root, record, predictions=scored)
     return record
 
 
@@ -273,21 +276,22 @@ def draw(job, record, scored, progress):
 
 
 def finished(job, progress):
-    """The newest finished record of this very run, or None, also where `progress` is that of a later, stopped one.
+    """The newest finished record of this very run; None if there is none, or a later attempt was stopped midway.
 
     Raises: ConfigError if the finished run of this name had another configuration.
     """
     config, paths = job.config, job.paths
     done = [record for record in results.read(paths.root) if record["status"] == "finished"]
     same_name = [record for record in done if stem(RunConfig.restored(record["config"])) == paths.stem]
-    if not same_name or not paths.keras.is_file():
+    begun_anew = progress.run_id and progress.run_id not in [record["run_id"] for record in same_name]
+    if not same_name or begun_anew or not paths.keras.is_file():
         return None
     if same_name[-1]["config"] != json.loads(config.identity):
         raise ConfigError(
             f"{paths.keras.name} was made by a finished run of the same name with another configuration "
             f"(run {same_name[-1]['run_id']}). Use `--fresh` to replace it, or `--root DIR` to keep both."
         )
-    return same_name[-1] if progress.run_id in ("", same_name[-1]["run_id"]) else None
+    return same_name[-1]
 
 
 def now():
@@ -314,11 +318,10 @@ def headline(job, progress):
 def last_line(record, root):
     """The run in one line: result with its 95% interval, published figure, the run before it below `root`, time."""
     low, high = evaluate.wilson(record["test_accuracy"], record["test_n"])
-    earlier = [other for other in results.read(root) if other["utc"] < record["utc"]]
     parts = (
         f"{record['experiment']}  {record['test_accuracy']:.4f} [{low:.4f}, {high:.4f}] n={record['test_n']}",
         f"published {record['published_test']}" if record["published_test"] else None,
-        comparison.against_previous(record, earlier, root),
+        comparison.against_previous(record, results.read(root), root),
         duration(record["training_seconds"]),
     )
     return "  ".join(part for part in parts if part)

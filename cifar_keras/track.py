@@ -14,6 +14,8 @@ import keras
 
 from cifar_keras.config import ConfigError, RunFailedError
 
+REQUIREMENT = "tensorboard>=2.21,<2.22"  # as in pyproject.toml
+
 # Writer -> tag -> name in the history. Equal tags share a chart; the names are those of keras.callbacks.TensorBoard.
 CURVES = {
     "train": {
@@ -38,7 +40,7 @@ def require(kind):
     if kind and importlib.util.find_spec("tensorboard") is None:
         raise ConfigError(
             "`--track tensorboard` needs the tensorboard package. Received: not installed. "
-            "`pip install 'tensorboard>=2.21,<2.22'` installs it."
+            f"`pip install '{REQUIREMENT}'` installs it."
         )
 
 

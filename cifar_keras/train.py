@@ -12,11 +12,11 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
-from cifar_keras.config import AHEAD, ConfigError, RunFailedError
+from cifar_keras.config import ConfigError, RunFailedError
 from cifar_keras.files import replacing, write_json
 from cifar_keras.optim import CrossEntropy, make_optimizer
 from cifar_keras.pipeline import evaluation_pipeline, steps_per_epoch, train_pipeline
-from cifar_keras.units import duration
+from cifar_keras.units import AHEAD, duration
 from cifar_keras.zoo import set_trainable
 
 HISTORY = ("epoch", "stage", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "seconds")
@@ -215,13 +215,16 @@ class Report(keras.callbacks.Callback):
         )
         sys.stdout.flush()
 
-    def on_train_end(self, logs=None):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):  # Keras' own `on_train_end` is not called after an error, which a live bar would garble
         self.bar.close()
 
 
 def time_left(seconds):
-    """What is left of the run, and of the study around it: 'about 3 min left, study about 40 min'."""
-    study = f", study about {duration(seconds + float(ahead))}" if (ahead := os.environ.get(AHEAD)) else ""
+    """What is left of a run, and what a study has planned behind it: 'about 3 min left; behind this run: ...'."""
+    study = f"; behind this run: {ahead}" if (ahead := os.environ.get(AHEAD)) else ""
     return f"about {duration(seconds)} left{study}"
 
 
@@ -255,6 +258,13 @@ def fit(model, row, dataset, training, *, seed, resume, progress, callbacks=()):
     resume.load_best(model, progress)
 
 
+def make_variables(model):
+    """Makes a compiled model's optimiser slots and metrics: made inside the first step they have it traced twice."""
+    model.optimizer.build(model.trainable_variables)
+    model.compute_metrics(None, np.zeros(1, "int32"), np.zeros((1, model.output_shape[-1]), "float32"))
+    model.reset_metrics()
+
+
 def _fit_stage(model, row, dataset, training, *, number, first, seed, resume, progress, callbacks):
     """Trains what is left of one stage, whose first epoch is `first`."""
     stage = training.stages[number - 1]
@@ -262,30 +272,26 @@ def _fit_stage(model, row, dataset, training, *, number, first, seed, resume, pr
     set_trainable(model, row, freeze_backbone=stage.freeze_backbone)
     optimizer = make_optimizer(training, stage, steps=steps * stage.epochs)
     model.compile(optimizer, CrossEntropy(training.label_smoothing), metrics=["accuracy"])
-    # Before the first step: slots made inside its trace cost ResNet50 seconds (benchmarks/first_step.py).
-    model.optimizer.build(model.trainable_variables)
+    make_variables(model)
     if progress.epochs > first:
         model.load_weights(resume.last(progress.epochs))  # now with the optimiser's state
     end = first + stage.epochs
-    model.fit(
-        train_pipeline(
-            dataset.train,
-            batch_size=training.batch_size,
-            seed=seed,
-            first_epoch=progress.epochs,
-            epochs=end,
-            augmentation=row.augmentation,
-        ),
-        initial_epoch=progress.epochs,
+    images = train_pipeline(
+        dataset.train,
+        batch_size=training.batch_size,
+        seed=seed,
+        first_epoch=progress.epochs,
         epochs=end,
-        steps_per_epoch=steps,
-        validation_data=evaluation_pipeline(dataset.val, batch_size=evaluation_batch(row, dataset)),
-        callbacks=[
-            Reseed(seed),
-            Recorder(progress, resume, stage=number),
-            Report(progress, epochs=training.epochs, steps=steps),
-            *callbacks,
-        ],
-        shuffle=False,  # the pipeline has ordered them
-        verbose=0,
+        augmentation=row.augmentation,
     )
+    with Report(progress, epochs=training.epochs, steps=steps) as report:
+        model.fit(
+            images,
+            initial_epoch=progress.epochs,
+            epochs=end,
+            steps_per_epoch=steps,
+            validation_data=evaluation_pipeline(dataset.val, batch_size=evaluation_batch(row, dataset)),
+            callbacks=[Reseed(seed), Recorder(progress, resume, stage=number), report, *callbacks],
+            shuffle=False,  # the pipeline has ordered them
+            verbose=0,
+        )

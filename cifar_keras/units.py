@@ -1,5 +1,7 @@
 """How quantities are said."""
 
+AHEAD = "CIFAR_KERAS_AHEAD"  # environment variable: what a run's progress lines say of the study that it is part of
+
 
 def duration(seconds):
     """Seconds as people say them: `45 s`, `12 min`, `3.5 h`."""

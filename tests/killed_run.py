@@ -1,6 +1,6 @@
 """Exp 99: a run of two stages, seconds long, that says on stdout which phase it is in?
 
-Run      python tests/killed_run.py --dataset shapes --limit 96 --deterministic --root DIR
+Run      python tests/killed_run.py --dataset FOLDER --deterministic --root DIR
 Result   not yet run
 
 `test_kill.py` starts this file and kills it.
@@ -65,7 +65,7 @@ if __name__ == "__main__":
     blocks.BACKBONES |= {"tiny": tiny, "dry": dry}
     announced(runner, "prepare", lambda _: "data")
     announced(runner, "built", lambda _: "model")
-    features.evaluation_batch = lambda *_: 8  # twelve blocks a view
+    features.evaluation_batch = lambda *_: 8  # twenty blocks a view
     announced(features, "extracted", lambda _: "features")
     announced(train, "_fit_stage", lambda keywords: f"stage {keywords['number']}")
     announced(keras.Model, "evaluate", lambda _: "validation")  # what `fit` calls after an epoch

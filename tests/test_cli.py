@@ -83,7 +83,9 @@ def test_a_folder_that_is_not_there_is_one_sentence(tmp_path):
     assert done.returncode == 2 and "`--data-dir` must be a folder" in done.stderr
 
 
-@pytest.mark.parametrize(("codes", "runs", "code"), [([0, 0, 0], 3, 0), ([0, 3, 0], 3, 1), ([0, 143, 0], 2, 143)])
+@pytest.mark.parametrize(
+    ("codes", "runs", "code"), [([0, 0, 0], 3, 0), ([0, 3, 0], 3, 1), ([0, 143, 0], 2, 143), ([4], 1, 4)]
+)
 def test_seeds_run_one_by_one_until_a_signal(monkeypatch, codes, runs, code):
     seen = []
 

@@ -11,6 +11,8 @@ import pytest
 from cifar_keras import results
 from cifar_keras.config import ConfigError
 from cifar_keras.report import comparison
+from cifar_keras.report import pairs as model
+from cifar_keras.report.rows import KEY, read_csv
 
 CONFIG = {
     "seed": 0, "fingerprint": "f10d" * 16, "precision": "float32", "overrides": {}, "limits": {"train": None},
@@ -67,15 +69,15 @@ def seeds(*accuracies, **changes):
 
 def pair_of(tmp_path, rows_a, rows_b):
     """The only pair of two files."""
-    a, b = comparison.read([save(tmp_path / "a" / "A.csv", *rows_a), save(tmp_path / "b" / "B.csv", *rows_b)])
-    ((_, (pair,), _),) = comparison.sections([a, b])
+    a, b = model.read([save(tmp_path / "a" / "A.csv", *rows_a), save(tmp_path / "b" / "B.csv", *rows_b)])
+    ((_, (pair,), _),) = model.sections([a, b])
     return pair
 
 
 def meetings(rows_a, rows_b):
     """What `matched` makes of rows: run ids in pairs, only in the first, only in the second."""
-    sides = [comparison.groups([{"config": None} | r for r in rows], "nowhere") for rows in (rows_a, rows_b)]
-    pairs, *alone = comparison.matched(*sides)
+    sides = [model.groups([{"config": None} | r for r in rows], "nowhere") for rows in (rows_a, rows_b)]
+    pairs, *alone = model.matched(*sides)
     return [(a.runs[0]["run_id"], b.runs[0]["run_id"]) for a, b in pairs], *(
         [group.runs[0]["run_id"] for group in side] for side in alone
     )
@@ -114,7 +116,7 @@ def test_a_pair_says_difference_verdict_test_cost_and_what_changed(example, caps
 
 
 def test_the_csv_has_numbers_in_a_row_for_the_pair(example):
-    (values,) = csv.DictReader(comparison.as_csv(comparison.read(example)).splitlines())
+    (values,) = csv.DictReader(comparison.as_csv(model.read(example)).splitlines())
     figures = {name: float(values[name]) for name in ("accuracy_a", "accuracy_b", "difference", "difference_low")}
     expected = {"accuracy_a": 0.44, "accuracy_b": 0.64, "difference": 0.2, "difference_low": 0.05615642}
     assert figures == pytest.approx(expected, abs=1e-8)
@@ -157,7 +159,7 @@ def test_one_file_alone_shows_its_groups_with_intervals(tmp_path, capsys):
         ["exp10_wide", "best,", "CIFAR-10,", "full,", "weights", "none"],
         ["90.00%", "[89.40,", "90.57]", "Wilson", "1", "10,000", "2,000", "s", "1,972,792", "2026-01-01T00:00"],
     ]  # fmt: skip
-    rows = list(csv.DictReader(comparison.as_csv(comparison.read([tmp_path / "A.csv"])).splitlines()))
+    rows = list(csv.DictReader(comparison.as_csv(model.read([tmp_path / "A.csv"])).splitlines()))
     assert [(r["found_in"], r["file_b"], r["sd_a"], r["accuracy_b"]) for r in rows] == [
         ("a", "", "0.01", ""),
         ("a", "", "", ""),
@@ -204,7 +206,7 @@ def test_a_file_does_not_differ_from_itself(tmp_path, capsys, predictions, count
 def test_an_older_recipe_is_a_group_of_its_own_and_compared_with_itself_too(tmp_path):
     old = [row(run_id="old", utc="2025-01-01", config=CONFIG | {"precision": "mixed_float16"})]
     path = save(tmp_path / "A.csv", *old, *seeds(0.8, 0.9, config=CONFIG))
-    ((_, pairs, unmatched),) = comparison.sections(comparison.read([path, path]))
+    ((_, pairs, unmatched),) = model.sections(model.read([path, path]))
     assert [pair.difference.value for pair in pairs] == [0, 0] and [groups for _, groups in unmatched] == [[], []]
     assert sorted(len(pair.a.runs) for pair in pairs) == [1, 2]
 
@@ -212,7 +214,7 @@ def test_an_older_recipe_is_a_group_of_its_own_and_compared_with_itself_too(tmp_
 # Which rows meet
 
 
-@pytest.mark.parametrize("column", comparison.KEY)
+@pytest.mark.parametrize("column", KEY)
 def test_rows_that_differ_in_a_key_do_not_meet(column):
     assert meetings([row(run_id="a")], [row(run_id="b", **{column: "other"})]) == ([], ["a"], ["b"])
 
@@ -250,7 +252,7 @@ def test_recipes_and_data_are_never_averaged(change):
     config = {"config": change.get("config", CONFIG)}
     first = {"config": CONFIG} if config["config"] else config
     rows = [row(run_id="a", seed=0) | first, row(run_id="b", seed=1) | config | change]
-    assert sorted(len(group.runs) for group in comparison.groups(rows, "nowhere")) == [1, 1]
+    assert sorted(len(group.runs) for group in model.groups(rows, "nowhere")) == [1, 1]
 
 
 def test_the_newest_finished_run_of_each_seed_counts():
@@ -260,7 +262,7 @@ def test_the_newest_finished_run_of_each_seed_counts():
         row(run_id="other", seed=1, test_accuracy=0.9, config=CONFIG | {"seed": 1}),
         row(run_id="failed", utc="2026-01-04", test_accuracy=None, status="failed"),
     ]
-    (group,) = comparison.groups([{"config": CONFIG} | r for r in rows], "nowhere")
+    (group,) = model.groups([{"config": CONFIG} | r for r in rows], "nowhere")
     assert [run["run_id"] for run in group.runs] == ["new", "other"] and group.estimate.value == pytest.approx(0.85)
 
 
@@ -291,7 +293,7 @@ def test_every_later_file_is_compared_with_the_first(tmp_path, capsys):
     assert "== B against A" in text and "== C against A" in text
     assert [line.split()[3] for line in text.splitlines() if " - A " in line] == ["-10.00", "-20.00"]
     assert f"A  {paths[0]} (1 group)" in text
-    names = [file.name for file in comparison.read(paths)]
+    names = [file.name for file in model.read(paths)]
     assert names == [str(path) for path in paths]  # three are called results.csv
     with pytest.raises(ConfigError, match="at most 26 files to compare. Received: 27"):
         comparison.run(paths * 9)
@@ -302,8 +304,20 @@ def test_every_later_file_is_compared_with_the_first(tmp_path, capsys):
 
 def test_without_predictions_the_interval_is_newcombes_unpaired_one(tmp_path):
     pair = pair_of(tmp_path, [row(test_accuracy=48 / 80, test_n=80)], [row(test_accuracy=56 / 80, test_n=80)])
-    assert pair.difference.kind == "Newcombe, unpaired" and pair.test is None and not pair.notes
+    assert pair.difference.kind == "Newcombe, unpaired" and pair.test is None
     assert pair.difference.value == pytest.approx(0.1) and not pair.distinguishable
+
+
+@pytest.mark.parametrize(("stored", "lacking"), [("a", "later"), ("b", "first"), ("", "first and the later")])
+def test_whose_predictions_are_not_stored_is_said_where_they_would_have_counted(tmp_path, stored, lacking):
+    right, _ = answers(20, 12, 2, 16)
+    rows = [row(test_accuracy=0.64, test_n=50, **({"correct": right} if side in stored else {})) for side in ("a", "b")]
+    pair = pair_of(tmp_path, *([r] for r in rows))
+    assert pair.notes == (f"not compared by image: no predictions are stored of the {lacking} file's run",)
+    assert pair.difference.kind == "Newcombe, unpaired" and not pair.tests
+    assert not pair_of(tmp_path / "seeds", [rows[0]], seeds(0.62, 0.66, test_n=50)).notes  # their spread decides
+    (other,) = pair_of(tmp_path / "data", [rows[0]], [rows[1] | {"fingerprint": "0"}]).notes
+    assert other.startswith("different data")
 
 
 def test_no_difference_is_called_one_on_the_word_of_the_interval_alone(tmp_path):
@@ -359,6 +373,19 @@ def test_other_data_under_one_label_are_named_and_not_compared_by_image(tmp_path
     assert "\n  note: different numbers of test images: 50 -> 1,000\n  distinguishable, on other data\n" in text
 
 
+@pytest.mark.parametrize("other", [{"fingerprint": "0123456789ab"}, {"test_n": 500}], ids=str)
+@pytest.mark.parametrize("count", [1, 3])
+def test_seeds_alone_do_not_tell_apart_what_was_measured_on_other_images(tmp_path, other, count):
+    """Each spreads by 0.1 points around its mean, the means are 0.8 points apart: the test sets alone may do that."""
+    ours, theirs = (0.899, 0.901, 0.900)[:count], (0.906, 0.908, 0.910)
+    same = pair_of(tmp_path / "same", seeds(*ours, test_n=2000), seeds(*theirs, test_n=2000))
+    assert same.distinguishable == (count == 3) and "test" not in same.difference.kind
+    pair = pair_of(tmp_path, seeds(*ours, test_n=2000), seeds(*theirs, **{"test_n": 2000} | other))
+    assert not pair.distinguishable and pair.difference.kind.endswith("t + test")
+    assert pair.verdict == "not distinguishable, on other data"
+    assert pair.difference.low < same.difference.low and pair.difference.high > same.difference.high
+
+
 @pytest.mark.parametrize(
     ("spoil", "why"),
     [
@@ -379,7 +406,7 @@ def test_predictions_that_can_not_be_used_are_said_to_be_so(tmp_path, spoil, why
     a, b = (row(run_id=name, test_accuracy=0.64, test_n=50, correct=right) for name in "ab")
     paths = [save(tmp_path / "A.csv", a), save(tmp_path / "b" / "B.csv", b)]
     spoil(tmp_path / "b", right)
-    ((_, (pair,), _),) = comparison.sections(comparison.read(paths))
+    ((_, (pair,), _),) = model.sections(model.read(paths))
     assert pair.difference.kind == "Newcombe, unpaired" and pair.test is None
     (note,) = pair.notes
     assert note.startswith("not compared by image: ") and why in note
@@ -393,7 +420,7 @@ def test_ties_that_storing_in_16_bit_made_do_not_disown_the_predictions(tmp_path
         labels, probabilities = stored["labels"], stored["probabilities"].copy()
     probabilities[5] = 0.1  # its label is 5, but the first of equals counts as predicted
     np.savez(tmp_path / "b" / "predictions" / "b.npz", labels=labels, probabilities=probabilities)
-    ((_, (pair,), _),) = comparison.sections(comparison.read(paths))
+    ((_, (pair,), _),) = model.sections(model.read(paths))
     assert pair.difference.kind == "Newcombe, paired" and pair.test.only_a == 1
     assert pair.difference.value == 0  # as the rows say
 
@@ -402,10 +429,10 @@ def test_what_changed_is_the_configuration_where_both_are_known_else_its_columns
     b = {"config": CONFIG | {"limits": {"train": 500}, "new": []}, "epochs": 3, "keras": "4.0", "git_commit": None}
     pair = pair_of(tmp_path, [row(config=CONFIG)], [row(**b)])
     surroundings = [("git_commit", "abc", "unknown"), ("keras", "3.15.1", "4.0")]
-    assert comparison.changes(pair.a, pair.b) == [("limits.train", "null", "500"), *surroundings]
+    assert model.changes(pair.a, pair.b) == [("limits.train", "null", "500"), *surroundings]
     del b["config"]
     pair = pair_of(tmp_path / "columns", [row(config=CONFIG)], [row(**b, overrides="epochs=3", deterministic=True)])
-    assert comparison.changes(pair.a, pair.b) == [
+    assert model.changes(pair.a, pair.b) == [
         ("epochs", "13", "3"),
         ("deterministic", "false", "true"),
         ("overrides", "none", "epochs=3"),
@@ -417,7 +444,7 @@ def test_columns_that_vary_over_seeds_show_all_values(tmp_path):
     rows = seeds(0.90, 0.91)
     rows[1]["device"] = "GPU"
     pair = pair_of(tmp_path, rows, seeds(0.90, 0.91))
-    assert comparison.changes(pair.a, pair.b) == [("device", "2 cores, GPU", "2 cores")]
+    assert model.changes(pair.a, pair.b) == [("device", "2 cores, GPU", "2 cores")]
 
 
 def test_costs_that_are_unknown_are_said_to_be(tmp_path, capsys):
@@ -442,7 +469,7 @@ def test_text_fits_a_terminal(tmp_path, capsys):
 @pytest.mark.parametrize("fmt", ["text", "markdown", "csv"])
 def test_of_two_that_can_not_be_told_apart_none_is_marked(tmp_path, fmt):
     paths = [save(tmp_path / "A.csv", row()), save(tmp_path / "B.csv", row(test_accuracy=0.9001))]
-    files = comparison.read(paths)
+    files = model.read(paths)
     text = {"text": comparison.as_text, "markdown": comparison.as_markdown, "csv": comparison.as_csv}[fmt](files)
     text = text.replace(str(tmp_path), "").lower()
     assert not [word for word in ("*", "better", "worse", "wins", "winner", "beats") if word in text]
@@ -469,7 +496,7 @@ def test_the_previous_run_is_the_newest_like_it(tmp_path):
         row(run_id="2", utc="2026-01-02", test_accuracy=0.8959),
         row(run_id="3", utc="2026-01-03", test_accuracy=None, status="failed"),
         row(run_id="4", utc="2026-01-03", test_accuracy=0.2, **other),
-        *(row(run_id=column, utc="2026-01-03", **{column: "other"}) for column in comparison.KEY),
+        *(row(run_id=column, utc="2026-01-03", **{column: "other"}) for column in KEY),
         row(run_id="6", utc="2026-01-06", test_accuracy=0.9),
         row(run_id="7", utc="2026-01-07", test_accuracy=0.3),
     )
@@ -504,7 +531,7 @@ def test_a_csv_from_before_the_overrides_column_takes_them_from_the_records(tmp_
     columns = [name for name in results.COLUMNS if name not in ("overrides", "python")]
     config = CONFIG | {"overrides": {"epochs": 3, "weights": "none"}}
     path = save(tmp_path / "A.csv", row(run_id="a", config=config), row(run_id="b", seed=1), columns=columns)
-    (known, unknown) = results.read_csv(path)
+    (known, unknown) = read_csv(path)
     assert (known["overrides"], unknown["overrides"], unknown["python"]) == ("epochs=3", None, None)
     comparison.run([path, path])
 

@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from test_table import record as run_record
 
 from cifar_keras import artifacts, results, runner
 from cifar_keras.cli import Options
@@ -128,6 +129,25 @@ def test_the_same_name_with_another_configuration_is_refused(root, monkeypatch):
         runner.run(scratch, options(root))
 
 
+def test_a_fresh_run_of_a_changed_recipe_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
+    scratch = experiment_of(FILES[3])
+    first = runner.run(scratch, options(tmp_path))
+    monkeypatch.setitem(scratch.variants, "best", runner.with_learning_rate(scratch.variants["best"], 0.1))
+    save = runner.Resume.save
+
+    def save_and_stop(self, model, progress):
+        save(self, model, progress)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(runner.Resume, "save", save_and_stop)
+        runner.run(scratch, options(tmp_path, fresh=True))
+    stopped = json.loads(next(tmp_path.glob("model_cp/*.resume/state.json")).read_text())
+    record = runner.run(scratch, options(tmp_path))
+    assert record["run_id"] == stopped["run_id"] and stopped["epochs"] == 1
+    assert record["config"] != first["config"] and record["epochs"] == 2
+
+
 def test_a_run_under_way_is_not_started_twice(root):
     scratch = experiment_of(FILES[3])
     with lock(root / "model_cp" / "exp4_shapes_demo_epochs=2_limit=24.model.keras"), pytest.raises(HeldError):
@@ -144,6 +164,17 @@ def test_a_failed_run_is_recorded_as_such(tmp_path, monkeypatch):
     (record,) = results.read(tmp_path)
     assert record["status"] == "failed" and record["why"] == "The loss became nan."
     assert not list((tmp_path / "model_cp").glob("*.keras"))
+
+
+def test_what_failed_first_is_what_is_said(tmp_path, monkeypatch):
+    def diverging(*arguments, **options):
+        (tmp_path / "results" / "runs").mkdir(parents=True)
+        (tmp_path / "results" / "runs" / "broken.json").touch()  # the failure can't be recorded
+        raise RunFailedError("The loss became nan.")
+
+    monkeypatch.setattr(runner, "fit", diverging)
+    with pytest.raises(RunFailedError, match="nan"):
+        runner.run(experiment_of(FILES[3]), options(tmp_path))
 
 
 def test_a_batch_larger_than_the_data_is_refused(tmp_path):
@@ -190,8 +221,21 @@ def test_an_experiment_file_runs_from_any_folder(tmp_path):
     command = [sys.executable, str(FILES[3]), "--budget", "demo", "--limit", "24", "--epochs", "1", "--root", "here"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "epoch 1/1" in done.stdout and done.stdout.splitlines()[-1].startswith("exp4_scratch  test 0.")
+    assert "epoch 1/1" in done.stdout and done.stdout.splitlines()[-1].startswith("exp4_scratch  0.")
     assert done.stderr == ""
     (record,) = (tmp_path / "here" / "results" / "runs").glob("*.json")
     assert json.loads(record.read_text())["config"]["dataset"] == "shapes"
     assert os.listdir(tmp_path) == ["here"]
+
+
+def test_a_run_ends_with_one_line(tmp_path):
+    first = run_record(run_id="a", utc="2026-01-01T00:00:00+00:00", test_accuracy=0.9271)
+    second = run_record(run_id="b", utc="2026-01-02T00:00:00+00:00", test_accuracy=0.9312)
+    for one in (first, second):
+        results.write(tmp_path, one)
+    assert runner.last_line(second, tmp_path) == (
+        "exp4_scratch  0.9312 [0.9261, 0.9360] n=10000  published 0.72  "
+        "previous run +0.0041 (not distinguishable)  42 min"
+    )
+    unpublished = first | {"published_test": None, "training_seconds": 30.0}
+    assert runner.last_line(unpublished, tmp_path) == "exp4_scratch  0.9271 [0.9218, 0.9320] n=10000  30 s"

@@ -1,5 +1,6 @@
 """Whole-or-not-at-all writes and locks."""
 
+import json
 import os
 import subprocess
 import sys
@@ -30,6 +31,39 @@ def test_a_folder_that_is_a_file_is_one_sentence(tmp_path):
     (tmp_path / "models").write_text("")
     with pytest.raises(RunFailedError, match=r"Could not write .*--root DIR"):
         files.write_text(tmp_path / "models" / "a.txt", "x")
+
+
+def test_what_a_killed_writer_left_goes_once_it_is_old_or_at_once_for_who_holds_the_lock(tmp_path):
+    path, old, young, other = (
+        tmp_path / name for name in ("a.h5", ".abcdefgh.a.h5", ".ijklmnop.a.h5", ".abcdefgh.b.h5")
+    )
+    for left in (old, young, other):
+        left.touch()
+    os.utime(old, (0, 0))
+    files.write_text(path, "x")
+    assert not old.exists() and young.exists() and other.exists()
+    files.sweep(path)
+    assert not young.exists() and other.exists() and path.read_text() == "x"
+
+
+def test_hdf5s_own_words_for_a_full_disk_become_the_same_sentence(tmp_path):
+    with pytest.raises(RunFailedError, match="No space left on device. What stood there"):
+        with files.replacing(tmp_path / "a.h5"):
+            raise RuntimeError("Can't decrement id ref count (file write failed: errno = 28, error message = '...')")
+    with pytest.raises(RuntimeError, match="another matter"), files.replacing(tmp_path / "a.h5"):
+        raise RuntimeError("another matter")
+
+
+def test_a_dead_owners_note_names_nobody(tmp_path):
+    note = tmp_path / ".x.owner.lock"
+    with files.lock(tmp_path / "x"):
+        alive = json.loads(note.read_text())
+        assert alive["process"] == os.getpid()
+        note.write_text(json.dumps(alive | {"process": 2**22 + 1}))  # beyond the highest there is
+        code = f"from cifar_keras.files import lock\nwith lock({str(tmp_path / 'x')!r}, timeout=0): pass"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1].endswith("It has just begun.")
+    assert not note.exists()
 
 
 def test_files_are_readable_by_others_as_the_umask_says(tmp_path):

@@ -10,8 +10,8 @@ ORDER = (
     "config", "units", "paths", "files", "runtime", "images",
     "datasets.base", "datasets.cifar", "datasets.folder", "datasets.shapes", "datasets",
     "augment", "pipeline", "blocks", "zoo", "weights", "optim", "artifacts", "train",
-    "features", "inference", "evaluate", "results", "report", "report.figures", "report.table", "report.comparison",
-    "track", "runner", "doctor", "commands", "cli", "__main__",
+    "features", "inference", "evaluate", "results", "report", "report.figures", "report.rows", "report.table",
+    "report.pairs", "report.comparison", "track", "runner", "doctor", "commands", "cli", "__main__",
 )  # fmt: skip
 PACKAGE = PROJECT / "cifar_keras"
 WITHOUT_TENSORFLOW = (

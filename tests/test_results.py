@@ -10,6 +10,7 @@ import pytest
 
 from cifar_keras import evaluate, results
 from cifar_keras.config import ConfigError
+from cifar_keras.report.rows import read_csv
 
 PROBABILITIES = np.array([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8], [0.3, 0.4, 0.3], [1.0, 0.0, 0.0]], "float32")
 LABELS = np.array([0, 2, 0, 1], "int32")
@@ -87,7 +88,7 @@ def test_a_csv_is_read_back_with_types(tmp_path):
     run = record("1", experiment="exp4", variant="best", budget="full", dataset="CIFAR-10", fingerprint="1e5", seed=0)
     run |= {"weights": "none", "test_accuracy": 0.5, "test_n": 10, "deterministic": True, "python": "3.11"}
     results.write(tmp_path, run | {"config": {"overrides": {}}, "published_test": None})
-    (row,) = results.read_csv(tmp_path / "results" / "results.csv")
+    (row,) = read_csv(tmp_path / "results" / "results.csv")
     assert row == dict.fromkeys(results.COLUMNS) | run | {"overrides": "", "config": {"overrides": {}}}
     assert type(row["seed"]) is int and type(row["test_accuracy"]) is float and row["deterministic"] is True
 
@@ -96,7 +97,7 @@ def test_a_csv_of_another_version_or_program_is_read_too(tmp_path):
     other = FINISHED | {"test_n": "10000.0", "deterministic": "FALSE", "learning_rate": "0.1"}
     path = csv_of(tmp_path / "results.csv", other)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n") + b"\r\n")  # as a spreadsheet does
-    (row,) = results.read_csv(path)
+    (row,) = read_csv(path)
     assert (row["test_n"], row["deterministic"], row["learning_rate"]) == (10000, False, "0.1")
     assert row["fingerprint"] == "123456789012" and row["keras"] is row["overrides"] is row["config"] is None
 
@@ -116,12 +117,12 @@ def test_what_is_no_results_csv_is_refused(tmp_path, content, message):
     if content is not None:
         (tmp_path / "a.csv").write_bytes(content)
     with pytest.raises(ConfigError, match=message):
-        results.read_csv(tmp_path / "a.csv")
+        read_csv(tmp_path / "a.csv")
 
 
 def test_a_folder_is_no_results_csv(tmp_path):
     with pytest.raises(ConfigError, match="Is a directory"):
-        results.read_csv(tmp_path)
+        read_csv(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -140,17 +141,17 @@ def test_a_folder_is_no_results_csv(tmp_path):
 )
 def test_a_value_that_can_not_be_is_named(tmp_path, column, text, message):
     with pytest.raises(ConfigError, match=message):
-        results.read_csv(csv_of(tmp_path / "a.csv", FINISHED | {column: text}))
+        read_csv(csv_of(tmp_path / "a.csv", FINISHED | {column: text}))
 
 
 def test_no_overrides_and_unknown_overrides_differ(tmp_path):
-    (plain,) = results.read_csv(csv_of(tmp_path / "a.csv", FINISHED | {"overrides": ""}))
-    (unknown,) = results.read_csv(csv_of(tmp_path / "b.csv", FINISHED))
+    (plain,) = read_csv(csv_of(tmp_path / "a.csv", FINISHED | {"overrides": ""}))
+    (unknown,) = read_csv(csv_of(tmp_path / "b.csv", FINISHED))
     assert (plain["overrides"], unknown["overrides"]) == ("", None)
 
 
 def test_a_failed_run_may_lack_values(tmp_path):
-    (row,) = results.read_csv(csv_of(tmp_path / "a.csv", FINISHED | {"status": "failed", "test_accuracy": ""}))
+    (row,) = read_csv(csv_of(tmp_path / "a.csv", FINISHED | {"status": "failed", "test_accuracy": ""}))
     assert row["test_accuracy"] is None
 
 
@@ -159,7 +160,7 @@ def test_a_broken_record_beside_a_csv_is_named(tmp_path):
     for broken in ("{", "[]"):
         (tmp_path / "runs" / "1.json").write_text(broken)
         with pytest.raises(ConfigError, match="1.json is not a run record"):
-            results.read_csv(csv_of(tmp_path / "a.csv", FINISHED))
+            read_csv(csv_of(tmp_path / "a.csv", FINISHED))
 
 
 def test_predictions_are_stored_as_float16_with_labels(tmp_path):

@@ -2,16 +2,15 @@
 
 import csv
 import io
-import json
 import re
 import textwrap
-from itertools import groupby
-from statistics import mean, stdev
+from statistics import stdev
 
 from tabulate import tabulate
 
 from cifar_keras.config import ConfigError
 from cifar_keras.evaluate import accuracy_interval
+from cifar_keras.report.rows import average, from_record, grouped, key_of, natural
 from cifar_keras.results import overrides
 
 DASH = "-"
@@ -21,7 +20,6 @@ HEADINGS = (
 )
 NOT_IN_A_TERMINAL = ("seeds", "train (n)", "parameters", "hardware")  # the text rendering stays narrow without these
 NOT_YET = "not yet run"
-SAME_RUN = ("experiment", "variant", "budget", "dataset", "fingerprint", "weights")  # but for seed and overrides
 
 
 def collated(records, experiments=()):
@@ -56,27 +54,18 @@ def counts(record):
 
 
 def _groups(records):
-    """Finished records as lists that differ in nothing but the seed, sorted by seed.
+    """Finished records as lists that differ in nothing but the seed.
 
     Where a recipe has been changed, runs of the newest one alone count: a mean over two recipes means nothing.
     """
-
-    def run(record):
-        return (*(str(record.get(column)) for column in SAME_RUN), overrides(record))
-
-    def recipe(record):
-        return json.dumps({**(record.get("config") or {}), "seed": None}, sort_keys=True)
-
-    finished = sorted((r for r in records if r["status"] == "finished"), key=lambda record: record["utc"])
-    latest = {run(record): recipe(record) for record in finished}
-    newest = {(*run(record), record["seed"]): record for record in finished if recipe(record) == latest[run(record)]}
-    ordered = sorted(newest.values(), key=lambda record: (run(record), record["seed"]))
-    return [list(group) for _, group in groupby(ordered, key=run)]
+    groups = grouped(map(from_record, records))  # older recipes first
+    latest = {(key_of(group[0]), group[0]["fingerprint"], group[0]["overrides"]): group for group in groups}
+    return list(latest.values())
 
 
 def _row(group):
     first = group[0]
-    changed = overrides(first)
+    changed = first["overrides"]
     return {
         "experiment": first["experiment"],
         "variant": first["variant"],
@@ -100,20 +89,13 @@ def _empty_row(entry, variant):
 
 
 def _order(row):
-    """By experiment number, then by name."""
-    number = re.match(r"exp(\d+)", row["experiment"])
+    """By experiment, of which the second comes before the tenth, then by name."""
     names = ("experiment", "variant", "budget", "dataset", "weights")
-    return (int(number[1]) if number else 0, *(row[heading] for heading in names))
-
-
-def _mean(group, column):
-    """The mean over the seeds that know this column; None where none does."""
-    values = [record[column] for record in group if record.get(column) is not None]
-    return mean(values) if values else None
+    return natural(row["experiment"]), *(row[heading] for heading in names)
 
 
 def _number(group, column, form):
-    value = _mean(group, column)
+    value = average(group, column)
     return DASH if value is None else form.format(value)
 
 
@@ -123,7 +105,7 @@ def _percent(share):
 
 def _accuracy(group, split, *, interval=False):
     """For example '89.6% [89.0, 90.2] (10,000)', with several seeds '89.6% [89.3, 89.9] sd 0.12 (10,000)'."""
-    value, n = _mean(group, f"{split}_accuracy"), group[0].get(f"{split}_n")
+    value, n = average(group, f"{split}_accuracy"), group[0].get(f"{split}_n")
     if value is None or not n:
         return DASH
     between = " [{:.1f}, {:.1f}]{}".format(*_interval(group)) if interval else ""
@@ -139,7 +121,7 @@ def _interval(group):
 
 
 def _minutes(group):
-    seconds = _mean(group, "training_seconds")
+    seconds = average(group, "training_seconds")
     return "" if seconds is None else f"{seconds / 60:.1f}" if seconds < 600 else f"{seconds / 60:.0f}"
 
 
@@ -203,7 +185,7 @@ def docstring_result(records, key):
 
 
 def _sentence(group):
-    first, value = group[0], _mean(group, "test_accuracy")
+    first, value = group[0], average(group, "test_accuracy")
     low, high, spread = _interval(group)
     parts = (
         f"{first['variant']}: {100 * value:.1f}% of {first['test_n']:,} test images [{low:.1f}, {high:.1f}]{spread}",
