@@ -27,7 +27,7 @@ setup: $(STAMP) ## a virtual environment in .venv with all that is needed
 	@echo "ready: . .venv/bin/activate"
 
 demo: $(STAMP) ## all four experiments on the embedded data, offline, in minutes
-	$(BIN) -m cifar_keras study --budget demo --root demo
+	CIFAR_KERAS_CACHE="$(CURDIR)/demo/cache" $(BIN) -m cifar_keras study --budget demo --root demo
 	@echo
 	@echo "table      demo/results/results.csv (again: $(BIN) -m cifar_keras collate --root demo)"
 	@echo "artifacts  demo/model_cp/ (.keras), demo/Models/ (.h5, architectures, histories)"

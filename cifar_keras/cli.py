@@ -79,6 +79,10 @@ class Options:
     learning_rate: float | None = _option(
         None, "of the last stage; the other stages' follow", type=rate, metavar="RATE"
     )
+    views: int | None = _option(
+        None, "views of an image that a frozen backbone sees (default: the recipe's)", type=positive, metavar="N"
+    )
+    on_the_fly: bool = _option(False, "send every epoch through a frozen backbone instead of storing its features")
     seed: range = _option(range(1), "0, or 0-4 for five runs", type=seeds, metavar="0|0-4")
     limit: int | None = _option(None, "most images of each split", type=positive, metavar="N")
     precision: str = _option("auto", "auto: 16 bit on GPUs that gain, else float32", choices=PRECISIONS)
@@ -91,7 +95,10 @@ class Options:
 
     def changes(self):
         """What deviates from the recipe, by option name: it becomes part of every file name."""
-        names = ("epochs", "batch_size", "learning_rate", "limit", "image_size", "precision", "deterministic")
+        names = (
+            *("epochs", "batch_size", "learning_rate", "views", "on_the_fly"),
+            *("limit", "image_size", "precision", "deterministic"),
+        )
         plain = {f.name: f.default for f in dataclasses.fields(self)}
         return {name.replace("_", "-"): getattr(self, name) for name in names if getattr(self, name) != plain[name]}
 

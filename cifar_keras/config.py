@@ -76,6 +76,9 @@ class Training:
         weight_decay: decoupled for 'adamw' and 'sgd', fraction of the weights a step at rate 1; for 'muon' per image.
         label_smoothing: share of each target spread over all classes, in [0, 1).
         test_time_augmentation: also score the mean over mirrored and shifted views, in a column of its own.
+        views: augmented views of each training image whose features a frozen backbone computes, once; epoch e trains
+            on view e modulo `views`. None: one an epoch, which is what augmentation on the fly shows. 0: no features
+            are kept, every epoch goes through the backbone. See `features`.
     """
 
     model: str
@@ -86,6 +89,7 @@ class Training:
     weight_decay: float = 0.0
     label_smoothing: float = 0.0
     test_time_augmentation: bool = False
+    views: int | None = None
 
     def __post_init__(self):
         _one_of("optimizer", self.optimizer, ("adam", "adamw", "sgd", "muon"))
@@ -193,6 +197,11 @@ def with_batch_size(training, batch_size):
     return dataclasses.replace(with_learning_rate(training, rate), batch_size=batch_size)
 
 
+def with_views(training, views):
+    """Sets the number of views; see `Training.views`."""
+    return dataclasses.replace(training, views=views)
+
+
 def limits_of(budget, training, *, pixels, images_per_second):
     """How many images of each split a budget admits: so few that its time suffices for three epochs, or one a stage.
 
@@ -253,7 +262,11 @@ class RunConfig:
 
     @property
     def identity(self):
-        """The canonical configuration: compact JSON with sorted keys, without what only describes the model's row."""
+        """The canonical configuration: compact JSON with sorted keys, without what only describes the model's row.
+
+        A part of the recipe that is None leaves no trace: such a field, added later, does not rename the runs before.
+        """
         values = dataclasses.asdict(self)
+        values["training"] = {name: value for name, value in values["training"].items() if value is not None}
         values["row"] = {k: v for k, v in self.row.items() if k not in ("images_per_second", "source")}
         return json.dumps(values, sort_keys=True, separators=(",", ":"))

@@ -354,14 +354,14 @@ def _total(path):
 
 
 def disks(root):
-    """Where runs, downloads and decoded images go: what is free there, and whether it can be written."""
+    """Where runs, downloads, decoded images and features go: what is free there, and whether it can be written."""
     from cifar_keras.datasets import folder
 
     decoded = folder.cache_folder()
     held = f"{_size(_total(decoded))} used" if decoded.is_dir() else "not made yet"
     yield _place("root", root, "Choose a folder that can be written to: `--root DIR`.")
     yield _place("Keras cache", keras_cache(""), "Set KERAS_HOME to a folder that can be written, or use `--data-dir`.")
-    yield _place("decoded images", decoded, "Set CIFAR_KERAS_CACHE to a folder that can be written.", note=f", {held}")
+    yield _place("cache", decoded, "Set CIFAR_KERAS_CACHE to a folder that can be written.", note=f", {held}")
 
 
 def _place(name, folder, advice, *, note=""):

@@ -39,9 +39,7 @@ def replacing(path):
         temporary = Path(name)
         yield temporary
         os.chmod(temporary, 0o666 & ~_umask())
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
+        settle(temporary, path)
     except (OSError, RuntimeError) as error:
         # HDF5 says in words what the system said, as a RuntimeError where it happens on closing.
         number = getattr(error, "errno", None) or int((re.search(r"errno = (\d+)", str(error)) or [0, 0])[1])
@@ -51,6 +49,13 @@ def replacing(path):
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def settle(temporary, path):
+    """Moves a finished file to its place in the same folder, so that it stands there even after a power cut."""
+    _sync(temporary)
+    os.replace(temporary, path)
+    _sync(path.parent)
 
 
 def _unwritable(path, number, error):

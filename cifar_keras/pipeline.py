@@ -1,4 +1,7 @@
-"""tf.data pipelines: uint8 images at the dataset's own size. They know no model, and no array at 224 pixels exists."""
+"""tf.data pipelines: uint8 images at the dataset's own size. They know no model, and no array at 224 pixels exists.
+
+What a split holds instead of images (features, see `features.py`) passes through in its own shape and dtype.
+"""
 
 import numpy as np
 import tensorflow as tf
@@ -41,33 +44,46 @@ def train_pipeline(split, *, batch_size, seed, epochs, first_epoch=0, augmentati
         return batches.map(lambda indices: (epoch, indices))
 
     def load(epoch, indices):
-        images, labels = gather(split, indices)
-        seeds = tf.stack(
-            [
-                tf.fill(tf.shape(indices), tf.cast(seed, tf.int32)),
-                tf.fill(tf.shape(indices), tf.cast(epoch, tf.int32)),
-                tf.cast(indices, tf.int32),
-            ],
-            axis=-1,
-        )
-        return augmented(images, seeds, augmentation), labels
+        return shown(split, indices, seed=seed, epoch=epoch, augmentation=augmentation)
 
     epochs = tf.data.Dataset.range(first_epoch, epochs).flat_map(one_epoch)
     return epochs.map(load, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
-def evaluation_pipeline(split, *, batch_size):
-    """Batches of the split as it is, in order, the tail included. Returns as `train_pipeline` does."""
-    batches = tf.data.Dataset.range(len(split)).batch(batch_size)
-    batches = batches.map(lambda indices: gather(split, indices), num_parallel_calls=tf.data.AUTOTUNE)
-    return batches.prefetch(tf.data.AUTOTUNE)
+def evaluation_pipeline(split, *, batch_size, first=0, seed=0, epoch=0, augmentation=()):
+    """Batches of the split in order, the tail included; as it is, or as an epoch of `train_pipeline` shows it.
+
+    Args:
+        split: `datasets.base.Split`.
+        batch_size: images a batch.
+        first: index of the image to begin with.
+        seed: the run's seed, where there is augmentation.
+        epoch: the epoch whose augmentation is applied.
+        augmentation: names from `augment.STEPS`.
+    Returns: as `train_pipeline` does.
+    """
+    batches = tf.data.Dataset.range(first, len(split)).batch(batch_size)
+
+    def load(indices):
+        return shown(split, indices, seed=seed, epoch=epoch, augmentation=augmentation)
+
+    return batches.map(load, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
-def gather(split, indices):
-    """The images and labels at `indices` (int64 `(batch,)`), read from an array or from a memory map on disk."""
+def shown(split, indices, *, seed, epoch, augmentation):
+    """The images at `indices` (int64 `(batch,)`) as an epoch shows them, and their labels."""
+    images, labels = gather(split, indices, epoch)
+    triple = (seed, epoch, indices)
+    seeds = tf.stack([tf.broadcast_to(tf.cast(part, tf.int32), tf.shape(indices)) for part in triple], axis=-1)
+    return augmented(images, seeds, augmentation), labels
 
-    def read(chosen):
-        return np.asarray(split.images[chosen]), split.labels[chosen].astype("int32")
 
-    images, labels = tf.numpy_function(read, [indices], (tf.uint8, tf.int32), stateful=False)
+def gather(split, indices, epoch):
+    """What stands for the images in an epoch, and their labels, read from an array or from a file on disk."""
+
+    def read(chosen, epoch):
+        return np.asarray(split.in_epoch(int(epoch))[chosen]), split.labels[chosen].astype("int32")
+
+    types = (tf.as_dtype(split.images.dtype), tf.int32)
+    images, labels = tf.numpy_function(read, [indices, epoch], types, stateful=False)
     return tf.ensure_shape(images, (None, *split.images.shape[1:])), tf.ensure_shape(labels, (None,))

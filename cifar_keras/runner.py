@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from cifar_keras import artifacts, evaluate, results, runtime, track
+from cifar_keras import artifacts, evaluate, features, results, runtime, track
 from cifar_keras.config import (
     BUDGETS,
     CifarKerasError,
@@ -22,6 +22,7 @@ from cifar_keras.config import (
     with_batch_size,
     with_epochs,
     with_learning_rate,
+    with_views,
 )
 from cifar_keras.datasets import CIFAR10, load
 from cifar_keras.datasets.base import Dataset, stratified, take
@@ -87,8 +88,10 @@ def carried_out(job, resume, progress, *, tracking):
     tracker = track.tracker(tracking, folder=job.paths.tracking / progress.run_id, config=job.config)
     try:
         model, callbacks = built(job), tracker.start(progress)
-        training, seed = job.config.training, job.config.seed
-        fit(model, job.row, job.dataset, training, seed=seed, resume=resume, progress=progress, callbacks=callbacks)
+        training, seed, parts = job.config.training, job.config.seed, (model, job.row, job.dataset)
+        if features.applicable(model, job.row, training):
+            parts = features.extracted(*parts, job.config, resume=resume, progress=progress)
+        fit(*parts, training, seed=seed, resume=resume, progress=progress, callbacks=callbacks)
         record, scored = conclude(job, model, progress)
         draw(job, record, scored, progress)
         tracker.finish(record, {kind: job.paths.figure(kind) for kind in ("confusion", "curves")})
@@ -116,18 +119,7 @@ def prepare(experiment, options):
     dataset = load(
         options.dataset or budget.dataset, data_dir=options.data_dir, image_size=options.image_size, limits=limits
     )
-    training = cut(training, budget, images=len(dataset.train), images_per_second=row.images_per_second)
-    for change, value in (
-        (with_epochs, options.epochs),
-        (with_batch_size, options.batch_size),
-        (with_learning_rate, options.learning_rate),
-    ):
-        training = change(training, value) if value is not None else training
-    if training.batch_size > len(dataset.train):
-        raise ConfigError(
-            f"`--batch-size` must be at most the number of training images, {len(dataset.train)}. "
-            f"Received: {training.batch_size}."
-        )
+    training = recipe(training, options, row, images=len(dataset.train))
     overrides = options.changes()
     if weights != default_weights:
         overrides["weights"] = weights
@@ -149,6 +141,35 @@ def prepare(experiment, options):
     )
     paths = Paths.of(config, options.root)
     return Job(experiment, config, row, dataset, weights_file, paths)
+
+
+def recipe(training, options, row, *, images):
+    """A variant's recipe, cut to the budget and the data and with the command line's changes.
+
+    Raises: ConfigError if a change does not go with the row or the data.
+    """
+    training = cut(training, BUDGETS[options.budget], images=images, images_per_second=row.images_per_second)
+    for change, value in (
+        (with_epochs, options.epochs),
+        (with_batch_size, options.batch_size),
+        (with_learning_rate, options.learning_rate),
+        (with_views, 0 if options.on_the_fly else options.views),
+    ):
+        training = change(training, value) if value is not None else training
+    if training.batch_size > images:
+        raise ConfigError(
+            f"`--batch-size` must be at most the number of training images, {images}. Received: {training.batch_size}."
+        )
+    if options.views and options.on_the_fly:
+        raise ConfigError("`--views` is the number of stored views, `--on-the-fly` stores none. Received: both.")
+    if (options.views or options.on_the_fly) and not features.frozen(row, training):
+        raise ConfigError(
+            "`--views` and `--on-the-fly` are for a backbone that is frozen in every stage, as in experiments 1 and 2. "
+            f"Received: a recipe that trains {row.name!r} through."
+        )
+    if options.views and not row.augmentation:
+        raise ConfigError(f"`--views` is for rows with augmentation, else all are alike. Received: {row.name!r}.")
+    return training
 
 
 def built(job):
@@ -203,6 +224,7 @@ def facts(job, progress):
     config, dataset = job.config, job.dataset
     images, batch = len(dataset.train), config.training.batch_size
     published = job.experiment.published if dataset.slug in CIFAR10 else {}
+    seconds = progress.seconds + progress.feature_seconds(cached=False)
     return {
         "run_id": progress.run_id,
         "utc": now().isoformat(timespec="seconds"),
@@ -215,10 +237,9 @@ def facts(job, progress):
         "epochs": progress.epochs,
         "best_epoch": progress.best_epoch,
         "train_images": images,
-        "training_seconds": round(progress.seconds, 1),
-        "images_per_second": round(progress.epochs * (images - images % batch) / progress.seconds, 1)
-        if progress.seconds
-        else None,
+        "training_seconds": round(seconds, 1),
+        "cached_seconds": round(progress.feature_seconds(cached=True), 1),
+        "images_per_second": round(progress.epochs * (images - images % batch) / seconds, 1) if seconds else None,
         "deterministic": config.deterministic,
         "batch_size": batch,
         **{f"published_{split}": published.get(split) for split in ("train", "val", "test")},
@@ -309,9 +330,12 @@ def last_line(record, root):
 def describe(job):
     """Prints what a run would do and where it would write."""
     config, dataset, paths = job.config, job.dataset, job.paths
-    counts = parameter_counts(built(job), job.row, config.training)
+    model = built(job)
+    counts = parameter_counts(model, job.row, config.training)
     print(json.dumps(json.loads(config.identity), indent=1))
     print(f"\nparameters  {counts['parameters']:,} total, {counts['parameters_trainable']:,} trainable")
     print(f"{dataset.label}  " + ", ".join(f"{n} {len(getattr(dataset, n)):,}" for n in ("train", "val", "test")))
+    if features.applicable(model, job.row, config.training):
+        print(features.described(model, job.row, dataset, config))
     print("\n".join(f"{what:13} {path}" for what, path in paths.artifacts().items()))
     print(f"{'results':13} {Path(paths.csv)}")

@@ -35,6 +35,7 @@ class Progress:
         best: its (val accuracy, -val loss).
         seconds: wall time in `fit` so far.
         history: lists by the names in HISTORY.
+        features: what each file of features took, and where it came from: {name: {"seconds": 1.5, "cached": False}}.
     """
 
     identity: str
@@ -42,9 +43,14 @@ class Progress:
     git_commit: str | None = None
     epochs: int = 0
     best_epoch: int = 0
-    best: tuple[float, float] = (-1.0, -math.inf)
+    best: tuple[float, float] = (-1.0, 0.0)
     seconds: float = 0.0
     history: dict = field(default_factory=lambda: {name: [] for name in HISTORY})
+    features: dict = field(default_factory=dict)
+
+    def feature_seconds(self, *, cached):
+        """What extracting the features took that came from the cache, or that this run extracted itself."""
+        return sum(entry["seconds"] for entry in self.features.values() if entry["cached"] == cached)
 
 
 class Resume:
@@ -85,10 +91,14 @@ class Resume:
         if progress.best_epoch == progress.epochs:
             with replacing(self.best(progress.epochs)) as temporary:
                 _alone(model).save_weights(temporary)
-        write_json(self.state, progress.__dict__)
+        self.note(progress)
         keep = {self.state, self.last(progress.epochs), self.best(progress.best_epoch)}
         for file in set(self.folder.iterdir()) - keep:
             file.unlink()
+
+    def note(self, progress):
+        """Writes how far the run has come; the weights that belong to it are there already."""
+        write_json(self.state, progress.__dict__)
 
     def load_best(self, model, progress):
         """Gives the model the weights that val selected."""
@@ -197,11 +207,10 @@ class Report(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         row = {name: values[-1] for name, values in self.progress.history.items()}
         left = (self.epochs - row["epoch"]) * row["seconds"]
-        study = f"; behind this run: {ahead}" if (ahead := os.environ.get(AHEAD)) else ""
         self.bar.write(
             f"epoch {row['epoch']}/{self.epochs}  loss {row['loss']:.4f}  accuracy {row['accuracy']:.4f}  "
             f"val_loss {row['val_loss']:.4f}  val_accuracy {row['val_accuracy']:.4f}  rate {row['learning_rate']:.2e}  "
-            f"{row['seconds']:.0f} s  about {duration(left)} left{study}",
+            f"{row['seconds']:.0f} s  {time_left(left)}",
             file=sys.stdout,
         )
         sys.stdout.flush()
@@ -213,9 +222,15 @@ class Report(keras.callbacks.Callback):
         self.bar.close()
 
 
+def time_left(seconds):
+    """What is left of a run, and what a study has planned behind it: 'about 3 min left; behind this run: ...'."""
+    study = f"; behind this run: {ahead}" if (ahead := os.environ.get(AHEAD)) else ""
+    return f"about {duration(seconds)} left{study}"
+
+
 def evaluation_batch(row, dataset):
     """A batch for evaluation that takes about the same memory at every size of images and activations."""
-    side = max(row.pixels, *dataset.image_shape[:2])
+    side = max((row.pixels, *dataset.image_shape[:-1]))  # features have no sides
     return max(32, round(500 * (32 / side) ** 2))
 
 

@@ -16,6 +16,12 @@ from cifar_keras.datasets import load  # noqa: E402
 from cifar_keras.datasets.base import Dataset, Split  # noqa: E402
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """No test, and no process that one starts, touches the user's cache."""
+    os.environ["CIFAR_KERAS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def shapes():
     """The embedded set, small."""

@@ -111,10 +111,10 @@ def test_a_data_folder_that_is_not_there_is_said(tmp_path):
 
 def test_the_cache_of_decoded_images_is_measured(monkeypatch, tmp_path):
     monkeypatch.setenv("CIFAR_KERAS_CACHE", str(tmp_path / "cache"))
-    assert "not made yet" in named(doctor.disks(tmp_path), "decoded images").value
+    assert "not made yet" in named(doctor.disks(tmp_path), "cache").value
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "a.npy").write_bytes(bytes(3 * 2**20))
-    assert "3.0 MiB" in named(doctor.disks(tmp_path), "decoded images").value
+    assert "3.0 MiB" in named(doctor.disks(tmp_path), "cache").value
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_a_place_that_can_not_be_written_is_missing_and_leaves_no_trace(tmp_path
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "file" / "keras"))
     monkeypatch.setenv("CIFAR_KERAS_CACHE", str(tmp_path / "file" / "cache"))
     findings = list(doctor.disks(tmp_path / "file" / "below"))
-    assert [finding.name for finding in findings] == ["root", "Keras cache", "decoded images"]
+    assert [finding.name for finding in findings] == ["root", "Keras cache", "cache"]
     for finding, remedy in zip(findings, ("--root", "KERAS_HOME", "CIFAR_KERAS_CACHE"), strict=True):
         assert finding.status == "missing" and remedy in finding.advice
     assert named(doctor.disks(tmp_path / "new" / "below"), "root").status == "ok"
@@ -280,7 +280,7 @@ def test_whatever_is_missing_or_a_warning_comes_with_advice(monkeypatch, tmp_pat
     monkeypatch.setenv("CIFAR_KERAS_CACHE", str(tmp_path / "file" / "cache"))
     findings = doctor.examine(root=tmp_path / "file" / "root", data_dir=str(tmp_path / "none"))
     bad = [finding for finding in findings if finding.status in ("missing", "warning")]
-    assert {"oneDNN", "root", "--data-dir", "CIFAR-10", "decoded images"} <= {finding.name for finding in bad}
+    assert {"oneDNN", "root", "--data-dir", "CIFAR-10", "cache"} <= {finding.name for finding in bad}
     assert all(finding.advice for finding in bad)
 
 

@@ -37,11 +37,6 @@ def options(root, **values):
     return Options(**(plain | values))
 
 
-@pytest.fixture(autouse=True)
-def own_cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("CIFAR_KERAS_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     return tmp_path_factory.mktemp("root")

@@ -48,10 +48,10 @@ def start(root, *arguments, **options):
     return subprocess.Popen(command, env=environment, **pipes, **options)
 
 
-def unbroken(root):
+def unbroken(root, *arguments):
     """Runs to the end. Returns how long each phase took that it went through, in seconds (the longest of several)."""
     began, took = {}, {}
-    with start(root) as child:
+    with start(root, *arguments) as child:
         for line in child.stdout:
             mark, phase = line[:1], line[2:].rstrip()
             if mark == ">":
@@ -63,7 +63,7 @@ def unbroken(root):
     return took
 
 
-def killed(root, phase, *, draw, longest):
+def killed(root, phase, *arguments, draw, longest):
     """Runs into a phase (one that recurs may go by a few times), then kills it at a random moment.
 
     Returns: the phase that it was in when it died; None if the phase lay behind and the run came to its end.
@@ -71,7 +71,7 @@ def killed(root, phase, *, draw, longest):
     if phase == "data":
         shutil.rmtree(root / "cache", ignore_errors=True)  # so that there is something to decode
     recurs, inside = phase in ("validation", "epoch's state"), ["between phases"]
-    with start(root) as child:
+    with start(root, *arguments) as child:
         for line in child.stdout:
             mark, name = line[:1], line[2:].rstrip()
             if mark == ">":
@@ -119,7 +119,7 @@ def whole(tmp_path_factory):
     return outcome(root), took, root
 
 
-def kill_loop(whole, folder, phases, *, seed):
+def kill_loop(whole, folder, phases, *arguments, seed):
     """Kills in each of these phases in turn, at a random moment of it, and compares every run that comes to its end.
 
     Returns: how many kills hit each phase, and how many finished runs were equal.
@@ -128,12 +128,12 @@ def kill_loop(whole, folder, phases, *, seed):
     draw, hits, finished = random.Random(seed), Counter(), 0
     for phase in phases:
         root = folder / str(finished)
-        while (hit := killed(root, phase, draw=draw, longest=took[phase])) is None:
+        while (hit := killed(root, phase, *arguments, draw=draw, longest=took[phase])) is None:
             assert_equal(outcome(root), expected)
             finished += 1  # the phase lay behind: a new run
             root = folder / str(finished)
         hits[hit] += 1
-    unbroken(folder / str(finished))
+    unbroken(folder / str(finished), *arguments)
     assert_equal(outcome(folder / str(finished)), expected)
     return hits, finished + 1
 
@@ -141,6 +141,14 @@ def kill_loop(whole, folder, phases, *, seed):
 def test_a_run_killed_in_its_second_stage_its_saving_and_its_results_ends_as_if_it_had_not_been(whole, tmp_path):
     hits, _ = kill_loop(whole, tmp_path, ("data", "stage 2", "artifacts", "results"), seed=0)
     assert hits.total() == 4
+
+
+def test_a_run_on_features_killed_while_it_extracts_and_trains_ends_as_if_it_had_not_been(tmp_path):
+    frozen, root = ("--variant", "frozen"), tmp_path / "whole"
+    took = unbroken(root, *frozen)
+    phases = ("features", "features", "stage 1")
+    hits, finished = kill_loop((outcome(root), took, root), tmp_path, phases, *frozen, seed=3)
+    assert hits.total() == 3 and hits["features"] >= 1 and finished >= 1
 
 
 def test_a_disk_that_is_full_costs_a_sentence_and_no_finished_epoch(whole, tmp_path):

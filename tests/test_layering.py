@@ -10,9 +10,8 @@ ORDER = (
     "config", "units", "paths", "files", "runtime", "images",
     "datasets.base", "datasets.cifar", "datasets.folder", "datasets.shapes", "datasets",
     "augment", "pipeline", "blocks", "zoo", "weights", "optim", "artifacts", "train",
-    "inference", "evaluate", "results", "report", "report.figures", "report.rows", "report.table", "report.pairs",
-    "report.comparison",
-    "track", "runner", "doctor", "commands", "cli", "__main__",
+    "features", "inference", "evaluate", "results", "report", "report.figures", "report.rows", "report.table",
+    "report.pairs", "report.comparison", "track", "runner", "doctor", "commands", "cli", "__main__",
 )  # fmt: skip
 PACKAGE = PROJECT / "cifar_keras"
 WITHOUT_TENSORFLOW = (
@@ -27,7 +26,7 @@ WITHOUT_TENSORFLOW = (
     "report",
     "commands",
 )
-ONLY_KERAS = ("blocks", "zoo", "weights", "optim", "artifacts", "train", "inference", "runner")
+ONLY_KERAS = ("blocks", "zoo", "weights", "optim", "artifacts", "train", "features", "inference", "runner")
 
 
 def modules():

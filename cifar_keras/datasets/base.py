@@ -61,6 +61,10 @@ class Split:
     def __len__(self):
         return len(self.labels)
 
+    def in_epoch(self, epoch):
+        """What stands for the images in an epoch of training, counted from 0: here always the images themselves."""
+        return self.images
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -88,7 +92,7 @@ class Dataset:
 
     @property
     def image_shape(self):
-        """`(height, width, 3)`."""
+        """`(height, width, 3)`, or that of what stands for an image."""
         return tuple(self.train.images.shape[1:])
 
     def limited(self, limits):

@@ -132,7 +132,7 @@ def _facts(root, found):
     listing = hashlib.blake2b(os.fsencode(root), digest_size=16)
     for file in found:
         listing.update(os.fsencode(file.path) + repr(file.state).encode())
-    cached = _cache() / f"{listing.hexdigest()}.json"
+    cached = cache() / f"{listing.hexdigest()}.json"
     if cached.is_file():
         return json.loads(cached.read_text())
     paths = [root / file.path for file in found]
@@ -164,7 +164,7 @@ def _inspect(path):
 
 def _decoded(root, found, fingerprint, size):
     """The decoded images as a read-only memory map, and their digests, from the cache or into it."""
-    pixels = _cache() / f"{fingerprint[:16]}-{size}.npy"
+    pixels = cache() / f"{fingerprint[:16]}-{size}.npy"
     hashes = pixels.with_suffix(".digests.npy")
     with files.lock(pixels, timeout=24 * 3600, busy=f"Another process is decoding {root}."):
         if not pixels.is_file():
@@ -237,13 +237,13 @@ def _progress(found, what):
 
 
 def cache_folder():
-    """Where decoded images are kept; nothing is made."""
+    """Where decoded images and features are kept; nothing is made."""
     shared = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(os.environ.get("CIFAR_KERAS_CACHE") or shared / "cifar_keras")
 
 
-def _cache():
-    """The folder of decoded images, made where it is missing, or ConfigError says what to set."""
+def cache():
+    """The folder of decoded images and features, made where it is missing, or ConfigError says what to set."""
     place = cache_folder()
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -252,7 +252,7 @@ def _cache():
         writable = False
     if not writable:
         raise ConfigError(
-            f"The cache of decoded images, {place}, can't be written. "
-            "Set CIFAR_KERAS_CACHE to a folder that can, with room for the images."
+            f"The cache of decoded images and features, {place}, can't be written. "
+            "Set CIFAR_KERAS_CACHE to a folder that can, with room for them."
         )
     return place
