@@ -8,22 +8,22 @@ from all forms, the largest difference of probabilities, and the largest differe
 import argparse
 from pathlib import Path
 
+import numpy as np
+from measure import row, table
+
 from cifar_keras import results, runtime
-from cifar_keras.paths import PROJECT
+from cifar_keras.config import Limits, RunConfig
+from cifar_keras.datasets import load
+from cifar_keras.paths import PROJECT, Paths
 
-runtime.setup()
-
-import numpy as np  # noqa: E402
-
-from cifar_keras import artifacts  # noqa: E402
-from cifar_keras.config import Limits, RunConfig  # noqa: E402
-from cifar_keras.datasets import load  # noqa: E402
-from cifar_keras.inference import probabilities  # noqa: E402
-from cifar_keras.paths import Paths  # noqa: E402
+TITLE = "same class from every saved form"
 
 
 def agreement(record, dataset, root, *, count):
     """`(same class, images, largest difference between forms, largest difference from what is stored)` of one run."""
+    from cifar_keras import artifacts
+    from cifar_keras.inference import probabilities
+
     paths = Paths.of(RunConfig.restored(record["config"]), root)
     models = (
         artifacts.load(paths.keras),
@@ -41,6 +41,29 @@ def agreement(record, dataset, root, *, count):
     return same, len(images), float(np.ptp(outputs, axis=0).max()), float(np.abs(again - stored).max())
 
 
+def runs_agreeing(root, dataset, *, count):
+    """A row for every finished run on the dataset whose model is still there."""
+    runtime.setup()
+    from cifar_keras import artifacts
+
+    fingerprint, lines = load(dataset, limits=Limits(10, 10, 10)).fingerprint, []
+    for record in results.read(root):
+        path = Paths.of(RunConfig.restored(record["config"]), root).keras
+        newest = path.is_file() and artifacts.provenance(path)["run_id"] == record["run_id"]
+        if newest and record["config"]["fingerprint"] == fingerprint:
+            same, n, between, stored = agreement(record, dataset, root, count=count)
+            note = f"probabilities differ by {between:.1e} between forms, by {stored:.1e} from the stored ones"
+            judged = {"target": f"{n} of {n}", "met": same == n, "note": note}
+            lines.append(row(TITLE, record["run_id"], same, "images", **judged))
+    missing = f"not measured: no finished run on {dataset} there; `make demo` leaves four below demo/"
+    return lines or [row(TITLE, root.name, note=missing)]
+
+
+def rows(full):
+    """The runs that `make demo` leaves."""
+    return runs_agreeing(PROJECT / "demo", "shapes", count=256 if full else 64)
+
+
 def main():
     """Prints a line a run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -48,20 +71,7 @@ def main():
     parser.add_argument("--dataset", default="shapes")
     parser.add_argument("--images", type=int, default=256)
     options = parser.parse_args()
-    found = False
-    fingerprint = load(options.dataset, limits=Limits(10, 10, 10)).fingerprint
-    for record in results.read(options.root):
-        path = Paths.of(RunConfig.restored(record["config"]), options.root).keras
-        newest = path.is_file() and artifacts.provenance(path)["run_id"] == record["run_id"]
-        if newest and record["config"]["fingerprint"] == fingerprint:
-            found = True
-            same, n, between, stored = agreement(record, options.dataset, options.root, count=options.images)
-            print(
-                f"{record['run_id']}: same class {same}/{n}, forms differ by {between:.1e}, stored by {stored:.1e}",
-                flush=True,
-            )
-    if not found:
-        print(f"no finished run on {options.dataset} below {options.root}; `make demo` leaves four below demo/")
+    print(table(runs_agreeing(options.root, options.dataset, count=options.images), "plain"))
 
 
 if __name__ == "__main__":

@@ -132,6 +132,19 @@ def rate(simulation, *, repetitions, seed=0):
     return float(np.mean([simulation(random) for _ in range(repetitions)]))
 
 
+def rows(full):
+    """What `collect.py` asks for. The bounds that each simulation is held to stand in tests/test_evaluate.py."""
+    repetitions, lines = 3000 if full else 300, []
+    for title, simulations in (("coverage of 95% intervals", COVERAGE), ("false positives", FALSE_POSITIVES)):
+        for name, simulation in simulations.items():
+            share = rate(simulation, repetitions=repetitions)
+            error = 2 * (share * (1 - share) / repetitions) ** 0.5
+            note = f"+- {100 * error:.1f}, {repetitions:,} repetitions"
+            found = {"benchmark": title, "side": name, "value": 100 * share, "unit": "%", "note": note}
+            lines.append({**found, "ratio": None, "target": None, "met": None})
+    return lines
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=3000)

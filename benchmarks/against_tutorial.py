@@ -1,0 +1,76 @@
+"""How long does a PyTorch tutorial's CNN train, and how soon do we reach about the same accuracy?
+
+Run: python benchmarks/against_tutorial.py [--full]
+Theirs: five convolutions (64-64-M-128-128-M-256-M, each with BatchNorm and ReLU), a hidden layer of 512 with dropout
+0.5, Adam at 1e-3 halved every ten epochs, batch 64, 30 epochs with crops, flips and jitter; its authors report 89.1%.
+An epoch over 45,000 images is timed with the fastest of PyTorch's loops, times 30. Ours: the seconds until the newest
+full run of experiment 4 had 88% on val, from its history.
+"""
+
+import itertools
+import json
+
+import measure
+from measure import row
+
+from cifar_keras import results
+from cifar_keras.config import RunConfig
+from cifar_keras.paths import PROJECT, Paths
+
+TITLE = "7 to 88%, scratch CNN"
+EPOCHS, IMAGES, BATCH = 30, 45_000, 64
+ACCURACY = 0.88
+TARGET = 1 / 5
+
+
+def rows(full):
+    """The tutorial's seconds, ours, and their ratio."""
+    loops = measure.training_loops("tutorial", batch_size=BATCH, full=full)
+    how = {"rounds": 3, "seconds": 10} if full else {"rounds": 1, "seconds": 3}
+    with measure.fastest_turn(TITLE, loops, **how) as (best, loop, tried):
+        steps = 2 * IMAGES // BATCH if full else 80
+        speed = loop.side.speed(what=loop.what, steps=steps) if loop else None
+    return tried + ([theirs(best, speed, steps)] if speed else []) + [ours(speed)]
+
+
+def theirs(loop, speed, steps):
+    """The tutorial's training time, from the speed of some steps."""
+    share = f"from {steps * BATCH / IMAGES:.2g} epochs, extrapolated; augmentation included, evaluation not"
+    return row(TITLE, f"tutorial's CNN, {EPOCHS} epochs: {loop}", EPOCHS * IMAGES / speed, "s", note=share)
+
+
+def ours(speed):
+    """Our seconds to the accuracy, against the tutorial's whole training where that was timed."""
+    record, history = newest_run()
+    side = f"ours to {ACCURACY:.0%} on val"
+    if record is None:
+        return row(TITLE, side, note="no finished full run of experiment 4 with its history")
+    seconds = seconds_to(history, ACCURACY)
+    note = f"{record['run_id']}, {record['device']}, {record['val_n']:,} val images"
+    if seconds is None:
+        return row(TITLE, side, note=f"never reached in {note}")
+    ratio = seconds * speed / (EPOCHS * IMAGES) if speed else None
+    met = ratio <= TARGET if ratio else None
+    return row(TITLE, side, seconds, "s", ratio=ratio, target=f"at most {TARGET:g} x the tutorial", met=met, note=note)
+
+
+def seconds_to(history, accuracy):
+    """The training seconds after which val accuracy first was at least that, val and saving included; None if never."""
+    reached = zip(itertools.accumulate(history["seconds"]), history["val_accuracy"], strict=True)
+    return next((seconds for seconds, value in reached if value >= accuracy), None)
+
+
+def newest_run(root=PROJECT):
+    """Record and history of the newest finished run of experiment 4 with nothing changed; `(None, None)` without."""
+    for record in reversed(results.read(root)):
+        plain = record["variant"] == "best" and record["budget"] == "full" and not record["config"]["overrides"]
+        if record["experiment"] == "exp4_scratch" and record["status"] == "finished" and plain:
+            path = Paths.of(RunConfig.restored(record["config"]), root).history
+            history = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"seconds": []}
+            if abs(sum(history["seconds"]) - record["training_seconds"]) < 1:  # a later run of the name replaced it
+                return record, history
+    return None, None
+
+
+if __name__ == "__main__":
+    measure.main(__doc__, rows)

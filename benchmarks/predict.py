@@ -1,0 +1,72 @@
+"""How many images a second do saved models predict, against the equal network in PyTorch?
+
+Run: python benchmarks/predict.py [--full]
+Ours is `inference.probabilities` of a saved and loaded model at the batch size that runs use; theirs is the fastest of
+memory layouts and batch sizes in inference mode. Weights are random: they cost the same time. Models whose inference is
+the same network are measured once.
+"""
+
+from dataclasses import dataclass
+
+import measure
+from measure import Side, Turn, judged, measured, ratio_of
+
+LAYOUTS = measure.LAYOUTS[:2]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A model against its equal in PyTorch.
+
+    Attributes:
+        title: in the table.
+        name: of the study's row and of PyTorch's network.
+        images: in the full form.
+        few: in the short one.
+        batch_sizes: to try in PyTorch.
+    """
+
+    title: str
+    name: str
+    images: int
+    few: int
+    batch_sizes: tuple[int, ...]
+
+
+COMPARISONS = (
+    Comparison("8 predict, ResNet50 at 32 (frozen, fine-tuned)", "resnet50_finetune", 10_000, 1000, (32, 100, 500)),
+    Comparison("8 predict, ResNet50 at 224", "resnet50_augment_224", 500, 64, (8, 16, 32)),
+    Comparison("8 predict, scratch CNN", "scratch_cnn", 10_000, 1000, (32, 100, 500)),
+)
+
+
+def rows(full):
+    """Every model of the zoo."""
+    return [line for comparison in COMPARISONS for line in compared(comparison, full)]
+
+
+def compared(comparison, full):
+    """The rows of one model. A window is one pass over the images."""
+    count = comparison.images if full else comparison.few
+    turns = {}
+    for layout in LAYOUTS if measure.installed("torch") else ():
+        side = Side(("torch_predict", comparison.name, layout, str(count)), images=count).ready()
+        turns |= {f"PyTorch {layout}, batch {size}": Turn(side, str(size)) for size in comparison.batch_sizes}
+    one_pass = {"seconds": 0.0, "lead": 0}
+    with measure.fastest_turn(comparison.title, turns, rounds=1, **one_pass) as (best, turn, tried):
+        ours = Side(("predict", comparison.name, str(count)), images=count)
+        both = {"ours": Turn(ours), "theirs": turn} if turn else {"ours": Turn(ours)}
+        try:
+            speeds = measure.rounds_of(both, rounds=5 if full else 3, **one_pass)
+            failure = ours.failure
+        finally:
+            ours.close()
+    theirs = speeds.get("theirs", [])
+    against = judged(ratio_of(speeds["ours"], theirs), 1.0, of="PyTorch")
+    lines = [measured(comparison.title, f"the fastest: {best}", theirs)] if theirs else []
+    ours = measured(comparison.title, f"probabilities of {count:,} images", speeds["ours"], note=failure, **against)
+    return [*tried, *lines, ours]
+
+
+if __name__ == "__main__":
+    measure.main(__doc__, rows)

@@ -1,0 +1,178 @@
+"""The processes that are compared: each is one side, endlessly taking steps, timed when the parent asks for it.
+
+Started by the other benchmarks: `python benchmarks/sides.py fit scratch_cnn`. A line on stdin, `<lead> <steps> <what>`,
+starts a window; the answer is the seconds of the steps, without those of the lead. The end of stdin ends the process.
+"""
+
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+IMAGES = 45_000  # of CIFAR-10's training split; noise costs the same time
+
+
+class Clock:
+    """Counts steps and answers the parent. A first window that nobody asked for, of one step, is the warm-up.
+
+    Args:
+        lead: steps before it.
+    """
+
+    def __init__(self, *, lead):
+        self.answers = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)  # whatever the libraries print goes elsewhere
+        self.count, self.lead, self.steps, self.what = 0, lead, 1, ""
+        self.start = time.perf_counter()
+
+    def step(self):
+        """To be called after every step."""
+        self.count += 1
+        if self.count == self.lead:
+            self.start = time.perf_counter()
+        if self.count == self.lead + self.steps:
+            print(time.perf_counter() - self.start, file=self.answers, flush=True)
+            self.wait()
+
+    def wait(self):
+        """Sleeps until the parent asks for another window."""
+        line = sys.stdin.readline()
+        if not line:
+            os._exit(0)  # out of the midst of `fit`
+        lead, steps, self.what = line.rstrip("\n").split(" ", 2)
+        self.count, self.lead, self.steps = 0, int(lead), int(steps)
+        self.start = time.perf_counter()
+
+
+def noise(count):
+    """Random images and labels: uint8 `(count, 32, 32, 3)`, int32 `(count,)`."""
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (count, 32, 32, 3), dtype="uint8")
+    return images, (np.arange(count) % 10).astype("int32")
+
+
+def noise_dataset(count):
+    """A dataset of that many training images and hardly any others."""
+    from cifar_keras.datasets.base import Dataset, Split
+
+    few = Split(*noise(10))
+    return Dataset("noise", "noise", "0" * 64, tuple("abcdefghij"), train=Split(*noise(count)), val=few, test=few)
+
+
+def keras_model(name):
+    """The row, its model and its recipe's last stage, in which every layer trains."""
+    import dataclasses
+    import runpy
+
+    from cifar_keras import runtime
+
+    runtime.setup()
+    runtime.apply(precision="float32", deterministic=False)
+    from cifar_keras.paths import PROJECT
+    from cifar_keras.zoo import MODELS, build, initialise_from_data
+
+    experiments = (runpy.run_path(path) for path in sorted((PROJECT / "experiments").glob("exp*.py")))
+    recipes = (found["EXPERIMENT"].variants.get("best") for found in experiments)
+    training = next(recipe for recipe in recipes if recipe and recipe.model == name)
+    model = build(MODELS[name], image_shape=(32, 32, 3), classes=10, steps=1000, seed=0)
+    initialise_from_data(model, noise(1000)[0])
+    return MODELS[name], model, dataclasses.replace(training, stages=training.stages[-1:])
+
+
+def fit(clock, name):
+    """Our whole path: `train.fit` with pipeline, augmentation and callbacks."""
+    row, model, training = keras_model(name)
+    import keras
+
+    from cifar_keras import train
+
+    class Step(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            clock.step()
+
+    dataset = noise_dataset(IMAGES)
+    with tempfile.TemporaryDirectory() as folder:
+        resume = train.Resume(Path(folder))
+        keywords = {"seed": 0, "resume": resume, "progress": resume.load("benchmark"), "callbacks": [Step()]}
+        train.fit(model, row, dataset, training, **keywords)
+
+
+def on_batch(clock, name):
+    """The bare step of the same model on one batch in memory: what `fit` would cost without data and callbacks."""
+    row, model, training = keras_model(name)
+    from cifar_keras.optim import CrossEntropy, make_optimizer
+    from cifar_keras.zoo import set_trainable
+
+    set_trainable(model, row, freeze_backbone=False)
+    optimizer = make_optimizer(training, training.stages[0], steps=1000)
+    model.compile(optimizer, CrossEntropy(training.label_smoothing), metrics=["accuracy"])
+    model.optimizer.build(model.trainable_variables)
+    batch = noise(training.batch_size)
+    while True:
+        model.train_on_batch(*batch)
+        clock.step()
+
+
+def predict(clock, name, count):
+    """`inference.probabilities` of a saved and loaded model."""
+    row, model, _ = keras_model(name)
+    from cifar_keras import artifacts
+    from cifar_keras.inference import probabilities
+    from cifar_keras.train import evaluation_batch
+
+    with tempfile.TemporaryDirectory() as folder:
+        artifacts.for_inference(model).save(Path(folder) / "model.keras")
+        model = artifacts.load(Path(folder) / "model.keras")
+    dataset = noise_dataset(int(count))
+    batch_size = evaluation_batch(row, dataset)
+    while True:
+        probabilities(model, dataset.train.images, batch_size=batch_size)
+        clock.step()
+
+
+def torch_train(clock, name, layout):
+    """PyTorch's loop; `what` is the number of the loader's worker processes."""
+    import torch
+    import torch_models
+
+    from cifar_keras.runtime import cores
+
+    torch.set_num_threads(cores())
+    recipe = torch_models.RECIPES[name]
+    trainer, streams = torch_models.Trainer(recipe, layout=layout), {}
+    data = noise(IMAGES)
+    while True:
+        workers = int(clock.what or 0)
+        if workers not in streams:
+            streams[workers] = torch_models.batches(recipe, *data, workers=workers)
+        trainer.step(*next(streams[workers]))
+        clock.step()
+
+
+def torch_predict(clock, name, layout, count):
+    """PyTorch's inference; `what` is the batch size."""
+    import torch
+    import torch_models
+
+    from cifar_keras.runtime import cores
+
+    torch.set_num_threads(cores())
+    model = torch_models.NETWORKS[name]().to(memory_format=torch_models.LAYOUTS[layout]).eval()
+    images, _ = noise(int(count))
+    while True:
+        torch_models.probabilities(model, images, layout=layout, batch_size=int(clock.what or 100))
+        clock.step()
+
+
+TRAINING = {side.__name__: side for side in (fit, on_batch, torch_train)}
+PREDICTING = {side.__name__: side for side in (predict, torch_predict)}  # a step is a pass over all images
+
+if __name__ == "__main__":
+    what, *arguments = sys.argv[1:]
+    if what in TRAINING:
+        TRAINING[what](Clock(lead=1), *arguments)
+    else:
+        PREDICTING[what](Clock(lead=0), *arguments)
