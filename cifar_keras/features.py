@@ -193,9 +193,10 @@ def applicable(model, row, training):
         row: its `zoo.ModelRow`.
         training: `config.Training`.
     """
+    if training.views == 0 or not frozen(row, training):
+        return False
     trunk, _ = cut(model)
-    random = any(getattr(layer, "seed_generator", None) for layer in trunk.layers)  # dropout drops in frozen layers too
-    return frozen(row, training) and training.views != 0 and not random
+    return not any(getattr(layer, "seed_generator", None) for layer in trunk.layers)  # a frozen dropout still drops
 
 
 def cut(model):
@@ -342,6 +343,8 @@ def require_room(files, done):
     Raises: ConfigError if it does not, or if the cache can't be written.
     """
     needed = sum(file.size(file.blocks) - file.size(len(seconds)) for file, seconds in zip(files, done, strict=True))
+    if not needed:
+        return
     folder = cache()
     free = shutil.disk_usage(folder).free
     if needed > free:
