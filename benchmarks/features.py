@@ -5,6 +5,11 @@ Each side is a process that trains an experiment's best recipe and starts with a
 every epoch, or on features, whose extraction counts. The short form takes less than four minutes on 2 cores, the full
 one about an hour: all 45,000 images, memory at 500 and 2,000 of them, and accuracy against the number of views, for
 which `--weights` must name a file with a trained backbone.
+
+Measured on 2 AVX-512 cores for the extraction, and left out: XLA on the forward pass (180 images/s at 32 pixels in
+place of 1,000), BatchNorm folded into the convolutions (1.1 times as fast at 32 and at 224 pixels, for other last
+digits), a graph of constants (the same 1.1, TensorFlow alone). Blocks of 500 images at 32 pixels are 1.1 times as fast
+as blocks of 128; at 224, blocks of 16 to 64 are alike.
 """
 
 import argparse
