@@ -27,11 +27,12 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
-from cifar_keras import augment, runtime
+from cifar_keras import runtime
+from cifar_keras.augment import augmented
 from cifar_keras.config import ConfigError, RunFailedError
 from cifar_keras.datasets.base import Split
 from cifar_keras.datasets.folder import cache, cache_folder
-from cifar_keras.files import lock, settle, sha256
+from cifar_keras.files import lock, settle
 from cifar_keras.pipeline import evaluation_pipeline
 from cifar_keras.train import evaluation_batch, time_left
 from cifar_keras.units import duration
@@ -39,7 +40,7 @@ from cifar_keras.units import duration
 POOL = "head_pool"  # every head's first layer: it has no weights, and returns one vector an image
 WITHOUT_EFFECT = ("momentum", "trainable")  # on what a layer computes in inference mode
 LINE = re.compile(rb" *(\d+\.\d{3}) ([0-9a-f]{32})\n")  # of a journal: seconds, digest
-HASHED = 1000  # images read at a time
+HASHED = 256  # images read at a time
 SAID_EVERY = 60  # seconds
 
 
@@ -193,9 +194,10 @@ def applicable(model, row, training):
         row: its `zoo.ModelRow`.
         training: `config.Training`.
     """
+    if training.views == 0 or not frozen(row, training):
+        return False
     trunk, _ = cut(model)
-    random = any(getattr(layer, "seed_generator", None) for layer in trunk.layers)  # dropout drops in frozen layers too
-    return frozen(row, training) and training.views != 0 and not random
+    return not any(getattr(layer, "seed_generator", None) for layer in trunk.layers)  # a frozen dropout still drops
 
 
 def cut(model):
@@ -260,15 +262,17 @@ def planned(trunk, row, dataset, config):
     `extracted`.
     """
     plain = {"seed": 0, "epoch": 0, "augmentation": ()}
-    steps = {"seed": config.seed, "augmentation": row.augmentation} if row.augmentation else plain
-    views = [steps | {"epoch": view} for view in range(views_of(row, config.training))]
+    changed = {"seed": config.seed, "augmentation": row.augmentation} if row.augmentation else plain
+    views = [changed | {"epoch": view} for view in range(views_of(row, config.training))]
     block = min(evaluation_batch(row, dataset), len(dataset.train))
     facts = {**_network(trunk), **_machine(config), "dataset": dataset.fingerprint, "block": block}
     pixels = {name: _pixels(getattr(dataset, name).images) for name in ("train", "val")}
 
+    steps = _steps(row.augmentation, dataset.train.images)
+
     def file_of(split, view):
-        rules = sha256(augment.__file__) if view["augmentation"] else None
-        text = json.dumps({**facts, **view, "pixels": pixels[split], "rules": rules}, sort_keys=True)
+        seen = {**view, "pixels": pixels[split], "steps": steps if view["augmentation"] else None}
+        text = json.dumps({**facts, **seen}, sort_keys=True)
         parts = (dataset.slug, split, *((f"view{view['epoch'] + 1}",) if view["augmentation"] else ()))
         name = "-".join((*parts, row.backbone, f"{row.pixels}px", _digest(text.encode())[:16].decode()))
         path = cache_folder() / "features" / f"{name}.npy"
@@ -299,6 +303,13 @@ def _pixels(images):
     for start in range(0, len(images), HASHED):
         digest.update(np.ascontiguousarray(images[start : start + HASHED]))
     return digest.hexdigest()
+
+
+def _steps(names, images):
+    """The digest of what augmentation makes of eight images: other code under the same names gives another."""
+    seeds = np.array([[0, 0, index] for index in range(8)], "int32")
+    probe = np.resize(images[:8], (8, *images.shape[1:]))
+    return _digest(np.asarray(augmented(probe, seeds, names)).tobytes()).decode()
 
 
 def _complete(file, trunk, *, report, resume, progress):
@@ -342,6 +353,8 @@ def require_room(files, done):
     Raises: ConfigError if it does not, or if the cache can't be written.
     """
     needed = sum(file.size(file.blocks) - file.size(len(seconds)) for file, seconds in zip(files, done, strict=True))
+    if not needed:
+        return
     folder = cache()
     free = shutil.disk_usage(folder).free
     if needed > free:

@@ -2,7 +2,11 @@
 
 import dataclasses
 import json
+import re
+import runpy
 import shutil
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -15,6 +19,7 @@ from cifar_keras.augment import augmented
 from cifar_keras.cli import Options
 from cifar_keras.config import ConfigError, Experiment, RunFailedError, Stage, Training
 from cifar_keras.datasets.base import Dataset
+from cifar_keras.paths import PROJECT
 from cifar_keras.pipeline import epoch_order, train_pipeline
 from cifar_keras.train import Resume, fit
 from cifar_keras.zoo import MODELS, build
@@ -208,12 +213,11 @@ def test_another_machine_or_library_makes_its_own_features(monkeypatch, name):
     assert not before & names()
 
 
-def test_what_concerns_augmentation_changes_the_names_of_train_alone(monkeypatch, tmp_path):
+def test_what_concerns_augmentation_changes_the_names_of_train_alone(monkeypatch):
     plain = names()
-    (tmp_path / "augment.py").write_text("another code")
-    changes = [names(seed=1), names(row=dataclasses.replace(SHIFTED, augmentation=("shift",)))]
-    monkeypatch.setattr(augment, "__file__", str(tmp_path / "augment.py"))
-    for other in (*changes, names()):
+    others = [names(seed=1), names(row=dataclasses.replace(SHIFTED, augmentation=("shift",)))]
+    monkeypatch.setitem(augment.STEPS, "shift", lambda image, seed: augment.shift(image, seed, pad=3))
+    for other in (*others, names()):
         (val,) = plain & other
         assert "-val-" in val
 
@@ -274,6 +278,17 @@ def test_what_extraction_took_is_counted_once_over_kills_and_not_when_it_came_fr
     _, other, _ = extract(noise_data, tmp_path / "other")
     assert other.feature_seconds(cached=False) == 0
     assert other.feature_seconds(cached=True) == pytest.approx(seconds, abs=0.01)
+
+
+def test_progress_and_time_left_are_said(noise_data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(features, "SAID_EVERY", 0)
+    killed_after(3, monkeypatch, lambda: extract(noise_data, tmp_path / "run"))
+    capsys.readouterr()
+    extract(noise_data, tmp_path / "run")
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("features: 1 view of 48 train images, 20 val; 38 of 68 to extract, once: 0.00 GB in ")
+    assert re.fullmatch(r"features 40/68  \d+\.\d images/s  about \d+ s left", said[1])
+    assert said[-1].startswith("features 68/68")
 
 
 def spoil(path, what):
@@ -351,6 +366,32 @@ def test_a_backbone_with_dropout_is_no_function_of_the_image(monkeypatch):
     assert not features.applicable(model_of(), ROW, TRAINING)
 
 
+def test_reading_stored_features_holds_no_more_than_a_batch(tmp_path):
+    """A map of the file that stayed open would count as 400 MB of the process."""
+    path = tmp_path / "a.npy"
+    with open(path, "wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (50_000, 2048)}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.truncate(file.tell() + 50_000 * 2048 * 4)
+    code = """
+import sys
+from cifar_keras.features import Stored
+from cifar_keras.runtime import peak_memory_mb
+rows, before = Stored(sys.argv[1]), peak_memory_mb()
+assert sum(len(rows[list(range(i, i + 1000))]) for i in range(0, len(rows), 1000)) == 50_000
+print(peak_memory_mb() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 50
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_when_there_are_more_images(tmp_path):
+    memory = runpy.run_path(str(PROJECT / "benchmarks" / "features.py"))["memory"]
+    (line,) = (r for r in memory(str(tmp_path), {"dataset": "shapes", "weights": None}, counts=(64, 256)) if r["ratio"])
+    assert line["met"], line
+
+
 EXPERIMENT = Experiment(99, "frozen", {"best": dataclasses.replace(TRAINING, model="scratch_cnn", override={
     "backbone": "tiny", "trainable": "head", "head": "probe", "augmentation": ("shift", "flip"),
 })})  # fmt: skip
@@ -361,11 +402,15 @@ def run(root, experiment=EXPERIMENT, **options):
     return runner.run(experiment, Options(**plain | options))
 
 
-def test_a_run_on_features_leaves_what_one_on_the_fly_leaves(tmp_path, capsys):
-    cached, direct = run(tmp_path / "a"), run(tmp_path / "b", on_the_fly=True)
+def test_a_run_on_features_leaves_what_one_on_the_fly_leaves_and_says_where_they_came_from(tmp_path, capsys):
+    first, direct = run(tmp_path / "a"), run(tmp_path / "b", on_the_fly=True)
     assert "features: 5 views of 40 train images, 40 val; 240 of 240 to extract" in capsys.readouterr().out
+    second = run(tmp_path / "a", fresh=True)
+    assert "features: 5 views of 40 train images, 40 val; from the cache, extracting" in capsys.readouterr().out
     for name in ("test_accuracy", "train_accuracy", "val_accuracy", "parameters", "parameters_trainable", "epochs"):
-        assert cached[name] == direct[name], name
+        assert first[name] == second[name] == direct[name], name
+    assert first["cached_seconds"] == direct["cached_seconds"] == 0 < second["cached_seconds"]
+    assert first["training_seconds"] > second["cached_seconds"]
     both = [sorted((tmp_path / root).glob(f"Models/*{ending}")) for root in "ab" for ending in (".h5", "_arch*.json")]
     (h5, custom), (architecture,), (direct_h5, _), (direct_architecture,) = both
     assert architecture.read_text() == direct_architecture.read_text()
@@ -379,16 +424,10 @@ def test_a_run_on_features_leaves_what_one_on_the_fly_leaves(tmp_path, capsys):
         np.testing.assert_allclose(probabilities.sum(axis=1), 1.0, atol=1e-5)
 
 
-def test_a_record_says_what_features_took_and_whether_they_came_from_the_cache(tmp_path, capsys):
-    first, second = run(tmp_path / "a"), run(tmp_path / "b")
-    assert "from the cache, extracting them had taken" in capsys.readouterr().out
-    assert first["cached_seconds"] == 0 and second["cached_seconds"] > 0
-    assert first["training_seconds"] > second["cached_seconds"]
-
-
-def test_a_run_on_features_resumed_after_an_epoch_equals_the_unbroken_one(tmp_path, monkeypatch):
-    whole = run(tmp_path / "a")
-    save = Resume.save
+def test_a_run_on_some_views_resumed_after_an_epoch_equals_the_unbroken_one(tmp_path, monkeypatch, capsys):
+    whole, save = run(tmp_path / "a", views=2), Resume.save
+    assert "features: 2 views of 40 train images" in capsys.readouterr().out
+    assert "_views=2_" in whole["run_id"] and whole["config"]["training"]["views"] == 2
 
     def save_and_die(self, model, progress):
         save(self, model, progress)
@@ -397,19 +436,12 @@ def test_a_run_on_features_resumed_after_an_epoch_equals_the_unbroken_one(tmp_pa
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(Resume, "save", save_and_die)
-        run(tmp_path / "b")
-    resumed = run(tmp_path / "b")
+        run(tmp_path / "b", views=2)
+    resumed = run(tmp_path / "b", views=2)
     histories = [json.loads(next((tmp_path / root).glob("Models/*_history.json")).read_text()) for root in "ab"]
     for name in set(train.HISTORY) - {"seconds"}:
         assert histories[0][name] == pytest.approx(histories[1][name], abs=1e-6), name
     assert whole["test_accuracy"] == resumed["test_accuracy"]
-
-
-def test_the_number_of_views_is_part_of_the_run(tmp_path, capsys):
-    record = run(tmp_path, views=2, epochs=3)
-    assert "features: 2 views of 40 train images" in capsys.readouterr().out
-    assert "_views=2_" in record["run_id"] and record["config"]["training"]["views"] == 2
-    assert record["epochs"] == 3
 
 
 def test_a_dry_run_says_what_would_be_extracted_and_writes_nothing(tmp_path, capsys):

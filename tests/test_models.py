@@ -9,7 +9,7 @@ import pytest
 from conftest import noise
 from test_config import config
 
-from cifar_keras import artifacts
+from cifar_keras import artifacts, blocks
 from cifar_keras.config import ConfigError, Stage, Training
 from cifar_keras.optim import CrossEntropy, make_optimizer
 from cifar_keras.paths import Paths
@@ -64,6 +64,15 @@ def test_every_saved_form_gives_the_same_probabilities(saved):
         artifacts.rebuild(paths.architecture, paths.custom_h5),
     ):
         np.testing.assert_allclose(other.predict(IMAGES, verbose=0), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("head", blocks.HEADS)
+def test_every_head_begins_with_a_pooling_that_gives_a_vector_an_image(head):
+    """Where `features` cuts."""
+    features = keras.Input((2, 2, 5))
+    model = keras.Model(features, blocks.HEADS[head](features, 10))
+    assert model.layers[1].name == "head_pool" and not model.layers[1].weights
+    assert model.layers[1].output.shape == (None, 5)
 
 
 def test_files_say_what_they_are(saved):
