@@ -1,0 +1,257 @@
+"""The benchmarks compare equals, judge as they say, and write their table whole."""
+
+import dataclasses
+import importlib
+import json
+import os
+import runpy
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from cifar_keras.optim import make_optimizer
+from cifar_keras.paths import PROJECT
+from cifar_keras.zoo import MODELS, build
+
+FOLDER = PROJECT / "benchmarks"
+NOT_BENCHMARKS = ("measure", "sides", "torch_models")
+SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if path.stem not in NOT_BENCHMARKS)
+STEPPING = """
+import sys, time
+sys.path.insert(0, {folder!r})
+from sides import Clock
+clock = Clock(lead=1)
+print("what a library prints")
+while clock.what != "fail":
+    time.sleep(0.01)
+    clock.step()
+raise SystemExit("no compiler")
+"""
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch):
+    """The benchmarks import each other by bare names, as scripts of one folder do."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+
+@pytest.fixture
+def measure():
+    return importlib.import_module("measure")
+
+
+@pytest.fixture
+def torch_models():
+    pytest.importorskip("torch")
+    return importlib.import_module("torch_models")
+
+
+@pytest.fixture(scope="module", params=["resnet50_finetune", "scratch_cnn"])
+def model(request):
+    return build(MODELS[request.param], image_shape=(32, 32, 3), classes=10, steps=100, seed=0)
+
+
+def recipe(name):
+    """The `best` recipe of the experiment with that model."""
+    files = sorted((PROJECT / "experiments").glob("exp*.py"))
+    variants = [runpy.run_path(str(path))["EXPERIMENT"].variants.get("best") for path in files]
+    return next(training for training in variants if training and training.model == name)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_benchmark_explains_itself_without_loading_a_framework(name):
+    code = (
+        "import runpy, sys\n"
+        "try: runpy.run_path(sys.argv[1], run_name='__main__')\n"
+        "except SystemExit as ended: assert not ended.code\n"
+        "assert not {'tensorflow', 'torch', 'jax'} & set(sys.modules)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(FOLDER), str(PROJECT), *sys.path])}
+    command = [sys.executable, "-c", code, str(FOLDER / name), "--help"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("usage:"), done.stderr
+
+
+def test_a_side_takes_turns_and_says_why_it_ended(measure, monkeypatch, tmp_path):
+    monkeypatch.setattr(measure, "SIDES", tmp_path / "sides.py")
+    measure.SIDES.write_text(STEPPING.format(folder=str(FOLDER)))
+    side = measure.Side((), images=10)
+    speeds = measure.rounds_of({"a": measure.Turn(side), "b": measure.Turn(side)}, rounds=2, seconds=0.1)
+    assert all(0 < speed <= 1000 for found in speeds.values() for speed in found), speeds
+    assert [len(found) for found in speeds.values()] == [2, 2]
+    assert side.speed(steps=1, what="fail") is None and side.speed(steps=1) is None
+    assert side.failure == "failed: no compiler"
+    side.close()
+
+
+def test_the_fastest_turn_goes_on_and_the_others_end(measure):
+    class Fake:
+        failure = None
+
+        def __init__(self, speed):
+            self.found, self.closed = speed, False
+
+        def speed(self, **_):
+            return self.found
+
+        def close(self):
+            self.closed = True
+
+    slow, fast = Fake(1.0), Fake(2.0)
+    turns = {"slow": measure.Turn(slow), "fast": measure.Turn(fast)}
+    with measure.fastest_turn("title", turns, rounds=2, seconds=0) as (best, turn, rows):
+        assert best == "fast" and turn.side is fast and slow.closed and not fast.closed
+    assert fast.closed and [row["value"] for row in rows] == [1.0, 2.0]
+
+
+def test_without_pytorch_its_side_says_so_and_nothing_fails(measure, monkeypatch):
+    monkeypatch.setattr(measure, "installed", lambda module: False)
+    assert measure.training_loops("scratch_cnn", batch_size=500, full=True) == {}
+    with measure.fastest_turn("title", {}, rounds=1, seconds=0) as (best, turn, rows):
+        assert best is None and turn is None
+    assert [row["note"] for row in rows] == ["not measured: install benchmarks/requirements.txt"]
+    throughput = importlib.import_module("throughput")
+    speeds = {name: [10.0, 11.0] for name in (throughput.OURS, throughput.ON_BATCH)}
+    lines = throughput.judgements(throughput.COMPARISONS[0], speeds, dict.fromkeys(speeds), full=True)
+    assert lines[0]["value"] == 10.5 and lines[0]["met"] is None and lines[-1]["met"] is True
+
+
+def test_a_ratio_is_taken_within_rounds(measure):
+    assert measure.ratio_of([10.0, 20.0, 90.0], [10.0, 10.0, 100.0]) == 1.0
+    assert measure.ratio_of([], [1.0]) is None
+    assert measure.judged(1.0, 1.2, of="PyTorch") == {"ratio": 1.0, "target": "at least 1.2 x PyTorch", "met": False}
+
+
+def test_results_are_written_whole_with_what_was_measured_and_where(measure, monkeypatch, tmp_path):
+    collect = importlib.import_module("collect")
+    good = measure.row("1 training", "ours", 195.03, "images/s", ratio=0.83, target="at least 0.8 x PyTorch", met=True)
+    given = {"a": [good], "b": [measure.row("2 prediction", "ours", note="failed with exit code 1", met=False)]}
+    monkeypatch.setattr(collect, "RESULTS", tmp_path / "RESULTS.md")
+    monkeypatch.setattr(collect, "names", lambda: given)
+    monkeypatch.setattr(collect, "rows_of", lambda name, full: given[name])
+    assert collect.collect(full=False) == 1
+    text = collect.RESULTS.read_text()
+    targets, everything = text.split("## Everything")
+    assert measure.hardware() in text and "tensorflow" in text and "`make bench`" in text
+    assert "195" in targets and "0.830" in targets and "yes" in targets and "2 prediction" not in targets
+    assert "failed with exit code 1" in everything
+
+
+def test_a_benchmark_that_fails_becomes_a_row(monkeypatch, tmp_path):
+    collect = importlib.import_module("collect")
+    (row,) = collect.rows_of("no_such_benchmark", full=False)
+    assert row["met"] is False and row["note"] == "failed with exit code 1"
+
+
+def test_every_benchmark_is_found_and_keeps_the_contract(measure):
+    collect = importlib.import_module("collect")
+    assert {"agreement", "against_tutorial", "first_step", "intervals", "predict", "throughput"} <= set(collect.names())
+    assert {path.removesuffix(".py") for path in SCRIPTS} == {"collect", *collect.names()}
+    for values in importlib.import_module("agreement").runs_agreeing(PROJECT / "nowhere", "shapes", count=1):
+        assert set(values) == set(measure.COLUMNS) and json.dumps(values)
+
+
+def test_seconds_to_an_accuracy_count_every_epoch_before_it():
+    seconds_to = importlib.import_module("against_tutorial").seconds_to
+    history = {"seconds": [10.0, 11.0, 12.0], "val_accuracy": [0.5, 0.88, 0.9]}
+    assert seconds_to(history, 0.88) == 21.0 and seconds_to(history, 0.95) is None
+
+
+def test_both_sides_train_by_the_same_recipe(torch_models):
+    for comparison in importlib.import_module("throughput").COMPARISONS:
+        ours, theirs = recipe(comparison.name), torch_models.RECIPES[comparison.name]
+        assert comparison.batch_size == ours.batch_size == theirs.batch_size
+        assert ours.label_smoothing == theirs.label_smoothing
+
+
+NAMES = {"kernel": "weight", "gamma": "weight", "beta": "bias", "moving_mean": "running_mean"}
+NAMES |= {"moving_variance": "running_var", "bias": "bias"}  # what PyTorch calls Keras' variables
+KINDS = {"Conv2d": layers.Conv2D, "BatchNorm2d": layers.BatchNormalization, "BatchNorm1d": layers.BatchNormalization}
+KINDS["Linear"] = layers.Dense
+
+
+def counterparts(model, network):
+    """Our layers and PyTorch's in pairs: those of one kind, in the order of their names and of their making."""
+    ours = [layer for layer in model.layers if layer.weights and not layer.name.startswith("scaling")]
+    ours.sort(key=lambda layer: (layer.name != "whitening", layer.name))
+    theirs = [module for module in network.modules() if type(module).__name__ in KINDS]
+    for kind in set(KINDS.values()):
+        same = [module for module in theirs if KINDS[type(module).__name__] is kind]
+        yield from zip([layer for layer in ours if isinstance(layer, kind)], same, strict=True)
+
+
+def as_torch(variable):
+    """The value of one of our variables in PyTorch's order of axes."""
+    value = variable.numpy()
+    return value.transpose({4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[value.ndim]).copy()
+
+
+def test_both_sides_are_the_same_network(model, torch_models):
+    import torch
+
+    network, random = torch_models.NETWORKS[model.name]().eval(), np.random.default_rng(0)
+    scaling = sum(layer.count_params() for layer in model.layers if layer.name.startswith("scaling"))
+    assert torch_models.weights_of(network) == model.count_params() - scaling
+    for ours, theirs in counterparts(model, network):
+        for variable in ours.weights:
+            if "kernel" not in variable.name:
+                variable.assign(random.uniform(0.5, 1.5, variable.shape))
+            value = as_torch(variable)
+            if ours.name == "conv1_conv" and value.ndim == 4:
+                value = value[:, ::-1].copy()  # ours sees BGR, as the published weights do
+            with torch.no_grad():
+                getattr(theirs, NAMES[variable.name]).copy_(torch.from_numpy(value))
+    images = random.integers(0, 256, (4, 32, 32, 3), dtype="uint8")
+    received = network(torch.from_numpy(images).permute(0, 3, 1, 2)).detach().numpy()
+    expected = model.predict(images, verbose=0)
+    np.testing.assert_allclose(received, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+
+
+def test_both_sides_make_the_same_step_of_muon(torch_models):
+    import torch
+
+    random = np.random.default_rng(0)
+    shapes = {"kernel": (3, 3, 8, 16), "head": (16, 10), "bias": (16,)}
+    values = {name: random.normal(size=shape).astype("float32") for name, shape in shapes.items()}
+    ours = [keras.Variable(value, name=name) for name, value in values.items()]
+    network = torch.nn.ParameterDict({v.name: torch.nn.Parameter(torch.from_numpy(as_torch(v))) for v in ours})
+    training = recipe("scratch_cnn")
+    optimizer = make_optimizer(training, training.stages[0], steps=10**6)
+    optimizer.build(ours)
+    theirs = torch_models.Muon(network)
+    for _ in range(2):
+        gradients = [keras.Variable(random.normal(size=v.shape).astype("float32")) for v in ours]
+        optimizer.apply([gradient.value for gradient in gradients])
+        for variable, gradient in zip(ours, gradients, strict=True):
+            network[variable.name].grad = torch.from_numpy(as_torch(gradient))
+        theirs.step()
+    for variable in ours:
+        np.testing.assert_allclose(network[variable.name].detach().numpy(), as_torch(variable), rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["resnet50_finetune", "scratch_cnn", "tutorial"])
+def test_pytorch_trains_on_augmented_batches(torch_models, name):
+    import torch
+
+    recipe = dataclasses.replace(torch_models.RECIPES[name], batch_size=4)
+    images, labels = importlib.import_module("sides").noise(8)
+    batches = torch_models.batches(recipe, images, labels, workers=0)
+    (first, targets), (second, _) = next(batches), next(batches)
+    assert first.dtype == torch.uint8 and first.shape == (4, 3, 32, 32) and not torch.equal(first, second)
+    trainer = torch_models.Trainer(recipe, layout="channels_last")
+    losses = [trainer.step(first, targets) for _ in range(8)]
+    assert losses[-1] < losses[0]
+
+
+def test_crops_are_places_of_the_padded_image(torch_models):
+    images, labels = importlib.import_module("sides").noise(1)
+    data = torch_models.Images(images, labels, pad=2)
+    padded = np.pad(images[0], ((2, 2), (2, 2), (0, 0)), "reflect")
+    places = [padded[y : y + 32, x : x + 32] for y in range(5) for x in range(5)]
+    (crop,), _ = data.__getitems__([0])
+    crop = crop.permute(1, 2, 0).numpy()
+    assert any(np.array_equal(crop, place) or np.array_equal(crop[:, ::-1], place) for place in places)
