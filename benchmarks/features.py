@@ -21,6 +21,9 @@ import tempfile
 import time
 from pathlib import Path
 
+import measure
+from measure import row
+
 from cifar_keras.paths import PROJECT
 from cifar_keras.units import duration
 
@@ -49,20 +52,20 @@ def trained(job):
     from cifar_keras.zoo import build, row_of
 
     training = runpy.run_path(PROJECT / "experiments" / job["experiment"])["EXPERIMENT"].variants["best"]
-    row, limits = row_of(training), config.Limits(job["train"], job["val"], 10)
+    model_row, limits = row_of(training), config.Limits(job["train"], job["val"], 10)
     dataset = load(job["dataset"], limits=limits)
     training = config.cut(training, config.BUDGETS["full"], images=job["train"], images_per_second=0)
     training = config.with_views(config.with_epochs(training, job["epochs"]), job["views"])
     names = {"experiment": "", "variant": "", "budget": "", "weights": "", "precision": "float32", "overrides": {}}
-    facts = {"dataset": dataset.slug, "fingerprint": dataset.fingerprint, "row": dataclasses.asdict(row)}
+    facts = {"dataset": dataset.slug, "fingerprint": dataset.fingerprint, "row": dataclasses.asdict(model_row)}
     run = config.RunConfig(**names, **facts, number=0, seed=0, deterministic=False, limits=limits, training=training)
-    model = build(row, image_shape=dataset.image_shape, classes=len(dataset.class_names), steps=1000, seed=0)
+    model = build(model_row, image_shape=dataset.image_shape, classes=len(dataset.class_names), steps=1000, seed=0)
     if job["weights"]:
         load_backbone(model, Path(job["weights"]))
     with tempfile.TemporaryDirectory() as folder:
-        resume, parts, start = Resume(Path(folder)), (model, row, dataset), time.perf_counter()
+        resume, parts, start = Resume(Path(folder)), (model, model_row, dataset), time.perf_counter()
         progress = resume.load(run.identity)
-        if features.applicable(model, row, training):
+        if features.applicable(model, model_row, training):
             parts = features.extracted(*parts, run, resume=resume, progress=progress)
         fit(*parts, training, seed=0, resume=resume, progress=progress)
         seconds = time.perf_counter() - start
@@ -79,14 +82,6 @@ def measured(cache, **job):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def line(benchmark, side, value=None, unit="", *, ratio=None, target=None, met=None, note=""):
-    """A row of results, as every benchmark's `rows` returns."""
-    return {
-        "benchmark": benchmark, "side": side, "value": value, "unit": unit,
-        "ratio": ratio, "target": target, "met": met, "note": note,
-    }  # fmt: skip
-
-
 def rows(full, *, dataset="shapes", weights=None):
     """Both experiments.
 
@@ -101,7 +96,7 @@ def rows(full, *, dataset="shapes", weights=None):
         lines = frozen(cache, job, count=TRAIN if full else 8000)
         lines += memory(cache, job, counts=(500, 2000) if full else (125, 500))
         if not full or not weights:
-            return [*lines, line(AUGMENTED, "accuracy against views", note="not measured: --full --weights FILE")]
+            return [*lines, row(AUGMENTED, "accuracy against views", note="not measured: --full --weights FILE")]
         return lines + accuracy(cache, job)
 
 
@@ -113,12 +108,10 @@ def frozen(cache, job, *, count):
     ratio = direct["seconds"] / stored["seconds"]
     parts = f"{stored['extraction']:.1f} s of it extraction"
     return [
-        line(FROZEN, f"through the backbone, {count:,} images", direct["seconds"], "s"),
-        line(
-            FROZEN, "features", stored["seconds"], "s", ratio=ratio, target="at least 8 x", met=ratio >= 8, note=parts
-        ),
-        line(FROZEN, "through the backbone", direct["accuracy"], "val accuracy", note=f"{direct['peak']:,} MiB"),
-        line(FROZEN, "features", stored["accuracy"], "val accuracy", note=f"{stored['peak']:,} MiB"),
+        row(FROZEN, f"through the backbone, {count:,} images", direct["seconds"], "s"),
+        row(FROZEN, "features", stored["seconds"], "s", ratio=ratio, target="at least 8 x", met=ratio >= 8, note=parts),
+        row(FROZEN, "through the backbone", direct["accuracy"], "val accuracy", note=f"{direct['peak']:,} MiB"),
+        row(FROZEN, "features", stored["accuracy"], "val accuracy", note=f"{stored['peak']:,} MiB"),
     ]
 
 
@@ -129,13 +122,13 @@ def memory(cache, job, *, counts):
     pace = (many["extraction"] - few["extraction"]) / (counts[1] - counts[0])  # without what both spend on starting
     met = many["peak"] < 3000 and many["peak"] < 1.05 * few["peak"]
     full = [
-        line(AUGMENTED, f"extrapolated: {TRAIN:,} images, {views} views", pace * TRAIN * views / 3600, "h")
+        row(AUGMENTED, f"extrapolated: {TRAIN:,} images, {views} views", pace * TRAIN * views / 3600, "h")
         for views in VIEWS
     ]
     return [
-        line(AUGMENTED, "extraction", pace, "s/image", note=f"{1 / pace:.1f} images/s"),
-        line(AUGMENTED, f"peak memory, {counts[0]:,} images", few["peak"], "MiB"),
-        line(
+        row(AUGMENTED, "extraction", pace, "s/image", note=f"{1 / pace:.1f} images/s"),
+        row(AUGMENTED, f"peak memory, {counts[0]:,} images", few["peak"], "MiB"),
+        row(
             AUGMENTED,
             f"peak memory, {counts[1]:,} images",
             many["peak"],
@@ -154,7 +147,7 @@ def accuracy(cache, job):
     found = {f"{views} views": measured(cache, **job, views=views) for views in VIEWS}  # each adds some
     found["on the fly"] = measured(cache, **job, views=0)
     return [
-        line(AUGMENTED, side, one["accuracy"], "val accuracy", note=f"1,000 images, {duration(one['seconds'])}")
+        row(AUGMENTED, side, one["accuracy"], "val accuracy", note=f"1,000 images, {duration(one['seconds'])}")
         for side, one in found.items()
     ]
 
@@ -170,15 +163,8 @@ def main():
     if options.job:
         print("\n" + json.dumps(trained(json.loads(options.job))))
         return
-    from cifar_keras.runtime import cores, cpu_name
-
-    print(f"{cpu_name()}, {cores()} cores", flush=True)
-    for one in rows(options.full, dataset=options.dataset, weights=options.weights):
-        ratio = f"ratio {one['ratio']:.2f} (target {one['target']})" if one["ratio"] else ""
-        value = "" if one["value"] is None else f"{one['value']:,.3f} {one['unit']}"
-        print(
-            "  ".join(part for part in (one["benchmark"], one["side"], value, ratio, one["note"]) if part), flush=True
-        )
+    print(measure.hardware(), flush=True)
+    print(measure.table(rows(options.full, dataset=options.dataset, weights=options.weights), "plain"))
 
 
 if __name__ == "__main__":
