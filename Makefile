@@ -42,7 +42,7 @@ test: $(STAMP) ## every test but the slow ones
 test-slow: $(STAMP) ## the slow tests alone
 	$(BIN) -m pytest -q -m slow $(ARGS)
 
-bench: $(STAMP) ## the measurements in benchmarks/, into benchmarks/RESULTS.md; all of them: make bench ARGS=--full
+bench: $(STAMP) ## the measurements in benchmarks/, into benchmarks/RESULTS.md; long: make bench ARGS=--full
 	$(BIN) benchmarks/collect.py $(ARGS)
 
 lint: $(STAMP) ## style and formatting, as in CI

@@ -1,8 +1,9 @@
-"""Runs every benchmark of this folder, prints a table and writes RESULTS.md, whole or not at all.
+"""Runs the benchmarks of this folder, prints their tables and writes results.json and RESULTS.md, each whole.
 
-Run: make bench, or make bench ARGS=--full
-A benchmark is a file here with a function `rows(full)`; each runs in a process of its own, one after the other. The
-short form takes about ten minutes on 2 cores, the full one about an hour. Nothing else should run on the machine.
+Run: make bench, or make bench ARGS=--full, or some of them: make bench ARGS="throughput predict --full"
+A benchmark is a file here with a function `rows(full)`; each runs in a process of its own, one after the other. What
+one has measured stays until it runs again. The short form of all takes about ten minutes on 2 cores, the full one two
+hours. Nothing else should run on the machine.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from cifar_keras.files import write_text
 from cifar_keras.runtime import git_commit
 
 HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "RESULTS.md"
+STORE, RESULTS = HERE / "results.json", HERE / "RESULTS.md"
 LIBRARIES = ("tensorflow", "keras", "torch", "jax", "numpy")
 
 
@@ -54,31 +55,18 @@ def rows_of(name, *, full):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def report(rows, *, full, seconds):
-    """RESULTS.md as text.
-
-    Args:
-        rows: of all benchmarks.
-        full: which form they were run in.
-        seconds: that they took together.
-    """
-    command = "make bench ARGS=--full" if full else "make bench"
-    form = "the full form" if full else "the short form: few and short windows, and not everything that is compared"
-    judged = [values for values in rows if values.get("target")]
-    return "\n\n".join(
-        (
-            "# Benchmarks",
-            f"Written by `{command}` ({form}) on {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC "
-            f"in {seconds / 60:.0f} minutes. Each ratio comes from one run on this machine:",
-            f"- {measure.hardware()}\n- {', '.join(versions())}\n- commit {git_commit() or 'unknown'}",
-            "`met` is `-` where a target does not apply or a side was not measured. Values are medians of windows; a "
-            "ratio is the median of ratios within a round ([measure.py](measure.py)).",
-            "## Targets",
-            measure.table(judged, "github"),
-            "## Everything that was measured",
-            measure.table(rows, "github"),
-        )
-    )
+def measurement(name, *, full):
+    """A benchmark's rows with what they were measured on, as stored."""
+    start, rows = time.perf_counter(), rows_of(name, full=full)
+    return {
+        "full": full,
+        "written": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
+        "seconds": time.perf_counter() - start,
+        "hardware": measure.hardware(),
+        "versions": ", ".join(versions()),
+        "commit": git_commit() or "unknown",
+        "rows": rows,
+    }
 
 
 def versions():
@@ -89,25 +77,62 @@ def versions():
             yield f"{library} {importlib.metadata.version(library)}"
 
 
-def collect(full):
-    """Runs everything, prints as it goes, and returns the exit code: 1 where a benchmark failed."""
-    start, rows = time.perf_counter(), []
-    for name in names():
+def report(store):
+    """RESULTS.md as text.
+
+    Args:
+        store: what `measurement` returned, by the benchmark's name.
+    """
+    judged = [values for one in store.values() for values in one["rows"] if values.get("target")]
+    return "\n\n".join(
+        (
+            "# Benchmarks",
+            "Written by `make bench`. Each ratio comes from one run on one machine. `met` is `-` where a target does "
+            "not apply or a side was not measured. Values are medians of windows; a ratio is the median of ratios "
+            "within a round ([measure.py](measure.py)).",
+            "## Targets",
+            measure.table(judged, "github"),
+            *(part for name, one in sorted(store.items()) for part in section(name, one)),
+        )
+    )
+
+
+def section(name, one):
+    """The parts of RESULTS.md about one benchmark."""
+    form = "--full" if one["full"] else "the short form: few and short windows, and not everything that is compared"
+    yield f"## [{name}.py]({name}.py)"
+    yield (
+        f"{form}; {one['seconds'] / 60:.0f} minutes, {one['written']}, commit {one['commit']}\\\n"
+        f"{one['hardware']}; {one['versions']}"
+    )
+    yield measure.table(one["rows"], "github")
+
+
+def collect(chosen, full):
+    """Runs benchmarks, prints and stores as it goes, and returns the exit code: 1 where one failed."""
+    store = json.loads(STORE.read_text(encoding="utf-8")) if STORE.is_file() else {}
+    for name in chosen:
         print(f"== benchmarks/{name}.py", flush=True)
-        rows += (found := rows_of(name, full=full))
-        print(measure.table(found, "plain"), flush=True)
-    write_text(RESULTS, report(rows, full=full, seconds=time.perf_counter() - start) + "\n")
+        store[name] = measurement(name, full=full)
+        print(measure.table(store[name]["rows"], "plain"), flush=True)
+        write_text(STORE, json.dumps(store, indent=1, allow_nan=False) + "\n")
+        write_text(RESULTS, report(store) + "\n")
     print(f"{measure.hardware()}; the tables are in benchmarks/{RESULTS.name}")
-    return int(any(values["note"].startswith("failed with") for values in rows if values.get("note")))
+    notes = (values["note"] for name in chosen for values in store[name]["rows"])
+    return int(any(note.startswith("failed with") for note in notes))
 
 
 def main():
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    known = tuple(names())
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(known)}; default all")
     parser.add_argument("--full", action="store_true", help="longer and more windows, and everything that is compared")
     parser.add_argument("--rows", metavar="NAME", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    return send_rows(options.rows, options.full) if options.rows else collect(options.full)
+    if unknown := sorted(set(options.names) - set(known)):
+        parser.error(f"expected benchmarks ({', '.join(known)}). Received {', '.join(unknown)}.")
+    return send_rows(options.rows, options.full) if options.rows else collect(options.names or known, options.full)
 
 
 if __name__ == "__main__":

@@ -126,19 +126,22 @@ def test_a_ratio_is_taken_within_rounds(measure):
     assert measure.judged(1.0, 1.2, of="PyTorch") == {"ratio": 1.0, "target": "at least 1.2 x PyTorch", "met": False}
 
 
-def test_results_are_written_whole_with_what_was_measured_and_where(measure, monkeypatch, tmp_path):
+def test_results_are_written_whole_and_stay_until_measured_again(measure, monkeypatch, tmp_path):
     collect = importlib.import_module("collect")
     good = measure.row("1 training", "ours", 195.03, "images/s", ratio=0.83, target="at least 0.8 x PyTorch", met=True)
     given = {"a": [good], "b": [measure.row("2 prediction", "ours", note="failed with exit code 1", met=False)]}
+    monkeypatch.setattr(collect, "STORE", tmp_path / "results.json")
     monkeypatch.setattr(collect, "RESULTS", tmp_path / "RESULTS.md")
-    monkeypatch.setattr(collect, "names", lambda: given)
     monkeypatch.setattr(collect, "rows_of", lambda name, full: given[name])
-    assert collect.collect(full=False) == 1
-    text = collect.RESULTS.read_text()
-    targets, everything = text.split("## Everything")
-    assert measure.hardware() in text and "tensorflow" in text and "`make bench`" in text
+    assert collect.collect(["a", "b"], full=False) == 1
+    targets, a, b = collect.RESULTS.read_text().split("\n## ")[1:]
     assert "195" in targets and "0.830" in targets and "yes" in targets and "2 prediction" not in targets
-    assert "failed with exit code 1" in everything
+    assert "195" in a and measure.hardware() in a and "tensorflow" in a and "the short form" in a
+    assert "failed with exit code 1" in b
+    given["b"] = [measure.row("2 prediction", "ours", 7.0, "images/s")]
+    assert collect.collect(["b"], full=True) == 0
+    _, kept, again = collect.RESULTS.read_text().split("\n## ")[1:]
+    assert kept == a and "failed" not in again and "--full" in again
 
 
 def test_a_benchmark_that_fails_becomes_a_row(monkeypatch, tmp_path):
