@@ -50,6 +50,17 @@ def shift(image, seed, *, pad=2):
     return _at(image, tf.range(image.shape[0]) + moves[0], tf.range(image.shape[1]) + moves[1])
 
 
+def crop(image, seed, *, pad=4):
+    """Moves the image by up to `pad` pixels each way, black coming in: a random crop of the image with a border.
+
+    Arguments and result as for `shift`.
+    """
+    moves = tf.cast(tf.floor(_uniform(seed, 2, salt=6) * (2 * pad + 1)), tf.int32)
+    framed = tf.pad(image, ((pad, pad), (pad, pad), (0, 0)))
+    rows, columns = tf.range(image.shape[0]) + moves[0], tf.range(image.shape[1]) + moves[1]
+    return tf.gather(tf.gather(framed, rows, axis=0), columns, axis=1)
+
+
 def flip(image, seed):
     """Mirrors left to right in half of the cases. Arguments and result as for `shift`."""
     return tf.where(_uniform(seed, 1, salt=2)[0] < 0.5, image[:, ::-1], image)
@@ -89,7 +100,7 @@ def cutout(image, seed, *, share=0.375):
 
 
 STEPS = {
-    function.__name__: function for function in (shift, flip, alternating_flip, colour_jitter, cutout)
+    function.__name__: function for function in (shift, crop, flip, alternating_flip, colour_jitter, cutout)
 }  # what a model row's `augmentation` column is made of
 
 

@@ -3,12 +3,17 @@
 A model is flat: `scaling_*` and `whitening` layers, which never train, then the backbone's, then `head_*` and `logits`.
 """
 
+from functools import partial
+
 import keras
 import numpy as np
 from keras import layers
 
 CIFAR_MEAN = (125.307, 122.950, 113.865)  # of CIFAR-10's 50,000 training images, per channel, on [0, 255]
 CIFAR_STD = (62.993, 62.089, 66.705)
+IMAGENET_MEAN = (123.675, 116.28, 103.53)  # as torchvision's weights were trained with
+IMAGENET_STD = (58.395, 57.12, 57.375)
+STATISTICS = {"zscore": (CIFAR_MEAN, CIFAR_STD), "torch": (IMAGENET_MEAN, IMAGENET_STD)}
 CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)  # of ImageNet, as in `keras.applications.resnet50.preprocess_input`
 
 
@@ -17,20 +22,24 @@ def scale(x, scaling):
 
     Args:
         x: float32 `(batch, height, width, 3)`, RGB in [0, 255].
-        scaling: 'unit' ([0, 1]), 'zscore' (CIFAR-10's mean and deviation) or 'caffe' (BGR minus ImageNet's mean).
+        scaling: 'unit' ([0, 1]), 'half' ([-1, 1]: mean and deviation 0.5 of the unit), 'zscore' (CIFAR-10's mean and
+            deviation), 'torch' (ImageNet's) or 'caffe' (BGR minus ImageNet's mean).
     """
     if scaling == "unit":
         return layers.Rescaling(1 / 255, dtype="float32", name="scaling_unit")(x)
-    if scaling == "zscore":
-        variance = np.square(CIFAR_STD)
-        return layers.Normalization(mean=CIFAR_MEAN, variance=variance, dtype="float32", name="scaling_zscore")(x)
+    if scaling == "half":
+        return layers.Rescaling(1 / 127.5, offset=-1.0, dtype="float32", name="scaling_half")(x)
+    if scaling in STATISTICS:
+        mean, deviation = STATISTICS[scaling]
+        variance = np.square(deviation)
+        return layers.Normalization(mean=mean, variance=variance, dtype="float32", name=f"scaling_{scaling}")(x)
     if scaling == "caffe":
         # A frozen 1x1 convolution: slicing channels saves to .keras but makes the complete .h5 unloadable.
         layer = layers.Conv2D(3, 1, trainable=False, dtype="float32", name="scaling_caffe")
         x = layer(x)
         layer.set_weights([np.eye(3, dtype="float32")[::-1][None, None], -np.float32(CAFFE_MEAN_BGR)])
         return x
-    raise ValueError(f"`scaling` must be 'unit', 'zscore' or 'caffe'. Received: {scaling!r}")
+    raise ValueError(f"`scaling` must be 'unit', 'half', 'zscore', 'torch' or 'caffe'. Received: {scaling!r}")
 
 
 def resnet50(x, *, momentum):
@@ -46,6 +55,71 @@ def resnet50(x, *, momentum):
         if isinstance(layer, layers.BatchNormalization):
             layer.momentum = momentum
     return backbone.output
+
+
+def resnet18(x, *, momentum, stem=7):
+    """ResNet18 as torchvision has it, with random weights (He et al., arXiv:1512.03385, table 1).
+
+    Padding is explicit, since Keras' 'same' pads a strided convolution at one end only, torchvision's at both.
+
+    Args:
+        x: float32 `(batch, height, width, 3)`, scaled.
+        momentum: of every BatchNorm's moving statistics.
+        stem: side of the first convolution's kernel: 7, with stride 2 and a pooling behind it, or 3, with neither,
+            for images of 32 pixels (the paper's section 4.2).
+    Returns: features `(batch, height / 32, width / 32, 512)`, with `stem` 3 `(batch, height / 8, width / 8, 512)`.
+    """
+    x = _padded(x, 64, stem, 2 if stem == 7 else 1, name="conv1")
+    x = layers.Activation("relu", name="relu1")(_norm(x, momentum, "bn1"))
+    if stem == 7:
+        x = layers.ZeroPadding2D(1, name="pool1_pad")(x)
+        x = layers.MaxPooling2D(3, 2, name="pool1")(x)
+    for stage, filters in enumerate((64, 128, 256, 512), start=1):
+        for block in range(2):
+            stride = 2 if stage > 1 and block == 0 else 1
+            x = _basic_block(x, filters, stride, momentum, name=f"stage{stage}_{block}")
+    return x
+
+
+def _basic_block(x, filters, stride, momentum, *, name):
+    """Two 3x3 convolutions beside the identity, or beside a 1x1 convolution where the shape changes."""
+    y = _norm(_padded(x, filters, 3, stride, name=f"{name}_conv1"), momentum, f"{name}_bn1")
+    y = layers.Activation("relu", name=f"{name}_relu1")(y)
+    y = _norm(_padded(y, filters, 3, 1, name=f"{name}_conv2"), momentum, f"{name}_bn2")
+    if stride > 1:
+        x = _norm(_padded(x, filters, 1, stride, name=f"{name}_shortcut"), momentum, f"{name}_shortcut_bn")
+    return layers.Activation("relu", name=f"{name}_relu2")(layers.Add(name=f"{name}_add")([x, y]))
+
+
+def _padded(x, filters, side, stride, *, name):
+    """A convolution without bias, zeros around the image, He initialisation."""
+    if side > 1:
+        x = layers.ZeroPadding2D(side // 2, name=f"{name}_pad")(x)
+    return layers.Conv2D(filters, side, stride, use_bias=False, kernel_initializer="he_normal", name=name)(x)
+
+
+def _norm(x, momentum, name):
+    return layers.BatchNormalization(momentum=momentum, epsilon=1e-5, name=name)(x)
+
+
+def plain_cnn(x, *, momentum, groups, norm):
+    """The stacks of convolutions that tutorials write: 3x3, 'same', ReLU, a pooling behind each group.
+
+    Args:
+        x: float32 `(batch, height, width, 3)`, scaled.
+        momentum: of the BatchNorm, where there is one.
+        groups: tuples of channels, a convolution each.
+        norm: whether BatchNorm stands between convolution and ReLU.
+    Returns: features `(batch, height / 2**len(groups), width / 2**len(groups), channels)`.
+    """
+    for number, channels in enumerate(groups, start=1):
+        for place, filters in zip("abc", channels, strict=False):
+            name = f"group{number}{place}"
+            x = layers.Conv2D(filters, 3, padding="same", name=name)(x)
+            x = _norm(x, momentum, f"{name}_bn") if norm else x
+            x = layers.Activation("relu", name=f"{name}_relu")(x)
+        x = layers.MaxPooling2D(2, name=f"group{number}_pool")(x)
+    return x
 
 
 def airnet(x, *, momentum, widths=(64, 256, 256)):
@@ -132,5 +206,28 @@ def small_head(x, classes):
     return layers.Dense(classes, use_bias=False, kernel_initializer=initializer, dtype="float32", name="logits")(x)
 
 
-BACKBONES = {"resnet50": resnet50, "airnet": airnet}
-HEADS = {"probe": probe_head, "plain": plain_head, "small": small_head}
+def dense_head(x, classes, *, units, dropout=0.0):
+    """Every place of every channel, a hidden layer, dropout where asked for, linear: how tutorials' CNNs end."""
+    x = layers.Flatten(name="head_pool")(x)  # the features, as a pooling's are
+    x = layers.Dense(units, activation="relu", name="head_hidden")(x)
+    x = layers.Dropout(dropout, name="head_dropout")(x) if dropout else x
+    return layers.Dense(classes, dtype="float32", name="logits")(x)
+
+
+BACKBONES = {
+    "resnet50": resnet50,
+    "resnet18": resnet18,
+    "resnet18_32": partial(resnet18, stem=3),
+    "airnet": airnet,
+    "simple": partial(plain_cnn, groups=((32,), (64,)), norm=False),
+    "simple_norm": partial(plain_cnn, groups=((32,), (64,)), norm=True),
+    "five_conv": partial(plain_cnn, groups=((64, 64), (128, 128), (256,)), norm=True),
+}
+HEADS = {
+    "probe": probe_head,
+    "plain": plain_head,
+    "small": small_head,
+    "dense128": partial(dense_head, units=128),
+    "dense128_dropout": partial(dense_head, units=128, dropout=0.5),
+    "dense512_dropout": partial(dense_head, units=512, dropout=0.5),
+}

@@ -65,6 +65,9 @@ class Options:
         "cifar10, cifar100, shapes, or the path of an image folder (default cifar10; demo: shapes)",
         metavar="NAME|DIR",
     )
+    classes: str | None = _option(
+        None, "some of its classes by name, separated by commas (default: all)", metavar="NAME,NAME"
+    )
     data_dir: str | None = _option(None, "where archives and weights are looked for first", metavar="DIR")
     image_size: int | None = _option(None, "side of a folder's or of shapes' images", type=positive, metavar="PIXELS")
     weights: str | None = _option(

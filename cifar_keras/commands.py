@@ -332,4 +332,6 @@ def refreshed(records, folder=PROJECT / "experiments"):
     texts = {path: table.with_result(text, table.docstring_result(records, path.stem)) for path, text in texts.items()}
     readme = folder.parent / "README.md"
     markdown = readme.read_text(encoding="utf-8")
-    return texts | {readme: table.generated(markdown, "results", comparison(records, entries, "markdown"))}
+    study = [entry for entry in entries if entry.number in STUDY]  # the others have tables of their own in results/
+    own = [record for record in records if record["experiment"] in {entry.key for entry in study}]
+    return texts | {readme: table.generated(markdown, "results", comparison(own, study, "markdown"))}

@@ -35,7 +35,7 @@ class HeldError(CifarKerasError):
 
 def _one_of(name, value, choices):
     if value not in choices:
-        raise ConfigError(f"`{name}` must be one of {', '.join(choices)}. Received: {value!r}.")
+        raise ConfigError(f"`{name}` must be one of {', '.join(map(str, choices))}. Received: {value!r}.")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class Stage:
         epochs: passes over the training split.
         learning_rate: peak rate; `schedule` takes it from there.
         freeze_backbone: train the head alone, whatever the model's row calls trainable.
-        schedule: 'constant', or 'cosine' or 'linear' decay to zero at the stage's last step.
+        schedule: 'constant', 'cosine' or 'linear' decay to zero at the stage's last step, or 'step', which halves
+            the rate after each third of them.
         warmup: share of the stage's steps in which the rate rises linearly from zero, in [0, 1).
     """
 
@@ -57,7 +58,7 @@ class Stage:
     warmup: float = 0.0
 
     def __post_init__(self):
-        _one_of("schedule", self.schedule, ("constant", "cosine", "linear"))
+        _one_of("schedule", self.schedule, ("constant", "cosine", "linear", "step"))
         if self.warmup and self.schedule != "cosine":
             raise ConfigError(f"`warmup` goes with schedule 'cosine'. Received: {self.schedule!r}.")
 
@@ -79,6 +80,10 @@ class Training:
         views: augmented views of each training image whose features a frozen backbone computes, once; epoch e trains
             on view e modulo `views`. None: one an epoch, which is what augmentation on the fly shows. 0: no features
             are kept, every epoch goes through the backbone. See `features`.
+        weights: 'none' for a baseline that starts at random whatever `--weights` says; None: as that or the row says.
+        per_class: most training images of a class, drawn anew by every seed; None: all. Val and test stay whole.
+        also_score: 'last' also measures the last epoch's weights, as studies without selection do; 'epochs' moreover
+            follows test after every epoch, an audit whose figures select nothing; None: only the selected weights.
     """
 
     model: str
@@ -90,9 +95,14 @@ class Training:
     label_smoothing: float = 0.0
     test_time_augmentation: bool = False
     views: int | None = None
+    weights: str | None = None
+    per_class: int | None = None
+    also_score: str | None = None
 
     def __post_init__(self):
         _one_of("optimizer", self.optimizer, ("adam", "adamw", "sgd", "muon"))
+        _one_of("weights", self.weights, (None, "none"))
+        _one_of("also_score", self.also_score, (None, "last", "epochs"))
 
     @property
     def epochs(self):
@@ -119,18 +129,34 @@ class Experiment:
         number: what file names are made of.
         name: one or two words; with the number it is the file's name.
         variants: recipes by name. `best` is the default where there is one, else all of them run.
-        published: accuracies that the source reported: {"train": 0.46, "val": 0.43, "test": 0.42}.
+        published: accuracies that the source reported: {"train": 0.46, "val": 0.43, "test": 0.42}; of several
+            variants, such a dict by the variant's name.
+        summary: how the variants are compared in a table and a figure of their own, a key of `report.summary.KINDS`;
+            None: in the table of all results alone.
+        published_classes: per-class test accuracies that the source reported, by variant and class name.
     """
 
     number: int
     name: str
     variants: dict[str, Training]
-    published: dict[str, float] = field(default_factory=dict)
+    published: dict = field(default_factory=dict)
+    summary: str | None = None
+    published_classes: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def key(self):
         """The experiment's full name, for example `exp3_finetune`."""
         return f"exp{self.number}_{self.name}"
+
+    @property
+    def share(self):
+        """What part of a budget each run gets: where all variants run by default, they share it."""
+        return 1.0 if "best" in self.variants else 1 / len(self.variants)
+
+
+def published_of(published, variant):
+    """What the source reported of a variant, by split; see `Experiment.published`."""
+    return published.get(variant, {}) if any(isinstance(value, dict) for value in published.values()) else published
 
 
 @dataclass(frozen=True)
@@ -150,6 +176,7 @@ class Budget:
         small: images of train, val and test at most, for models that see fewer than 128 pixels.
         large: the same for the others.
         seconds: training time at the row's `images_per_second`; images and epochs are cut to fit it. None: no cut.
+            Of experiments whose variants all run, together (`shared`).
         dataset: what is loaded when `--dataset` is not given.
         pretrained: whether rows start from the weights they call for when `--weights` is not given.
     """
@@ -159,6 +186,10 @@ class Budget:
     seconds: int | None = None
     dataset: str = "cifar10"
     pretrained: bool = True
+
+    def shared(self, share):
+        """The budget of one of several runs."""
+        return dataclasses.replace(self, seconds=self.seconds and self.seconds * share)
 
 
 BUDGETS = {
@@ -264,9 +295,10 @@ class RunConfig:
     def identity(self):
         """The canonical configuration: compact JSON with sorted keys, without what only describes the model's row.
 
-        A part of the recipe that is None leaves no trace: such a field, added later, does not rename the runs before.
+        A part of recipe or row that is None leaves no trace: added later, it does not rename the runs before.
         """
         values = dataclasses.asdict(self)
         values["training"] = {name: value for name, value in values["training"].items() if value is not None}
-        values["row"] = {k: v for k, v in self.row.items() if k not in ("images_per_second", "source")}
+        described = ("images_per_second", "source")
+        values["row"] = {name: v for name, v in self.row.items() if name not in described and v is not None}
         return json.dumps(values, sort_keys=True, separators=(",", ":"))

@@ -317,11 +317,11 @@ def imagenet(data_dir):
     """Where the ImageNet weights lie. Importing `weights` loads Keras, so that this may fail alone."""
     from cifar_keras import weights
 
-    for backbone, (url, md5) in weights.IMAGENET.items():
-        file = f"{weights.imagenet_file(backbone)} ({url}, MD5 {md5})"
+    for backbone, published in weights.IMAGENET.items():
+        file = f"{published.name} ({published.url}, {published.algorithm.upper()} {published.checksum})"
         yield _published(
             f"{backbone}, ImageNet", file, weights.find_imagenet(backbone, data_dir=data_dir),
-            places(data_dir, "models"), check=lambda source, md5=md5: weights.checked(source, md5),
+            places(data_dir, "models"), check=lambda source, published=published: weights.checked(source, published),
         )  # fmt: skip
 
 

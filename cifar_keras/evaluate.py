@@ -54,6 +54,26 @@ def accuracy(labels, probabilities):
     return float(np.mean(np.argmax(probabilities, axis=1) == labels))
 
 
+def coarse_accuracy(labels, probabilities, superclass):
+    """The share of images whose most probable superclass is theirs; its probability is the sum of its classes'.
+
+    Args:
+        labels: int `(images,)`, of classes.
+        probabilities: `(images, classes)`.
+        superclass: int `(classes,)`, the superclass of each.
+    """
+    sums = np.stack([probabilities[:, superclass == coarse].sum(axis=1) for coarse in range(superclass.max() + 1)], 1)
+    return accuracy(superclass[labels], sums)
+
+
+def class_accuracy(labels, probabilities, *, classes):
+    """The share of each class's images that are recognised, float64 `(classes,)`; NaN where there is no image."""
+    right = np.argmax(probabilities, axis=1) == labels
+    counts = np.bincount(labels, minlength=classes)
+    with np.errstate(invalid="ignore"):
+        return np.bincount(labels, weights=right, minlength=classes) / counts
+
+
 def cross_entropy(labels, probabilities):
     """Mean negative log-likelihood in nats; probabilities below float32's smallest step from zero count as that."""
     chosen = probabilities[np.arange(len(labels)), labels].astype("float64")
@@ -195,6 +215,23 @@ def difference_seeds(a, b, *, test_sets=None, confidence=0.95):
     half = _student(square**2 / uncertain if uncertain else math.inf, confidence) * square**0.5
     difference = means[1] - means[0]
     return _bounded(difference, difference - half, difference + half, kind, lowest=-1.0)
+
+
+def difference_seeds_paired(a, b, *, confidence=0.95):
+    """The mean difference of runs that share a seed, and with it data and order; it covers the draw of the seeds.
+
+    Student's t of the differences (Biometrika 6, 1908).
+
+    Args:
+        a: accuracies of the first side in [0, 1], one a seed; two or more.
+        b: the same of the second, of the same seeds in the same order.
+        confidence: share of repetitions that the interval is to cover.
+    Returns: `Estimate` of the mean of `b - a`, bounds in [-1, 1].
+    """
+    differences = [after - before for before, after in zip(a, b, strict=True)]
+    half = _student(len(differences) - 1, confidence) * (variance(differences) / len(differences)) ** 0.5
+    centre = mean(differences)
+    return Estimate(centre, max(-1.0, centre - half), min(1.0, centre + half), "paired t")
 
 
 def _bounded(value, low, high, kind, *, lowest):

@@ -182,8 +182,9 @@ def _line(seconds, rows):
 
 
 def frozen(row, training):
-    """Whether no stage of a recipe trains the backbone."""
-    return row.trainable == "head" or all(stage.freeze_backbone for stage in training.stages)
+    """Whether no stage of a recipe trains the backbone, and its BatchNorm does not follow the batches either."""
+    untrained = row.trainable == "head" or all(stage.freeze_backbone for stage in training.stages)
+    return untrained and row.frozen_norm is None
 
 
 def applicable(model, row, training):
@@ -194,8 +195,8 @@ def applicable(model, row, training):
         row: its `zoo.ModelRow`.
         training: `config.Training`.
     """
-    if training.views == 0 or not frozen(row, training):
-        return False
+    if training.views == 0 or training.also_score == "epochs" or not frozen(row, training):
+        return False  # an audit sends images through the whole model after every epoch
     trunk, _ = cut(model)
     return not any(getattr(layer, "seed_generator", None) for layer in trunk.layers)  # a frozen dropout still drops
 

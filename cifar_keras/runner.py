@@ -8,6 +8,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from cifar_keras import artifacts, evaluate, features, results, runtime, track
 from cifar_keras.config import (
     BUDGETS,
@@ -19,6 +21,7 @@ from cifar_keras.config import (
     RunFailedError,
     cut,
     limits_of,
+    published_of,
     with_batch_size,
     with_epochs,
     with_learning_rate,
@@ -30,8 +33,8 @@ from cifar_keras.files import lock, sweep
 from cifar_keras.inference import augmented_probabilities, probabilities
 from cifar_keras.paths import Paths, stem
 from cifar_keras.pipeline import steps_per_epoch
-from cifar_keras.report import comparison, figures
-from cifar_keras.train import Resume, evaluation_batch, fit
+from cifar_keras.report import comparison, figures, summary
+from cifar_keras.train import Follow, Resume, evaluation_batch, fit
 from cifar_keras.units import duration
 from cifar_keras.weights import load_backbone, resolve
 from cifar_keras.zoo import ModelRow, build, initialise_from_data, row_of, set_trainable
@@ -75,6 +78,8 @@ def run(experiment, options):
         else:
             record = carried_out(job, resume, progress, tracking=options.track)
         resume.clear()
+    if experiment.summary:
+        summary.write(experiment, results.read(options.root), options.root)
     print(last_line(record, options.root))
     return record
 
@@ -91,8 +96,14 @@ def carried_out(job, resume, progress, *, tracking):
         training, seed, parts = job.config.training, job.config.seed, (model, job.row, job.dataset)
         if features.applicable(model, job.row, training):
             parts = features.extracted(*parts, job.config, resume=resume, progress=progress)
-        fit(*parts, training, seed=seed, resume=resume, progress=progress, callbacks=callbacks)
+        fit(
+            *parts, training, seed=seed, resume=resume, progress=progress, callbacks=callbacks,
+            first_callbacks=audit(job, parts[1]),
+        )  # fmt: skip
         record, scored = conclude(job, model, progress)
+        if training.also_score:
+            parts[0].load_weights(resume.last(progress.epochs))
+            record |= last_epoch(job, model)
         draw(job, record, scored, progress)
         tracker.finish(record, {kind: job.paths.figure(kind) for kind in ("confusion", "curves")})
     except RunFailedError as error:
@@ -106,7 +117,7 @@ def carried_out(job, resume, progress, *, tracking):
 
 def prepare(experiment, options):
     """Resolves an experiment and the command line to a `Job`."""
-    budget = BUDGETS[options.budget]
+    budget = BUDGETS[options.budget].shared(experiment.share)
     training = experiment.variants[options.variant]
     row = row_of(training)
     limits = limits_of(budget, training, pixels=row.pixels, images_per_second=row.images_per_second)
@@ -114,12 +125,19 @@ def prepare(experiment, options):
         limits = Limits(*(min(options.limit, given or options.limit) for given in dataclasses.astuple(limits)))
     if options.data_dir is not None and not Path(options.data_dir).is_dir():
         raise ConfigError(f"`--data-dir` must be a folder. Received: {options.data_dir!r}, which is none.")
-    default_weights = row.weights if budget.pretrained else "none"
-    weights, weights_file = resolve(options.weights or default_weights, row, data_dir=options.data_dir)
+    default_weights = training.weights or (row.weights if budget.pretrained else "none")
+    asked = training.weights or options.weights or default_weights
+    weights, weights_file = resolve(asked, row, data_dir=options.data_dir)
     dataset = load(
-        options.dataset or budget.dataset, data_dir=options.data_dir, image_size=options.image_size, limits=limits
+        options.dataset or budget.dataset,
+        data_dir=options.data_dir,
+        image_size=options.image_size,
+        classes=options.classes,
+        limits=limits,
     )
-    training = recipe(training, options, row, images=len(dataset.train))
+    if training.per_class is not None:
+        dataset = dataset.with_per_class(training.per_class, seed=options.seed)
+    training = recipe(training, options, row, budget=budget, images=len(dataset.train))
     overrides = options.changes()
     if weights != default_weights:
         overrides["weights"] = weights
@@ -143,12 +161,12 @@ def prepare(experiment, options):
     return Job(experiment, config, row, dataset, weights_file, paths)
 
 
-def recipe(training, options, row, *, images):
+def recipe(training, options, row, *, budget, images):
     """A variant's recipe, cut to the budget and the data and with the command line's changes.
 
     Raises: ConfigError if a change does not go with the row or the data.
     """
-    training = cut(training, BUDGETS[options.budget], images=images, images_per_second=row.images_per_second)
+    training = cut(training, budget, images=images, images_per_second=row.images_per_second)
     for change, value in (
         (with_epochs, options.epochs),
         (with_batch_size, options.batch_size),
@@ -200,18 +218,21 @@ def conclude(job, model, progress):
     artifacts.save(model, job.paths, provenance={"run_id": progress.run_id, **names}, history=progress.history)
     model = artifacts.load(job.paths.keras)  # what is scored is what was saved
     batch = evaluation_batch(row, dataset)
-    splits = {
-        "train": sample(dataset.train, 5000 if row.pixels < 128 else 1000),
-        "val": dataset.val,
-        "test": dataset.test,
-    }
+    splits = {"train": few_of_train(job), "val": dataset.val, "test": dataset.test}
     scored = {
         name: (split.labels, probabilities(model, split.images, batch_size=batch)) for name, split in splits.items()
     }
-    record = facts(job, progress) | counts | {"status": "finished", "tta_accuracy": None}
+    record = facts(job, progress) | counts | {"status": "finished", "tta_accuracy": None, "coarse_accuracy": None}
     for name, (labels, predicted) in scored.items():
         record |= {f"{name}_accuracy": evaluate.accuracy(labels, predicted), f"{name}_n": len(labels)}
     record["test_loss"] = evaluate.cross_entropy(*scored["test"])
+    record |= {"history": progress.history, "class_names": list(dataset.class_names)}
+    by_class = evaluate.class_accuracy(*scored["test"], classes=len(dataset.class_names))
+    record["class_accuracy"] = [None if math.isnan(value) else value for value in by_class.tolist()]
+    if dataset.superclass_names:
+        superclass = superclass_of(dataset)
+        record["coarse_accuracy"] = evaluate.coarse_accuracy(*scored["test"], superclass)
+        record["superclass_of"] = superclass.tolist()
     if config.training.test_time_augmentation:
         augmented = augmented_probabilities(model, dataset.test.images, batch_size=batch)
         record["tta_accuracy"] = evaluate.accuracy(dataset.test.labels, augmented)
@@ -219,11 +240,39 @@ def conclude(job, model, progress):
     return record, scored["test"]
 
 
+def few_of_train(job):
+    """The fixed subset of train on which accuracy is measured after training."""
+    return sample(job.dataset.train, 5000 if job.row.pixels < 128 else 1000)
+
+
+def superclass_of(dataset):
+    """Every class's superclass, int `(classes,)`, as the images of val show it."""
+    numbers = np.zeros(len(dataset.class_names), int)
+    numbers[dataset.val.labels] = dataset.val.coarse_labels
+    return numbers
+
+
+def audit(job, row):
+    """The callback that follows test, where the recipe asks for it; `row` is that of the model which is fitted."""
+    if job.config.training.also_score != "epochs":
+        return ()
+    return (Follow(job.dataset.test, name="test_accuracy", batch_size=evaluation_batch(row, job.dataset)),)
+
+
+def last_epoch(job, model):
+    """What a study without selection reports: the accuracies of a model that holds the last epoch's weights."""
+    model, batch = artifacts.for_inference(model), evaluation_batch(job.row, job.dataset)
+    return {
+        f"last_{name}_accuracy": evaluate.accuracy(split.labels, probabilities(model, split.images, batch_size=batch))
+        for name, split in {"train": few_of_train(job), "test": job.dataset.test}.items()
+    }
+
+
 def facts(job, progress):
     """The columns that are known whether the run succeeds or not."""
     config, dataset = job.config, job.dataset
     images, batch = len(dataset.train), config.training.batch_size
-    published = job.experiment.published if dataset.slug in CIFAR10 else {}
+    published = published_of(job.experiment.published, config.variant) if dataset.slug in CIFAR10 else {}
     seconds = progress.seconds + progress.feature_seconds(cached=False)
     return {
         "run_id": progress.run_id,
@@ -232,7 +281,7 @@ def facts(job, progress):
         "model": config.row["name"],
         "dataset": dataset.label,
         "fingerprint": dataset.fingerprint[:12],
-        "weights_called_for": config.row["weights"],
+        "weights_called_for": config.training.weights or config.row["weights"],
         "pixels": config.row["pixels"],
         "epochs": progress.epochs,
         "best_epoch": progress.best_epoch,
@@ -310,7 +359,7 @@ def headline(job, progress):
         f"{epochs} epochs of batch {config.training.batch_size}" + (f", going on after epoch {done}" if done else ""),
         *dataset.notes,
     ]
-    if config.weights == "none" and config.row["weights"] != "none":
+    if config.weights == "none" and (config.training.weights or config.row["weights"]) != "none":
         lines.append("random weights: frozen rows show random features")
     return "\n".join(lines)
 

@@ -137,6 +137,27 @@ class Reseed(keras.callbacks.Callback):
                 generator.state.assign((key % 2**31).astype(generator.state.dtype))
 
 
+class Follow(keras.callbacks.Callback):
+    """An audit: accuracy on another split after every epoch, which goes into the history and selects nothing.
+
+    Args:
+        split: `datasets.base.Split`.
+        name: in the history.
+        batch_size: images at a time.
+    """
+
+    def __init__(self, split, *, name, batch_size):
+        super().__init__()
+        self.name, self.images = name, evaluation_pipeline(split, batch_size=batch_size)
+        self.right = keras.metrics.SparseCategoricalAccuracy()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.right.reset_state()
+        for images, labels in self.images:
+            self.right.update_state(labels, self.model.predict_on_batch(images))
+        logs[self.name] = float(self.right.result())
+
+
 class Recorder(keras.callbacks.Callback):
     """Adds each epoch to the history, remembers which was best on val, and saves what resuming needs."""
 
@@ -169,7 +190,7 @@ class Recorder(keras.callbacks.Callback):
         progress, before, self.mark = self.progress, self.mark, time.perf_counter()
         seconds = self.mark - before
         row = {
-            **{name: float(logs[name]) for name in ("loss", "accuracy", "val_loss", "val_accuracy")},
+            **{name: float(value) for name, value in logs.items()},
             "epoch": epoch + 1,
             "stage": self.stage,
             "learning_rate": self.rate,  # at the epoch's start; at the end of the last one schedules are at zero
@@ -178,7 +199,7 @@ class Recorder(keras.callbacks.Callback):
         if not math.isfinite(row["val_loss"]):
             self.fail(f"The loss on val became {row['val_loss']} after the last step")
         for name, value in row.items():
-            progress.history[name].append(value)
+            progress.history.setdefault(name, []).append(value)
         progress.epochs = epoch + 1
         progress.seconds += seconds
         if (score := (row["val_accuracy"], -row["val_loss"])) > tuple(progress.best):
@@ -234,7 +255,7 @@ def evaluation_batch(row, dataset):
     return max(32, round(500 * (32 / side) ** 2))
 
 
-def fit(model, row, dataset, training, *, seed, resume, progress, callbacks=()):
+def fit(model, row, dataset, training, *, seed, resume, progress, callbacks=(), first_callbacks=()):
     """Trains a model through its stages, from wherever `progress` stands, and leaves it with the selected weights.
 
     Args:
@@ -246,13 +267,15 @@ def fit(model, row, dataset, training, *, seed, resume, progress, callbacks=()):
         resume: `Resume`.
         progress: `Progress` from `resume.load`; updated in place.
         callbacks: Keras callbacks that look on; at an epoch's end `progress` already knows it.
+        first_callbacks: those whose `logs` the history shall hold.
     """
     if progress.epochs:
         model.load_weights(resume.last(progress.epochs))
     first = 0
     for number, stage in enumerate(training.stages, start=1):
         if progress.epochs < first + stage.epochs:
-            keywords = {"seed": seed, "resume": resume, "progress": progress, "callbacks": callbacks}
+            keywords = {"seed": seed, "resume": resume, "progress": progress}
+            keywords |= {"callbacks": callbacks, "first_callbacks": first_callbacks}
             _fit_stage(model, row, dataset, training, number=number, first=first, **keywords)
         first += stage.epochs
     resume.load_best(model, progress)
@@ -265,7 +288,7 @@ def make_variables(model):
     model.reset_metrics()
 
 
-def _fit_stage(model, row, dataset, training, *, number, first, seed, resume, progress, callbacks):
+def _fit_stage(model, row, dataset, training, *, number, first, seed, resume, progress, callbacks, first_callbacks):
     """Trains what is left of one stage, whose first epoch is `first`."""
     stage = training.stages[number - 1]
     steps = steps_per_epoch(dataset.train, training.batch_size)
@@ -291,7 +314,7 @@ def _fit_stage(model, row, dataset, training, *, number, first, seed, resume, pr
             epochs=end,
             steps_per_epoch=steps,
             validation_data=evaluation_pipeline(dataset.val, batch_size=evaluation_batch(row, dataset)),
-            callbacks=[Reseed(seed), Recorder(progress, resume, stage=number), report, *callbacks],
+            callbacks=[Reseed(seed), *first_callbacks, Recorder(progress, resume, stage=number), report, *callbacks],
             shuffle=False,  # the pipeline has ordered them
             verbose=0,
         )

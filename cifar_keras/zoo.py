@@ -1,4 +1,4 @@
-"""MODELS: the compared models side by side, one row each, and the one builder that reads the columns."""
+"""MODELS: the models side by side, one row each, and the one builder that reads the columns."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -20,12 +20,16 @@ class ModelRow:
         backbone: key of `blocks.BACKBONES`.
         pixels: side at which the backbone sees the images; other sizes are resized inside the model.
         scaling: of the pixels, see `blocks.scale`.
-        trainable: 'head' (the backbone is frozen, its BatchNorm in inference mode) or 'all'.
+        trainable: 'head' (the backbone is frozen, its BatchNorm in inference mode), 'all', or what the names of the
+            backbone's trained layers begin with ('stage4'), the rest being frozen.
         head: key of `blocks.HEADS`.
         augmentation: names of `augment.STEPS`, applied in order.
-        weights: what the backbone starts from when nothing else is asked for: 'imagenet' or 'none'.
+        weights: what the backbone starts from when nothing else is asked for: 'imagenet', 'none', or 'source', a
+            model trained here, which `--weights` must name.
         images_per_second: rough training throughput on 2 CPU cores; budgets are made of it.
         source: where the architecture comes from.
+        frozen_norm: 'training' lets the BatchNorm of frozen layers normalise by the batch and go on averaging, its
+            scale and shift being frozen all the same; None: inference mode.
     """
 
     name: str
@@ -38,10 +42,12 @@ class ModelRow:
     weights: str
     images_per_second: float
     source: str
+    frozen_norm: str | None = None
 
 
 SHIFT_FLIP = ("shift", "flip")
 AIRBENCH = ("shift", "alternating_flip")
+TUTORIAL = ("crop", "flip", "colour_jitter")
 # fmt: off
 ROWS = (
     #        name                    backbone    pixels scaling   trainable head     augmentation weights  img/s source
@@ -49,6 +55,11 @@ ROWS = (
     ModelRow("resnet50_augment_224", "resnet50", 224,   "caffe",  "head", "probe", SHIFT_FLIP,  "imagenet",   9, "arXiv:1512.03385"),  # noqa: E501
     ModelRow("resnet50_finetune",    "resnet50",  32,   "caffe",  "all",  "probe", SHIFT_FLIP,  "imagenet",  75, "arXiv:1512.03385"),  # noqa: E501
     ModelRow("scratch_cnn",          "airnet",    32,   "zscore", "all",  "small", AIRBENCH,    "none",     175, "arXiv:2404.00498"),  # noqa: E501
+    # the further experiments'
+    ModelRow("simple_cnn",           "simple",    32,   "unit",   "all",  "dense128", (),       "none",    1500, "a tutorial's"),  # noqa: E501
+    ModelRow("five_conv",            "five_conv", 32,   "half",   "all",  "dense512_dropout", TUTORIAL, "none", 100, "a tutorial's"),  # noqa: E501
+    ModelRow("resnet18_224",         "resnet18", 224,   "torch", "stage4", "plain", SHIFT_FLIP, "imagenet",  12, "arXiv:1512.03385"),  # noqa: E501
+    ModelRow("transferred_cnn",      "airnet",    32,   "zscore", "all",  "probe", AIRBENCH,    "source",   175, "arXiv:2404.00498"),  # noqa: E501
 )
 # fmt: on
 MODELS = {row.name: row for row in ROWS}
@@ -134,6 +145,18 @@ def set_trainable(model, row, *, freeze_backbone):
     A frozen BatchNorm (`trainable = False` on the layer itself) runs in inference mode and keeps its statistics;
     passing `training=False` to a backbone would not survive `fit` (keras#23364).
     """
-    trained = {"scaling": False, "head": True, "backbone": row.trainable == "all" and not freeze_backbone}
     for layer in model.layers:
-        layer.trainable = trained[part_of(layer.name)] and not layer.name.startswith("whitening")
+        part = part_of(layer.name)
+        frozen = part == "backbone" and (freeze_backbone or not _trains(layer.name, row.trainable))
+        layer.trainable = part != "scaling" and not frozen
+        if frozen and row.frozen_norm == "training" and isinstance(layer, layers.BatchNormalization):
+            layer.trainable = True  # it follows the batch, but
+            for variable in layer.trainable_variables:  # neither scale nor shift is trained
+                variable.trainable = False
+
+
+def _trains(name, trainable):
+    """Whether a row's `trainable` admits the backbone's layer of this name."""
+    if trainable == "head" or name.startswith("whitening"):
+        return False
+    return trainable == "all" or name.startswith(trainable)

@@ -27,8 +27,14 @@ def test_unit_and_zscore_scaling():
     np.testing.assert_allclose(scaled("zscore"), expected, atol=1e-5)
 
 
+def test_scaling_to_minus_one_to_one_and_by_torchvisions_statistics():
+    np.testing.assert_allclose(scaled("half"), (IMAGES / np.float32(255) - 0.5) / 0.5, atol=1e-5)
+    mean, deviation = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])  # torchvision's docs
+    np.testing.assert_allclose(scaled("torch"), (IMAGES / np.float32(255) - mean) / deviation, atol=1e-5)
+
+
 def test_an_unknown_scaling_is_refused_with_the_choices():
-    with pytest.raises(ValueError, match="'unit', 'zscore' or 'caffe'"):
+    with pytest.raises(ValueError, match="'unit', 'half', 'zscore', 'torch' or 'caffe'"):
         scaled("none")
 
 

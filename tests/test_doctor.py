@@ -48,14 +48,15 @@ def test_without_data_every_place_is_named_in_order_and_the_remedy_too(monkeypat
     (tmp_path / "given").mkdir()
     findings = [*doctor.datasets(tmp_path / "given"), *doctor.imagenet(tmp_path / "given")]
     missing = [finding for finding in findings if finding.status == "missing"]
-    assert [finding.name for finding in missing] == ["CIFAR-10", "CIFAR-100", "resnet50, ImageNet"]
-    for finding, kind in zip(missing, ("datasets", "datasets", "models"), strict=True):
+    names = ["CIFAR-10", "CIFAR-100", "resnet50, ImageNet", "resnet18, ImageNet"]
+    assert [finding.name for finding in missing] == names
+    for finding, kind in zip(missing, ("datasets", "datasets", "models", "models"), strict=True):
         positions = [finding.value.index(str(place)) for place in places(tmp_path / "given", kind)]
         assert len(positions) == 3 and positions == sorted(positions)
         assert finding.value.count("(no such folder)") == 2
         assert "https://" in finding.advice
     assert cifar.ARCHIVES["cifar10"].sha256 in missing[0].advice
-    assert weights.IMAGENET["resnet50"][1] in missing[2].advice
+    assert weights.IMAGENET["resnet50"].checksum in missing[2].advice
     assert not (tmp_path / "home").exists()  # looking makes nothing
 
 
@@ -95,11 +96,11 @@ def test_an_unpacked_folder_is_checked_file_by_file(monkeypatch, tmp_path):
 
 
 def test_weights_are_found_and_checked(monkeypatch, tmp_path):
-    path = tmp_path / weights.imagenet_file("resnet50")
+    path = tmp_path / weights.IMAGENET["resnet50"].name
     path.write_bytes(b"weights")
     assert named(doctor.imagenet(tmp_path), "resnet50, ImageNet").status == "warning"
-    url, _ = weights.IMAGENET["resnet50"]
-    monkeypatch.setitem(weights.IMAGENET, "resnet50", (url, hashlib.md5(b"weights").hexdigest()))
+    known = dataclasses.replace(weights.IMAGENET["resnet50"], checksum=hashlib.md5(b"weights").hexdigest())
+    monkeypatch.setitem(weights.IMAGENET, "resnet50", known)
     found = named(doctor.imagenet(tmp_path), "resnet50, ImageNet")
     assert found.status == "ok" and str(path) in found.value
 

@@ -216,3 +216,13 @@ def test_intervals_cover_and_equals_are_seldom_told_apart(name):
 @pytest.mark.parametrize("name", INTERVALS.COVERAGE | INTERVALS.FALSE_POSITIVES)
 def test_intervals_cover_and_equals_are_seldom_told_apart_in_many_repetitions(name):
     check(name, repetitions=10_000)
+
+
+def test_paired_seeds_against_scipys_t_test():
+    from scipy import stats
+
+    a, b = [0.50, 0.53, 0.55, 0.49], [0.56, 0.58, 0.59, 0.57]
+    found = evaluate.difference_seeds_paired(a, b)
+    expected = stats.ttest_rel(b, a).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert found.value == pytest.approx(0.06) and found.kind == "paired t"

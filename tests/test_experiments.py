@@ -32,6 +32,15 @@ def experiment_of(path):
     return module.EXPERIMENT
 
 
+VARIANTS = {5: "unit_32_training", 6: "regularized", 7: "audit", 9: "finetune_50"}  # where there is no `best`
+
+
+def stem_of(experiment):
+    """What `finished` names its files."""
+    variant = f"_{VARIANTS[experiment.number]}" if experiment.number in VARIANTS else ""
+    return f"exp{experiment.number}_shapes{variant}_demo_epochs=2_limit=24"
+
+
 def options(root, **values):
     plain = dict(variant="best", budget="demo", seed=0, root=str(root), limit=24, epochs=2)
     return Options(**(plain | values))
@@ -46,18 +55,18 @@ def root(tmp_path_factory):
 def finished(request, root):
     """An experiment's record, run once for all tests of this module."""
     experiment = experiment_of(request.param)
-    return experiment, runner.run(experiment, options(root))
+    return experiment, runner.run(experiment, options(root, variant=VARIANTS.get(experiment.number, "best")))
 
 
 def test_the_run_leaves_a_record_models_history_predictions_and_pictures(finished, root):
     experiment, record = finished
     assert record["status"] == "finished" and record["epochs"] == 2
     assert 0 <= record["test_accuracy"] <= 1 and record["test_n"] == 24
-    stem = f"exp{experiment.number}_shapes_demo_epochs=2_limit=24"
+    stem = stem_of(experiment)
     assert (root / "model_cp" / f"{stem}.model.keras").is_file()
     assert not (root / "model_cp" / f"{stem}.resume").exists()
     for ending in (".h5", "_custom.h5", "_architecture.json", "_history.json"):
-        name = f"cifar10_model_{experiment.number}_shapes_demo_epochs=2_limit=24{ending}"
+        name = f"cifar10_model_{stem.removeprefix('exp')}{ending}"
         assert (root / "Models" / name).is_file()
     for kind in ("samples", "labels", "curves", "confusion"):
         assert (root / "results" / "figures" / f"{stem}_{kind}.png").read_bytes().startswith(b"\x89PNG")
@@ -65,19 +74,14 @@ def test_the_run_leaves_a_record_models_history_predictions_and_pictures(finishe
         row = next(row for row in csv.DictReader(file) if row["run_id"] == record["run_id"])
     assert row["experiment"] == experiment.key and row["dataset"] == "shapes (synthetic)"
     assert float(row["test_accuracy"]) == record["test_accuracy"]
-    expected = set(results.COLUMNS) - {
-        "tta_accuracy",
-        "git_commit",
-        "published_train",
-        "published_val",
-        "published_test",
-    }
+    optional = {"tta_accuracy", "coarse_accuracy", "last_train_accuracy", "last_test_accuracy", "git_commit"}
+    expected = set(results.COLUMNS) - optional - {"published_train", "published_val", "published_test"}
     assert not {name for name in expected if row[name] == ""}
 
 
 def test_stored_predictions_are_those_of_the_saved_model(finished, root):
     experiment, record = finished
-    stem = f"exp{experiment.number}_shapes_demo_epochs=2_limit=24"
+    stem = stem_of(experiment)
     model = artifacts.load(root / "model_cp" / f"{stem}.model.keras")
     test = load("shapes", limits=Limits(24, 24, 24)).test
     predicted = probabilities(model, test.images, batch_size=8)
@@ -89,7 +93,8 @@ def test_stored_predictions_are_those_of_the_saved_model(finished, root):
 
 def test_a_finished_run_is_not_repeated(finished, root, capsys):
     experiment, record = finished
-    assert runner.run(experiment, options(root))["run_id"] == record["run_id"]
+    again = runner.run(experiment, options(root, variant=record["variant"]))
+    assert again["run_id"] == record["run_id"]
     assert "--fresh" in capsys.readouterr().out
 
 
@@ -239,3 +244,53 @@ def test_a_run_ends_with_one_line(tmp_path):
     )
     unpublished = first | {"published_test": None, "training_seconds": 30.0}
     assert runner.last_line(unpublished, tmp_path) == "exp4_scratch  0.9271 [0.9218, 0.9320] n=10000  30 s"
+
+
+def test_an_experiment_without_a_best_variant_ends_with_its_own_table_and_figure(finished, root):
+    experiment, record = finished
+    if experiment.summary:
+        name = stem_of(experiment).replace(f"_{record['variant']}", "")
+        text = (root / "results" / f"{name}.md").read_text()
+        assert f"| {record['variant']} " in text and f"{100 * record['test_accuracy']:.1f}%" in text
+        assert (root / "results" / "figures" / f"{name}_summary.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_last_epoch_is_scored_beside_the_selected_one_and_an_audit_follows_test(finished):
+    experiment, record = finished
+    if experiment.variants[record["variant"]].also_score is None:
+        assert "last_test_accuracy" not in record and "test_accuracy" not in record["history"]
+        return
+    assert 0 <= record["last_train_accuracy"] <= 1
+    if followed := record["history"].get("test_accuracy"):
+        assert len(followed) == 2 and followed[-1] == pytest.approx(record["last_test_accuracy"])
+        assert followed[record["best_epoch"] - 1] == pytest.approx(record["test_accuracy"])
+
+
+def test_a_baseline_from_scratch_ignores_the_given_weights(root):
+    transfer = experiment_of(next(path for path in FILES if path.stem.startswith("exp9")))
+    source = runner.run(experiment_of(FILES[3]), options(root))
+    path = str(root / "model_cp" / "exp4_shapes_demo_epochs=2_limit=24.model.keras")
+    classes = {"classes": "ring,star,tee", "weights": path}
+    scratch = runner.run(transfer, options(root, variant="scratch_50", **classes))
+    moved = runner.run(transfer, options(root, variant="probe_50", **classes))
+    assert source["weights"] == scratch["weights"] == "none" and "weights" not in scratch["config"]["overrides"]
+    assert moved["weights"].startswith("exp4_shapes") and moved["config"]["dataset"] == "shapes-ring+star+tee"
+    (summary,) = (root / "results").glob("exp9_shapes-ring*.md")
+    assert "from scratch" in summary.read_text() and "paired" not in summary.read_text()  # one seed
+
+
+def test_a_network_that_must_be_moved_from_somewhere_says_from_where(tmp_path):
+    transfer = experiment_of(next(path for path in FILES if path.stem.startswith("exp9")))
+    with pytest.raises(ConfigError, match=r"--weights.*exp4_scratch\.py"):
+        runner.run(transfer, options(tmp_path, variant="probe", budget="full", dataset="shapes"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", FILES[4:], ids=lambda path: path.stem)
+def test_every_variant_runs(path, tmp_path):
+    experiment = experiment_of(path)
+    for variant in experiment.variants:
+        assert runner.run(experiment, options(tmp_path, variant=variant))["status"] == "finished"
+    (summary,) = (tmp_path / "results").glob(f"exp{experiment.number}_*.md")
+    table = summary.read_text().split("##")[0]
+    assert "| - " not in "\n".join(line.split("|", 3)[3] for line in table.splitlines() if line.count("|") > 4)

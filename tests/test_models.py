@@ -18,8 +18,11 @@ from cifar_keras.zoo import MODELS, backbone_layers, build, initialise_from_data
 IMAGES = noise(6).images
 PARAMETERS = {
     "resnet50": 23_587_712,
-    "airnet": 1_971_360,
-}  # of the backbone: Keras' count; 9 x widths + 3 a BatchNorm channel
+    "airnet": 1_971_360,  # 9 x widths + 3 a BatchNorm channel
+    "resnet18": 11_176_512 + 4_800 + 4_800,  # torchvision's without its classifier, and the moving statistics
+    "simple": 896 + 18_496,
+    "five_conv": 555_328 + 2_560,
+}  # of the backbone: Keras' count, or by hand
 
 
 @pytest.fixture(scope="module", params=MODELS)

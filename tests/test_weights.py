@@ -1,5 +1,7 @@
 """Weights from elsewhere enter a backbone whole, or are refused by name."""
 
+import dataclasses
+
 import h5py
 import keras
 import numpy as np
@@ -123,8 +125,8 @@ def test_imagenet_weights_are_found_in_the_data_folder_and_checked(monkeypatch, 
     path.write_bytes(b"x")
     with pytest.raises(ConfigError, match="MD5 4d473c1d.*Received: 9dd4e461"):
         weights.resolve(None, MODELS["resnet50_frozen"], data_dir=tmp_path)
-    url, _ = weights.IMAGENET["resnet50"]
-    monkeypatch.setitem(weights.IMAGENET, "resnet50", (url, "9dd4e461268c8034f5c8564e155c67a6"))  # of "x"
+    known = dataclasses.replace(weights.IMAGENET["resnet50"], checksum="9dd4e461268c8034f5c8564e155c67a6")  # of "x"
+    monkeypatch.setitem(weights.IMAGENET, "resnet50", known)
     assert weights.resolve(None, MODELS["resnet50_frozen"], data_dir=tmp_path) == ("imagenet", path)
     assert path.read_bytes() == b"x"
 

@@ -11,18 +11,22 @@ __all__ = ["CIFAR10", "Dataset", "Rows", "Split", "load"]
 CIFAR10 = ("cifar10", "cifar10-jpeg")  # slugs of data that show CIFAR-10's images: published figures apply to these
 
 
-def load(name, *, data_dir=None, image_size=None, limits=None):
+def load(name, *, data_dir=None, image_size=None, classes=None, limits=None):
     """Loads a dataset with its splits train, val and test; equal arguments give equal images in equal order.
 
     Args:
-        name: 'cifar10', 'cifar100', 'shapes', or the path of an image folder.
+        name: 'cifar10', 'cifar100', 'shapes', 'shapes100', or the path of an image folder.
         data_dir: where the official CIFAR archive, or the folder unpacked from it, is looked for first.
         image_size: side in pixels, for folders and shapes; CIFAR images are 32 pixels wide.
+        classes: names of those to keep, separated by commas; None keeps all.
         limits: `config.Limits`; every class keeps its share.
     Returns: `Dataset`.
     Raises: ConfigError for an unknown name, and for data that are missing, damaged or not what they claim to be.
     """
     limits = limits or Limits()
+    if classes is not None:
+        whole = load(name, data_dir=data_dir, image_size=image_size)
+        return whole.only(tuple(part.strip() for part in classes.split(","))).limited(limits)
     if image_size is not None and not 8 <= image_size <= 1024:
         raise ConfigError(f"`image_size` must be 8 to 1024 pixels. Received: {image_size}.")
     if name in cifar.ARCHIVES:
@@ -32,11 +36,11 @@ def load(name, *, data_dir=None, image_size=None, limits=None):
                 "Leave it out: models resize by themselves (`pixels` in their row)."
             )
         return cifar.load(name, data_dir=data_dir).limited(limits)
-    if name == "shapes":
-        return shapes.load(image_size=image_size or 32, limits=limits)
+    if name in shapes.KINDS:
+        return shapes.load(name, image_size=image_size or 32, limits=limits)
     if Path(name).is_dir():
         return folder.load(name, image_size=image_size).limited(limits)
     raise ConfigError(
-        "`dataset` must be 'cifar10', 'cifar100', 'shapes' or the path of an image folder. "
+        "`dataset` must be 'cifar10', 'cifar100', 'shapes', 'shapes100' or the path of an image folder. "
         f"Received: {str(name)!r}. A folder needs train/<class>/*.png|jpg."
     )

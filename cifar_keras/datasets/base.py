@@ -2,9 +2,12 @@
 
 import dataclasses
 import hashlib
+import re
 from dataclasses import dataclass
 
 import numpy as np
+
+from cifar_keras.config import ConfigError
 
 SPLIT_SEED = 0  # of what is carved from train: it belongs to the data, no run's seed changes it
 
@@ -103,6 +106,50 @@ class Dataset:
             if (count := getattr(limits, name)) is not None and count < len(split := getattr(self, name))
         }
         return dataclasses.replace(self, **cut)
+
+    def only(self, names):
+        """The dataset's images of some classes, in the order of its own `class_names`, as a dataset of its own.
+
+        Args:
+            names: of two classes or more.
+        Raises: ConfigError for fewer, and for names that it hasn't.
+        """
+        unknown = sorted(set(names) - set(self.class_names))
+        if unknown or len(set(names)) < 2:
+            raise ConfigError(
+                f"`classes` must be two or more of {', '.join(self.class_names)}. Received: {', '.join(names)}."
+            )
+        kept = [label for label, name in enumerate(self.class_names) if name in names]
+        numbers = np.full(len(self.class_names), -1, "int32")
+        numbers[kept] = range(len(kept))
+        chosen = tuple(self.class_names[label] for label in kept)
+        splits = {}
+        for name in ("train", "val", "test"):
+            split = getattr(self, name)
+            split = take(split, np.flatnonzero(numbers[split.labels] >= 0))
+            splits[name] = dataclasses.replace(split, labels=numbers[split.labels])
+        return dataclasses.replace(
+            self,
+            slug=f"{self.slug}-{_joined(chosen)}",
+            label=f"{self.label}, {len(chosen)} classes ({', '.join(chosen)})",
+            fingerprint=hashlib.sha256(f"{self.fingerprint} {chosen}".encode()).hexdigest(),
+            class_names=chosen,
+            **splits,
+        )
+
+    def with_per_class(self, count, *, seed):
+        """The dataset with at most `count` training images of each class, drawn by the seed; fewer are among more."""
+        labels, random = self.train.labels, np.random.RandomState(seed)
+        drawn = [random.permutation(np.flatnonzero(labels == label))[:count] for label in range(len(self.class_names))]
+        return dataclasses.replace(self, train=take(self.train, np.sort(np.concatenate(drawn))))
+
+
+def _joined(names):
+    """Class names as part of a file name: all of them where they are short, else a digest."""
+    text = "+".join(names)
+    if len(text) <= 48 and re.fullmatch(r"[\w+]+", text, re.ASCII):
+        return text
+    return f"{len(names)}classes-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
 def take(split, indices):

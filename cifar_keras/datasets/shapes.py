@@ -1,16 +1,19 @@
-"""The embedded dataset: ten shapes drawn by code, the same pixels on every machine, with no file and no network.
+"""The embedded datasets, drawn by code: the same pixels on every machine, with no file and no network.
 
+`shapes` has ten classes; `shapes100` has CIFAR-100's form, a hundred classes (ten shapes in ten colours) in twenty
+superclasses (each shape in warm and in cold colours).
 Everything is integer arithmetic. Random numbers are SplitMix64 of a counter (split, stream, image, place), so
 image i of a split depends on nothing else and any block of images is drawn in one go.
 """
 
 import hashlib
+from dataclasses import dataclass
 
 import numpy as np
 
 from cifar_keras.datasets.base import Dataset, Split, digests, identical_pixels
 
-VERSION = "shapes 1"
+VERSION = "1"  # of the drawing
 SIZES = {"train": 20_000, "val": 2_000, "test": 5_000}
 SIDE = 4096  # units across the image: geometry does not depend on the number of pixels
 RADIUS = 1024  # a shape's radius in its own coordinates, before it is scaled
@@ -24,52 +27,61 @@ NOISE = 24  # each channel of each pixel, to either side
 BLOCK = 2**18  # pixels drawn at a time: the temporaries stay near the processor
 
 
-def load(*, image_size, limits):
-    """Draws the splits, or the first images of each: prefixes are balanced, as image i belongs to class i mod 10.
+def load(name, *, image_size, limits):
+    """Draws the splits, or the first images of each: prefixes are balanced, image i being of class i mod 10 (or 100).
 
     Args:
+        name: key of `KINDS`.
         image_size: side in pixels.
         limits: `config.Limits`.
     Returns: `Dataset`; what is drawn is a pure function of the split's name, the index and the size.
     """
-    splits = {}
-    for name, full in SIZES.items():
-        limit = getattr(limits, name)
+    kind, splits = KINDS[name], {}
+    for split, full in SIZES.items():
+        limit = getattr(limits, split)
         indices = np.arange(full if limit is None else min(limit, full))
-        splits[name] = Split(render(name, indices, size=image_size), (indices % len(SHAPES)).astype(np.int32))
+        labels = (indices % len(kind.class_names)).astype(np.int32)
+        coarse = labels // 5 if kind.superclass_names else None
+        splits[split] = Split(render(split, indices, size=image_size, kind=name), labels, coarse)
     return Dataset(
-        slug="shapes",
-        label="shapes (synthetic)",
-        fingerprint=_fingerprint(image_size),
-        class_names=tuple(SHAPES),
+        slug=name,
+        label=f"{name} (synthetic)",
+        fingerprint=_fingerprint(image_size, name),
+        class_names=kind.class_names,
+        superclass_names=kind.superclass_names,
         notes=(identical_pixels(*(digests(split.images) for split in splits.values())),),
         **splits,
     )
 
 
-def render(split, indices, *, size=32):
+def render(split, indices, *, size=32, kind="shapes"):
     """Draws images of one split.
 
     Args:
         split: 'train', 'val' or 'test'.
-        indices: int `(n,)`; the class is the index modulo 10.
+        indices: int `(n,)`; the class is the index modulo the number of classes.
         size: side in pixels.
+        kind: key of `KINDS`.
     Returns: uint8 `(n, size, size, 3)`, RGB in [0, 255].
     """
     images = np.empty((len(indices), size, size, 3), np.uint8)
     count = max(1, BLOCK // size**2)
     for start in range(0, len(indices), count):
-        images[start : start + count] = _block(split, indices[start : start + count], size)
+        images[start : start + count] = _block(split, indices[start : start + count], size, KINDS[kind])
     return images
 
 
-def _block(split, indices, size):
+def _block(split, indices, size, kind):
     """The images of one block: texture, then the shape, then a patch that hides a part of it, then noise."""
-    draw = _Draws(split, indices)
-    background = draw(3, 0, 256)
-    # Wraps around: in every channel at least 80 away from the background, brighter as often as darker.
-    colour = (background + draw(3, 80, 177)) % 256
-    covered = _coverage(draw, indices % len(SHAPES), size)[..., None]
+    draw, labels = _Draws(split, indices), indices % len(kind.class_names)
+    first, contrast = draw(3, 0, 256), draw(3, 80, 177)
+    # Wraps around: in every channel at least 80 apart, either as often brighter as darker.
+    if kind.superclass_names:
+        colour = np.asarray(tuple(COLOURS.values()))[labels % 10] + first // 8 - 16
+        background, labels = (colour + contrast) % 256, labels // 10
+    else:
+        background, colour = first, (first + contrast) % 256
+    covered = _coverage(draw, labels, size)[..., None]
     pixels = background[:, None, None] + (colour - background)[:, None, None] * covered // 4
     pixels += _texture(draw, size)[..., None]
     pixels = np.where(_patch(draw, size)[..., None], draw(3, 0, 256)[:, None, None], pixels)
@@ -139,10 +151,10 @@ def _patch(draw, size):
     return within[:, 0, None, :] & within[:, 1, :, None]
 
 
-def _fingerprint(size):
+def _fingerprint(size, kind):
     """SHA-256 of the version, the size and some images of each split: it changes when the drawing changes."""
-    sample = (render(split, np.arange(50), size=size).tobytes() for split in SIZES)
-    return hashlib.sha256(b"".join((f"{VERSION} {size} ".encode(), *sample))).hexdigest()
+    sample = (render(split, np.arange(50), size=size, kind=kind).tobytes() for split in SIZES)
+    return hashlib.sha256(b"".join((f"{kind} {VERSION} {size} ".encode(), *sample))).hexdigest()
 
 
 def _crescent(u, v):
@@ -180,4 +192,34 @@ SHAPES = {  # a point (u, v), right and down from the shape's centre, lies insid
     "stripes": lambda u, v: (np.maximum(np.abs(u), np.abs(v)) < 850) & ((v + 850) % 650 < 400),
     "tee": _tee,
     "triangle": lambda u, v: (v < 620) & (1000 * np.abs(u) < 577 * (v + 950)),
+}
+
+COLOURS = {  # RGB, five warm ones and five cold ones: the class names of `shapes100` and their order
+    "red": (220, 30, 40),
+    "orange": (235, 125, 25),
+    "yellow": (230, 215, 40),
+    "pink": (240, 130, 170),
+    "brown": (125, 70, 35),
+    "green": (40, 160, 60),
+    "cyan": (40, 200, 210),
+    "blue": (30, 70, 215),
+    "violet": (125, 45, 190),
+    "grey": (128, 128, 128),
+}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One of the embedded datasets: its classes, and its superclasses of five classes each, where it has them."""
+
+    class_names: tuple[str, ...]
+    superclass_names: tuple[str, ...] = ()
+
+
+KINDS = {
+    "shapes": Kind(tuple(SHAPES)),
+    "shapes100": Kind(
+        tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS),
+        tuple(f"{warmth} {shape}" for shape in SHAPES for warmth in ("warm", "cold")),
+    ),
 }

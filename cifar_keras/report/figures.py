@@ -39,7 +39,7 @@ def sample_grid(images, labels, class_names, path, *, title):
     cells = _first_of_each_class(labels, len(class_names), rows=6) if by_class else _spread(labels, rows=6, columns=10)
     columns = cells.shape[1]
     below = 0.0 if by_class else 0.3  # of a cell, for its label
-    with _figure(path, title, size=(max(7.0, 1.05 * columns), 0.9 + (1 + below) * cells.shape[0])) as figure:
+    with figure_of(path, title, size=(max(7.0, 1.05 * columns), 0.9 + (1 + below) * cells.shape[0])) as figure:
         axes = figure.add_subplot()
         axes.axis("off")
         axes.set(xlim=(0, columns), ylim=(cells.shape[0] * (1 + below), 0), aspect="equal")
@@ -96,7 +96,7 @@ def label_distribution(labels_by_split, class_names, path, *, title):
     classes = len(class_names)
     positions = np.arange(classes)
     height = 1.6 + (0.3 * classes if classes <= FEW else 0.15 * min(classes, NAMED))
-    with _figure(path, title, size=(10, height)) as figure:
+    with figure_of(path, title, size=(10, height)) as figure:
         panels = np.atleast_1d(figure.subplots(1, len(labels_by_split), sharey=True))
         for panel, (split, labels), colour in zip(
             panels, labels_by_split.items(), seaborn.color_palette("colorblind", len(panels)), strict=True
@@ -110,7 +110,7 @@ def label_distribution(labels_by_split, class_names, path, *, title):
             between = least if least == most else f"{least} to {most}"
             panel.set_title(f"{split}, n = {counts.sum():,}, {between} a class", fontsize=9)
             panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-            _without_frame(panel, "x")
+            without_frame(panel, "x")
         panels[0].set_ylim(classes - 0.4, -0.6)
         _name_ticks(panels[0].yaxis, class_names)
     return path
@@ -126,14 +126,14 @@ def training_curves(history, path, *, title, best_epoch):
         best_epoch: the value of `history['epoch']` whose weights were kept; None marks none.
     Returns: `path`.
     """
-    with _figure(path, title, size=(10, 4.3)) as figure:
+    with figure_of(path, title, size=(10, 4.3)) as figure:
         for panel, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
             _curve(panel, history, metric, best_epoch)
             _mark_stages(panel, history)
             epochs = history["epoch"]
             panel.set(xlabel="epoch", ylabel=metric, xlim=(epochs[0] - 0.5, epochs[-1] + 0.5))
             panel.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
-            _without_frame(panel, "both")
+            without_frame(panel, "both")
             panel.legend(fontsize=8, frameon=False)
         figure.supxlabel(
             "The training curve is the running metric: augmented images, weights that move during the epoch, "
@@ -187,7 +187,7 @@ def confusion_matrix(matrix, class_names, path, *, title):
     shares = np.divide(matrix, totals, out=np.zeros(matrix.shape), where=totals > 0)
     few = len(matrix) <= FEW
     side = max(5.5, 2.5 + 0.52 * len(matrix)) if few else 3 + 0.125 * min(len(matrix), NAMED)
-    with _figure(path, title, size=(1.14 * side, side)) as figure:
+    with figure_of(path, title, size=(1.14 * side, side)) as figure:
         axes = figure.add_subplot()
         seaborn.heatmap(
             shares,
@@ -210,7 +210,7 @@ def confusion_matrix(matrix, class_names, path, *, title):
 
 
 @contextlib.contextmanager
-def _figure(path, title, *, size):
+def figure_of(path, title, *, size):
     """Yields a `Figure` with its title and saves it to `path`, whole or not at all.
 
     Class names are shown as they are: no formula is read into a dollar sign, and a glyph that the font lacks is a box.
@@ -225,7 +225,8 @@ def _figure(path, title, *, size):
             figure.savefig(temporary, dpi=DPI, format="png")
 
 
-def _without_frame(panel, grid):
+def without_frame(panel, grid):
+    """Takes away the box around a panel and draws a pale grid ('x', 'y' or 'both') behind the data."""
     panel.spines[["top", "right"]].set_visible(False)
     panel.grid(axis=grid, color="0.9", linewidth=0.7)
     panel.set_axisbelow(True)

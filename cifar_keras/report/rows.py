@@ -31,8 +31,8 @@ KINDS = {  # column: (cast, check, words); the others are text, among them versi
         (_whole, lambda number: number >= 0, "a whole number"),
     ),
     **dict.fromkeys(
-        ("train_accuracy", "val_accuracy", "test_accuracy", "tta_accuracy", "published_train", "published_val",
-         "published_test"),
+        ("train_accuracy", "val_accuracy", "test_accuracy", "tta_accuracy", "coarse_accuracy", "last_train_accuracy",
+         "last_test_accuracy", "published_train", "published_val", "published_test"),
         (float, lambda number: 0 <= number <= 1, "a share, between 0 and 1"),
     ),
     **dict.fromkeys(

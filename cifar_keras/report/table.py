@@ -8,7 +8,7 @@ from statistics import stdev
 
 from tabulate import tabulate
 
-from cifar_keras.config import ConfigError
+from cifar_keras.config import ConfigError, published_of
 from cifar_keras.evaluate import accuracy_interval
 from cifar_keras.report.rows import average, from_record, grouped, key_of, natural
 from cifar_keras.results import overrides
@@ -32,7 +32,7 @@ def collated(records, experiments=()):
     Returns: `(results, others)`, lists of dicts heading -> text. A result is a finished full-budget run from the
         weights its model calls for, with nothing overridden on the command line. The rest that finished are others.
     """
-    groups = _groups(records)
+    groups = newest_recipes(records)
     results = [_row(group) for group in groups if counts(group[0])]
     measured = {(row["experiment"], row["variant"]) for row in results}
     for entry in experiments:
@@ -50,10 +50,11 @@ def collated(records, experiments=()):
 def counts(record):
     """Whether a finished run is a result of the study: whole recipe, whole data, the weights its model calls for."""
     whole = record["budget"] == "full" and not overrides(record)
-    return whole and record["weights"] == record["weights_called_for"]
+    weights, wanted = record["weights"], record["weights_called_for"]
+    return whole and (weights == wanted or (wanted == "source" and weights not in ("none", "imagenet")))
 
 
-def _groups(records):
+def newest_recipes(records):
     """Finished records as lists that differ in nothing but the seed.
 
     Where a recipe has been changed, runs of the newest one alone count: a mean over two recipes means nothing.
@@ -85,7 +86,7 @@ def _row(group):
 
 def _empty_row(entry, variant):
     row = dict.fromkeys(HEADINGS, DASH) | {"experiment": entry.key, "variant": variant}
-    return row | {"published test": _percent(entry.published.get("test"))}
+    return row | {"published test": _percent(published_of(entry.published, variant).get("test"))}
 
 
 def _order(row):
@@ -177,7 +178,7 @@ def docstring_result(records, key):
     For example: 'Result   best: 89.6% of 10,000 test images [89.0, 90.2], 1 seed, CIFAR-10 (JPEG), 42 min, 2-core CPU'.
     More variants or datasets follow on lines of their own; lines break at 110 characters.
     """
-    groups = [group for group in _groups(records) if group[0]["experiment"] == key and counts(group[0])]
+    groups = [group for group in newest_recipes(records) if group[0]["experiment"] == key and counts(group[0])]
     groups.sort(key=lambda group: _order(_row(group)))
     sentences = [_sentence(group) for group in groups] or [NOT_YET]
     lines = [line for sentence in sentences for line in textwrap.wrap(sentence, 100, break_long_words=False)]

@@ -1,0 +1,134 @@
+"""The figures of experiments' own summaries: records in, one PNG out."""
+
+from statistics import mean
+
+import numpy as np
+import seaborn
+from matplotlib.ticker import MaxNLocator
+
+from cifar_keras import evaluate
+from cifar_keras.report.figures import BLUE, GREEN, GREY, ORANGE, figure_of, without_frame
+
+
+def _shares(axis):
+    axis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
+
+
+def _estimate(runs):
+    return evaluate.accuracy_interval([run["test_accuracy"] for run in runs], runs[0]["test_n"])
+
+
+def factorial(family, path):
+    """Accuracy of every cell with its interval: a line an image size, a panel a scaling."""
+    cells = {tuple(variant.split("_")): _estimate(runs) for variant, runs in family.cells.items()}
+    scalings, sizes, norms = (list(dict.fromkeys(levels[place] for levels in cells)) for place in range(3))
+    with figure_of(path, family.title, size=(9, 4.2)) as figure:
+        panels = np.atleast_1d(figure.subplots(1, len(scalings), sharey=True))
+        for panel, scaling in zip(panels, scalings, strict=True):
+            for size, colour, marker in zip(sizes, (BLUE, ORANGE), "os", strict=False):
+                shown = [(norms.index(n), cells[scaling, size, n]) for n in norms if (scaling, size, n) in cells]
+                _with_intervals(panel, shown, colour, marker, f"{size} px")
+            panel.set_xticks(range(len(norms)), norms)
+            panel.set(title=f"scaling: {scaling}", xlabel="BatchNorm of the frozen backbone", xlim=(-0.4, 1.4))
+            without_frame(panel, "y")
+        panels[0].set_ylabel(f"test accuracy, n = {family.first['test_n']:,}")
+        _shares(panels[0].yaxis)
+        panels[-1].legend(frameon=False, fontsize=8)
+    return path
+
+
+def _with_intervals(panel, shown, colour, marker, label, line="-"):
+    """Points `(x, Estimate)` with their 95% intervals."""
+    x = [place for place, _ in shown]
+    y = np.array([estimate.value for _, estimate in shown])
+    reach = np.array([(e.value - e.low, e.high - e.value) for _, e in shown]).reshape(-1, 2).T
+    panel.errorbar(x, y, yerr=reach, color=colour, marker=marker, linestyle=line, capsize=3, label=label)
+
+
+def gap(family, path, gaps):
+    """Train and val by epoch of the variants that were published, and both gaps of all."""
+    curves = [variant for variant in family.cells if family.published(variant) is not None] or list(family.cells)[:2]
+    with figure_of(path, family.title, size=(11, 4.6)) as figure:
+        *panels, bars = figure.subplots(1, len(curves) + 1, width_ratios=[*[1.0] * len(curves), 1.25])
+        for panel, variant in zip(panels, curves, strict=True):
+            history = family.cells[variant][0]["history"]
+            panel.plot(history["epoch"], history["accuracy"], "--", color=BLUE, label="train (running)")
+            panel.plot(history["epoch"], history["val_accuracy"], color=ORANGE, label="val")
+            g = gaps(family.cells[variant])
+            panel.plot(history["epoch"][-1], g["train"], "D", color=BLUE, label="train (inference)")
+            panel.set(title=variant, xlabel="epoch", ylim=(0.2, 1.02))
+            panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+            _shares(panel.yaxis)
+            without_frame(panel, "both")
+        panels[0].legend(frameon=False, fontsize=8)
+        panels[0].set_ylabel("accuracy")
+        _gap_bars(bars, family, gaps)
+    return path
+
+
+def _gap_bars(panel, family, gaps):
+    names = list(family.cells)
+    found = [gaps(family.cells[name]) for name in names]
+    places = np.arange(len(names))
+    for offset, kind, colour in ((-0.2, "running", BLUE), (0.2, "inference", ORANGE)):
+        values = [100 * g[f"gap_{kind}"] for g in found]
+        bars = panel.barh(places + offset, values, height=0.38, color=colour, label=f"train {kind}")
+        panel.bar_label(bars, fmt="%+.1f", fontsize=8, padding=2)
+    panel.set_yticks(places, names)
+    panel.invert_yaxis()
+    panel.axvline(0, color=GREY, linewidth=0.8)
+    panel.margins(x=0.18)
+    panel.set(title="gap: train minus test, points")
+    panel.legend(frameon=False, fontsize=8)
+    without_frame(panel, "x")
+
+
+def selection(family, path):
+    """Val by epoch of every variant; where test was followed, that curve and the three epochs that may be reported."""
+    with figure_of(path, family.title, size=(9, 4.6)) as figure:
+        panel = figure.add_subplot()
+        colours = seaborn.color_palette("colorblind", max(3, len(family.cells)))
+        for (variant, runs), colour in zip(family.cells.items(), colours, strict=False):
+            run = runs[0]
+            history = run["history"]
+            panel.plot(history["epoch"], history["val_accuracy"], color=colour, label=f"{variant}: val", marker=".")
+            panel.plot(history["epoch"], history["accuracy"], "--", color=colour, linewidth=1, alpha=0.6)
+            if followed := history.get("test_accuracy"):
+                panel.plot(history["epoch"], followed, ":", color=colour, label=f"{variant}: test, audit")
+                best = int(np.argmax(followed))
+                panel.plot(history["epoch"][best], followed[best], "v", color=colour, markersize=9)
+            star = {"color": GREEN, "markersize": 13, "markeredgecolor": "white"}
+            panel.plot(run["best_epoch"], run["test_accuracy"], "*", **star)
+        panel.set(xlabel="epoch", ylabel="accuracy")
+        panel.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
+        _shares(panel.yaxis)
+        without_frame(panel, "both")
+        panel.legend(frameon=False, fontsize=8)
+        figure.supxlabel(
+            "Dashed: running train accuracy. Star: test accuracy of the epoch that val selected. Triangle: the best "
+            "epoch by test (audit).", fontsize=7.5, color=GREY,
+        )  # fmt: skip
+    return path
+
+
+def transfer(family, path, points):
+    """Accuracy against labelled images a class, a line a method, with intervals over seeds (over images for one)."""
+    styles = {"finetune": (BLUE, "o"), "probe": (GREEN, "s"), "scratch": (ORANGE, "^")}
+    with figure_of(path, family.title, size=(7.5, 4.8)) as figure:
+        panel = figure.add_subplot()
+        points = sorted(points, key=lambda point: point[1])
+        for method in dict.fromkeys(method for method, _, _ in points):
+            shown = [(count, _estimate(runs)) for name, count, runs in points if name == method]
+            colour, marker = styles.get(method, (GREY, "d"))
+            _with_intervals(panel, shown, colour, marker, method)
+        counts = sorted({count for _, count, _ in points})
+        panel.set_xscale("log")
+        panel.set_xticks(counts, [f"{count:,}" for count in counts], minor=False)
+        panel.set_xticks([], minor=True)
+        seeds = mean(len(runs) for _, _, runs in points)
+        panel.set(xlabel="labelled images a class", ylabel=f"test accuracy, n = {family.first['test_n']:,}")
+        panel.set_title(f"{seeds:.2g} seeds a point, 95% intervals", fontsize=9, color=GREY)
+        _shares(panel.yaxis)
+        without_frame(panel, "both")
+        panel.legend(frameon=False)
+    return path

@@ -1,0 +1,43 @@
+"""Exp 9: what does a network trained on CIFAR-10 know about CIFAR-100?
+
+Run      python experiments/exp9_cifar100_transfer.py --dataset cifar100 --weights model_cp/exp4.model.keras
+Result   not yet run
+Compare  exp4_scratch.py (which trains the network that is moved)
+
+finetune, probe  the head replaced; every layer trained, or the head alone on the frozen backbone.
+scratch          the same network from random weights, for as many epochs on the same images, whatever `--weights` says.
+*_50, *_250, *_1000  the same with so many labelled images a class, drawn anew by every seed; val and test stay whole.
+
+Any pair of datasets will do: `--weights` names a model of exp4's, `--dataset` and `--classes` what it is moved to. The
+table, the figure (accuracy against labelled images) and the paired intervals go to results/exp9*.md.
+"""
+
+from dataclasses import replace
+
+from cifar_keras.cli import main
+from cifar_keras.config import Experiment, Stage, Training
+
+SCRATCH = Training(
+    "transferred_cnn",
+    stages=(Stage(epochs=12, learning_rate=0.16, schedule="linear"),),
+    batch_size=500,
+    optimizer="muon",
+    weight_decay=2e-6,
+    label_smoothing=0.2,
+    weights="none",
+)
+METHODS = {
+    "finetune": replace(SCRATCH, weights=None, stages=(Stage(epochs=12, learning_rate=0.08, schedule="linear"),)),
+    "probe": Training("transferred_cnn", (Stage(12, 2e-3),), {"trainable": "head"}, weight_decay=1e-2, views=4),
+    "scratch": SCRATCH,
+}
+EXPERIMENT = Experiment(
+    number=9,
+    name="cifar100_transfer",
+    variants=METHODS
+    | {f"{name}_{count}": replace(METHODS[name], per_class=count) for count in (50, 250, 1000) for name in METHODS},
+    summary="transfer",
+)
+
+if __name__ == "__main__":
+    main(EXPERIMENT)
