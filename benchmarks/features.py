@@ -1,4 +1,4 @@
-"""What do stored features of a frozen backbone save? Experiment 1 both ways, and what experiment 2's cost at 224 pixels.
+"""What do stored features of a frozen backbone save? Experiment 1 both ways, and the cost of experiment 2's.
 
 Run: python benchmarks/features.py [--full]
 Each side is a process that trains an experiment's best recipe and starts with an empty cache: through the backbone in
@@ -72,7 +72,7 @@ def trained(job):
 
 
 def measured(cache, **job):
-    """What `trained` returns, from a process whose cache is the folder `cache`; on shapes and random weights if not said."""
+    """What `trained` returns, from a process with this cache; on shapes and from random weights where not said."""
     environment = os.environ | {"CIFAR_KERAS_CACHE": cache}
     job = {"dataset": "shapes", "weights": None} | job
     os.sync()  # what the side before has left to write is not this one's to wait for

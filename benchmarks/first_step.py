@@ -1,9 +1,9 @@
 """How soon does ResNet50 train its first step? Ours against plain Keras.
 
 Run: python benchmarks/first_step.py [--full]
-Each side is a process of its own: build, compile, first step of batch 128 at 32 pixels. Ours makes the optimiser's slots
-and the metrics before the step, as `train.fit` does, so that the step is traced once; plain Keras makes them inside it,
-and traces it twice. The command is `experiments/exp3_finetune.py` on the embedded set, to the end of its first step.
+Each side is a process of its own: build, compile, first step of batch 128 at 32 pixels. Ours makes the optimiser's
+slots and the metrics before the step, as `train.fit` does, so that the step is traced once; plain Keras makes them
+inside it, and traces it twice. The command is `experiments/exp3_finetune.py` on the embedded set, with one step.
 """
 
 import statistics

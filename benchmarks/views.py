@@ -1,8 +1,8 @@
 """Experiment 2's stored views: is memory flat, and what does accuracy say of their number?
 
 Run: python benchmarks/views.py [--full]
-Memory: one view at 224 pixels of 500 and of 2,000 images, each in a process. Accuracy, with `--full`: 1,000 training and
-1,000 val images of the newest full run of experiment 3 below this project, on its weights, with V views and with
+Memory: one view at 224 pixels of 500 and of 2,000 images, each in a process. Accuracy, with `--full`: 1,000 training
+and 1,000 val images of the newest full run of experiment 3 below this project, on its weights, with V views and with
 augmentation on the fly. Nothing here is a time, so that other work may run beside it.
 """
 
