@@ -108,7 +108,7 @@ def test_an_experiment_reads_like_a_notebook_entry(path):
         assert f"\n{line}" in document
     assert {training.model for training in experiment.variants.values()} <= set(MODELS)
     if experiment.number <= 4:
-        assert set(experiment.variants) == {"best", "published"}
+        assert set(experiment.variants) >= {"best", "published"}
         assert "Assumed here" in " ".join(document.split())
 
 
