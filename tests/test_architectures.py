@@ -100,7 +100,7 @@ def test_a_frozen_batchnorm_may_follow_the_batch_without_training():
         row, model = model_of("resnet18_224", pixels=32, trainable="head", frozen_norm=norm)
         set_trainable(model, row, freeze_backbone=False)
         assert trained(model) == {"logits"}
-        before = {v.path: np.array(v) for v in model.variables}
+        before = {v.path: v.numpy() for v in model.variables}
         model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         model.train_on_batch(images, np.arange(16) % 10)
         changed = {path.split("/")[-1] for path, v in before.items() if not np.array_equal(v, _of(model, path))}
@@ -108,7 +108,7 @@ def test_a_frozen_batchnorm_may_follow_the_batch_without_training():
 
 
 def _of(model, path):
-    return np.array(next(v for v in model.variables if v.path == path))
+    return next(v for v in model.variables if v.path == path).numpy()
 
 
 # --- torchvision's weights ---

@@ -70,12 +70,12 @@ def test_every_saved_form_gives_the_same_probabilities(saved):
 
 
 @pytest.mark.parametrize("head", blocks.HEADS)
-def test_every_head_begins_with_a_pooling_that_gives_a_vector_an_image(head):
+def test_every_head_begins_with_a_layer_that_gives_a_vector_an_image(head):
     """Where `features` cuts."""
     features = keras.Input((2, 2, 5))
     model = keras.Model(features, blocks.HEADS[head](features, 10))
     assert model.layers[1].name == "head_pool" and not model.layers[1].weights
-    assert model.layers[1].output.shape == (None, 5)
+    assert model.layers[1].output.shape == (None, 20 if head.startswith("dense") else 5)
 
 
 def test_files_say_what_they_are(saved):

@@ -66,7 +66,7 @@ def write(experiment, records, root):
 
 
 def families(experiment, records):
-    """The `Family`s of an experiment; a baseline that starts at random stands beside runs from any weights."""
+    """The `Family`s of an experiment; a baseline that starts at random stands beside runs from any."""
     found = {}
     for group in newest_recipes(records):
         if group[0]["experiment"] == experiment.key and group[0]["variant"] in experiment.variants:
@@ -77,7 +77,7 @@ def families(experiment, records):
             found.setdefault(key, []).append((config, baseline, group))
     for members in found.values():
         sources = {config.weights: config for config, baseline, _ in members if not baseline}
-        for source, first in (sources or {"none": members[0][0]}).items():
+        for source, first in sources.items():
             cells = {c.variant: group for c, baseline, group in members if baseline or c.weights == source}
             ordered = {variant: cells[variant] for variant in experiment.variants if variant in cells}
             yield Family(experiment, stem(dataclasses.replace(first, variant="best", seed=0)), ordered)
@@ -301,7 +301,7 @@ def transfer_text(family):
             rows.append({"labelled a class": f"{count:,}", "method": method, **_against(base, runs)})
             gains.append((count, method, base, runs))
     if not rows:
-        return ["No variant has been run beside its baseline from scratch yet."]
+        return ["No variant has been run beside the network from scratch yet."]
     rows.sort(key=lambda row: (int(row["labelled a class"].replace(",", "")), row["method"]))
     note = "Minus the network from random weights, on the same labelled images and for as many epochs, in points."
     return ["## What transfer adds", note, _table(rows), *_gains(*max(gains, key=lambda g: (g[0], g[1] == "finetune")))]
