@@ -276,7 +276,7 @@ def test_a_baseline_from_scratch_ignores_the_given_weights(root):
     assert source["weights"] == scratch["weights"] == "none" and "weights" not in scratch["config"]["overrides"]
     assert moved["weights"].startswith("exp4_shapes") and moved["config"]["dataset"] == "shapes-ring+star+tee"
     (summary,) = (root / "results").glob("exp9_shapes-ring*.md")
-    assert "from scratch" in summary.read_text() and "paired" not in summary.read_text()  # one seed
+    assert "from scratch" in summary.read_text() and "paired t" not in summary.read_text()  # one seed
 
 
 def test_a_network_that_must_be_moved_from_somewhere_says_from_where(tmp_path):

@@ -319,7 +319,7 @@ def _against(base, runs):
     verdict = "helps" if d.low > 0 else "hurts" if d.high < 0 else "can't be told from zero"
     return {
         "test": accuracy(runs), "from scratch": accuracy(base),
-        "difference [95%]": f"{points(d.value)} [{points(d.low)}, {points(d.high)}] ({d.kind}, {len(seeds)} seeds)",
+        "difference [95%]": f"{points(d.value)} [{points(d.low)}, {points(d.high)}] ({d.kind}, {len(seeds)} seed{'s' * (len(seeds) > 1)})",
         "transfer": verdict,
     }  # fmt: skip
 
