@@ -8,7 +8,6 @@ import tensorflow as tf
 
 from cifar_keras.augment import augmented
 
-
 AHEAD = 2  # batches that are made while the model is busy with another
 
 
