@@ -316,10 +316,11 @@ def _against(base, runs):
     else:
         n = runs[0]["test_n"]
         d = evaluate.difference_unpaired(base[0]["test_accuracy"], n, runs[0]["test_accuracy"], n)
+    behind = f"{d.kind}, {len(seeds)} seed{'s' * (len(seeds) > 1)}"
     verdict = "helps" if d.low > 0 else "hurts" if d.high < 0 else "can't be told from zero"
     return {
         "test": accuracy(runs), "from scratch": accuracy(base),
-        "difference [95%]": f"{points(d.value)} [{points(d.low)}, {points(d.high)}] ({d.kind}, {len(seeds)} seed{'s' * (len(seeds) > 1)})",
+        "difference [95%]": f"{points(d.value)} [{points(d.low)}, {points(d.high)}] ({behind})",
         "transfer": verdict,
     }  # fmt: skip
 
