@@ -132,3 +132,10 @@ def test_evaluation_keeps_order_and_tail():
     parts = batches(evaluation_pipeline(split, batch_size=4))
     np.testing.assert_array_equal(np.concatenate([images for images, _ in parts]), split.images)
     np.testing.assert_array_equal(np.concatenate([labels for _, labels in parts]), split.labels)
+
+
+def test_no_stream_is_autotuned():
+    """Else its end waits for a thread that sleeps for seconds."""
+    split = noise(20)
+    streams = (train_pipeline(split, batch_size=5, seed=0, epochs=2), evaluation_pipeline(split, batch_size=5))
+    assert [stream.options().autotune.enabled for stream in streams] == [False, False]
