@@ -55,7 +55,7 @@ def rows_of(name, *, full):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def measurement(name, *, full):
+def measurement(name, *, full, commit):
     """A benchmark's rows with what they were measured on, as stored."""
     start, rows = time.perf_counter(), rows_of(name, full=full)
     return {
@@ -64,7 +64,7 @@ def measurement(name, *, full):
         "seconds": time.perf_counter() - start,
         "hardware": measure.hardware(),
         "versions": ", ".join(versions()),
-        "commit": git_commit() or "unknown",
+        "commit": commit,
         "rows": rows,
     }
 
@@ -87,7 +87,8 @@ def report(store):
     return "\n\n".join(
         (
             "# Benchmarks",
-            "Written by `make bench`. Each ratio comes from one run on one machine. `met` is `-` where a target does "
+            "Written by `make bench`. Each ratio comes from one run on one machine (that of against_tutorial.py from a "
+            "stored run on the same kind of machine). `met` is `-` where a target does "
             "not apply or a side was not measured. Values are medians of windows; a ratio is the median of ratios "
             "within a round ([measure.py](measure.py)).",
             "## Targets",
@@ -110,10 +111,11 @@ def section(name, one):
 
 def collect(chosen, full):
     """Runs benchmarks, prints and stores as it goes, and returns the exit code: 1 where one failed."""
+    commit = git_commit() or "unknown"  # before what is written here counts as a change
     store = json.loads(STORE.read_text(encoding="utf-8")) if STORE.is_file() else {}
     for name in chosen:
         print(f"== benchmarks/{name}.py", flush=True)
-        store[name] = measurement(name, full=full)
+        store[name] = measurement(name, full=full, commit=commit)
         print(measure.table(store[name]["rows"], "plain"), flush=True)
         write_text(STORE, json.dumps(store, indent=1, allow_nan=False) + "\n")
         write_text(RESULTS, report(store) + "\n")

@@ -3,12 +3,8 @@
 Run: python benchmarks/features.py [--full]
 Each side is a process that trains an experiment's best recipe and starts with an empty cache: through the backbone in
 every epoch, or on features, whose extraction counts. The short form takes 8,000 images and four minutes on 2 cores, the
-full one all 45,000. What views do to accuracy and memory is measured by `views.py`.
-
-Measured on 2 AVX-512 cores for the extraction, and left out: XLA on the forward pass (180 images/s at 32 pixels in
-place of 1,000), BatchNorm folded into the convolutions (1.1 times as fast at 32 and at 224 pixels, for other last
-digits), a graph of constants (the same 1.1, TensorFlow alone). Blocks of 500 images at 32 pixels are 1.1 times as fast
-as blocks of 128; at 224, blocks of 16 to 64 are alike.
+full one all 45,000. What views do to accuracy and memory is measured by `views.py`;
+what was tried for the extraction and left out stands in docs/speed.md.
 """
 
 import json
@@ -39,7 +35,6 @@ def trained(job):
     from cifar_keras import runtime
 
     runtime.setup()
-    import dataclasses
     import runpy
 
     from cifar_keras import config, features
@@ -53,17 +48,15 @@ def trained(job):
     dataset = load(job["dataset"], limits=limits)
     training = config.cut(training, config.BUDGETS["full"], images=job["train"], images_per_second=0)
     training = config.with_views(config.with_epochs(training, job["epochs"]), job["views"])
-    names = {"experiment": "", "variant": "", "budget": "", "weights": "", "precision": "float32", "overrides": {}}
-    facts = {"dataset": dataset.slug, "fingerprint": dataset.fingerprint, "row": dataclasses.asdict(model_row)}
-    run = config.RunConfig(**names, **facts, number=0, seed=0, deterministic=False, limits=limits, training=training)
     model = build(model_row, image_shape=dataset.image_shape, classes=len(dataset.class_names), steps=1000, seed=0)
     if job["weights"]:
         load_backbone(model, Path(job["weights"]))
     with tempfile.TemporaryDirectory() as folder:
         resume, parts, start = Resume(Path(folder)), (model, model_row, dataset), time.perf_counter()
-        progress = resume.load(run.identity)
+        progress = resume.load("a benchmark")
         if features.applicable(model, model_row, training):
-            parts = features.extracted(*parts, run, resume=resume, progress=progress)
+            machine = {"seed": 0, "deterministic": False}
+            parts = features.extracted(*parts, training, **machine, resume=resume, progress=progress)
         fit(*parts, training, seed=0, resume=resume, progress=progress)
         seconds = time.perf_counter() - start
     extraction = progress.feature_seconds(cached=False)
@@ -71,7 +64,7 @@ def trained(job):
     return {"seconds": seconds, "extraction": extraction, "accuracy": accuracy, "peak": peak}
 
 
-def measured(cache, **job):
+def outcome(cache, **job):
     """What `trained` returns, from a process with this cache; on shapes and from random weights where not said."""
     environment = os.environ | {"CIFAR_KERAS_CACHE": cache}
     job = {"dataset": "shapes", "weights": None} | job
@@ -90,8 +83,8 @@ def rows(full):
 def frozen(cache, *, count):
     """Ten epochs of experiment 1 on that many images, through the backbone and on features."""
     job = {"experiment": "exp1_frozen.py", "train": count, "val": count // 9, "epochs": 10}
-    direct = measured(cache, **job, views=0)
-    stored = measured(cache, **job, views=None)
+    direct = outcome(cache, **job, views=0)
+    stored = outcome(cache, **job, views=None)
     ratio = direct["seconds"] / stored["seconds"]
     parts = f"{stored['extraction']:.1f} s of it extraction"
     return [
@@ -105,7 +98,7 @@ def frozen(cache, *, count):
 def extraction(cache, *, counts):
     """The pace at 224 pixels, from the difference between more images and fewer, and what all images would take."""
     job = {"experiment": "exp2_augment_224.py", "val": 32, "epochs": 1, "views": 1}
-    few, many = (measured(cache, **job, train=count)["extraction"] for count in counts)
+    few, many = (outcome(cache, **job, train=count)["extraction"] for count in counts)
     pace = (many - few) / (counts[1] - counts[0])  # without what both spend on starting
     return [
         row(AUGMENTED, "extraction", 1 / pace, "images/s"),

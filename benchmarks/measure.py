@@ -43,13 +43,14 @@ class Side:
     def __init__(self, arguments, *, images, environment=None):
         self.images, self.failure, self.pace = images, None, None
         self.errors = tempfile.TemporaryFile("w+")
+        self.folder = tempfile.TemporaryDirectory()  # for what the process leaves when it is ended midway
         self.process = subprocess.Popen(
             [sys.executable, str(SIDES), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
             text=True,
-            env={**os.environ, **(environment or {})},
+            env={**os.environ, "TMPDIR": self.folder.name, **(environment or {})},
         )
 
     def ready(self):
@@ -72,8 +73,10 @@ class Side:
         steps = steps or max(1, round(seconds / self.pace))
         self.process.stdin.write(f"{lead} {steps} {what}\n")
         self.process.stdin.flush()
-        taken = self._answer()
-        return steps * self.images / taken if taken else None
+        if (taken := self._answer()) is None:
+            return None
+        self.pace = taken / steps  # better known than after the warm-up
+        return steps * self.images / taken
 
     def _answer(self):
         """The seconds that the process sends; what it said last where it ends instead."""
@@ -92,6 +95,7 @@ class Side:
         self.process.wait()
         self.process.stdout.close()
         self.errors.close()
+        self.folder.cleanup()
 
 
 @dataclass(frozen=True)

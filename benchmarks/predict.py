@@ -46,18 +46,18 @@ def rows(full):
 
 
 def compared(comparison, full):
-    """The rows of one model. A window is one pass over the images."""
+    """The rows of one model. A window is one pass over the images. The first of each is not timed."""
     count = comparison.images if full else comparison.few
     turns = {}
     for layout in LAYOUTS if measure.installed("torch") else ():
         side = Side(("torch_predict", comparison.name, layout, str(count)), images=count).ready()
         turns |= {f"PyTorch {layout}, batch {size}": Turn(side, str(size)) for size in comparison.batch_sizes}
-    one_pass = {"seconds": 0.0, "lead": 0}
-    with measure.fastest_turn(comparison.title, turns, rounds=1, **one_pass) as (best, turn, tried):
+    one_pass = {"rounds": 1, "seconds": 0.0, "lead": 1}
+    with measure.fastest_turn(comparison.title, turns, **one_pass) as (best, turn, tried):
         ours = Side(("predict", comparison.name, str(count)), images=count)
         both = {"ours": Turn(ours), "theirs": turn} if turn else {"ours": Turn(ours)}
         try:
-            speeds = measure.rounds_of(both, rounds=5 if full else 3, **one_pass)
+            speeds = measure.rounds_of(both, rounds=5 if full else 3, seconds=0.0, lead=0)
             failure = ours.failure
         finally:
             ours.close()

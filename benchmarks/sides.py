@@ -104,12 +104,13 @@ def on_batch(clock, name):
     """The bare step of the same model on one batch in memory: what `fit` would cost without data and callbacks."""
     row, model, training = keras_model(name)
     from cifar_keras.optim import CrossEntropy, make_optimizer
+    from cifar_keras.train import make_variables
     from cifar_keras.zoo import set_trainable
 
     set_trainable(model, row, freeze_backbone=False)
     optimizer = make_optimizer(training, training.stages[0], steps=1000)
     model.compile(optimizer, CrossEntropy(training.label_smoothing), metrics=["accuracy"])
-    model.optimizer.build(model.trainable_variables)
+    make_variables(model)
     batch = noise(training.batch_size)
     while True:
         model.train_on_batch(*batch)

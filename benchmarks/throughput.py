@@ -60,8 +60,6 @@ def compared(comparison, full):
     how = {"rounds": 3, "seconds": 10} if full else {"rounds": 1, "seconds": 3}
     with measure.fastest_turn(comparison.title, loops, **how) as (best, loop, tried):
         turns = our_turns(comparison, full)
-        for turn in turns.values():
-            turn.side.ready()
         turns |= {PYTORCH: loop} if loop else {}
         try:
             speeds = measure.rounds_of(turns, rounds=5 if full else 3, seconds=15 if full else 4)
@@ -75,18 +73,17 @@ def compared(comparison, full):
 
 
 def our_turns(comparison, full):
-    """Our sides, all warming up at once."""
-    name, images = comparison.name, comparison.batch_size
-    turns = {
-        OURS: Turn(Side(("fit", name), images=images, environment={"KERAS_BACKEND": "tensorflow"})),
-        ON_BATCH: Turn(Side(("on_batch", name), images=images, environment={"KERAS_BACKEND": "tensorflow"})),
-    }
+    """Our sides, which warm up one after the other: what they then take for a step decides how many a window has."""
+
+    def turn(what, backend, **environment):
+        environment = {"KERAS_BACKEND": backend, **environment}
+        return Turn(Side((what, comparison.name), images=comparison.batch_size, environment=environment).ready())
+
+    turns = {OURS: turn("fit", "tensorflow"), ON_BATCH: turn("on_batch", "tensorflow")}
     if full and comparison.onednn:
-        environment = {"KERAS_BACKEND": "tensorflow", "TF_ENABLE_ONEDNN_OPTS": "0"}
-        turns[WITHOUT_ONEDNN] = Turn(Side(("fit", name), images=images, environment=environment))
-    for backend in filter(measure.installed, BACKENDS if full else ()):
-        turns[on(backend)] = Turn(Side(("fit", name), images=images, environment={"KERAS_BACKEND": backend}))
-    return turns
+        turns[WITHOUT_ONEDNN] = turn("fit", "tensorflow", TF_ENABLE_ONEDNN_OPTS="0")
+    others = filter(measure.installed, BACKENDS if full else ())
+    return turns | {on(backend): turn("fit", backend) for backend in others}
 
 
 def on(backend):

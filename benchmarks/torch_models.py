@@ -174,7 +174,9 @@ class Muon(torch.optim.Optimizer):
         self.others.step()
         for group in self.param_groups:
             for kernel in group["params"]:
-                buffer = self.state[kernel].setdefault("momentum", torch.zeros_like(kernel))
+                if "momentum" not in self.state[kernel]:
+                    self.state[kernel]["momentum"] = torch.zeros_like(kernel)
+                buffer = self.state[kernel]["momentum"]
                 buffer.mul_(group["momentum"]).add_(kernel.grad)
                 update = kernel.grad.add(buffer, alpha=group["momentum"])
                 kernel.mul_(math.sqrt(len(kernel)) / kernel.norm())

@@ -62,7 +62,7 @@ class Options:
     )
     dataset: str | None = _option(
         None,
-        "cifar10, cifar100, shapes, or the path of an image folder (default cifar10; demo: shapes)",
+        "cifar10, cifar100, shapes, shapes100, or the path of an image folder (default cifar10; demo: shapes)",
         metavar="NAME|DIR",
     )
     classes: str | None = _option(
@@ -94,6 +94,7 @@ class Options:
     root: str = _option(str(PROJECT), "where model_cp/, Models/ and results/ go (default: the project)", metavar="DIR")
     fresh: bool = _option(False, "start over, whatever has been done")
     dry_run: bool = _option(False, "print configuration, parameters, splits and paths; train nothing")
+    tables: bool = _option(False, "train nothing: only write the experiment's own table and figure anew")
     verbose: bool = _option(False, "show TensorFlow's messages, and where an unexpected error came from")
 
     def changes(self):
@@ -139,6 +140,8 @@ def main(experiment, arguments=None):
         choices = ", ".join((*experiment.variants, "all"))
         parser.error(f"argument --variant: invalid choice: {variant!r} (choose from {choices})")
     variants = tuple(experiment.variants) if variant == "all" else (variant,)
+    if options.tables:
+        sys.exit(guarded(lambda: tables(experiment, options), verbose=options.verbose))
     if len(variants) * len(options.seed) > 1:
         sys.exit(
             guarded(lambda: each(experiment, arguments, variants=variants, seeds=options.seed), verbose=options.verbose)
@@ -153,6 +156,16 @@ def one(experiment, options):
     from cifar_keras import runner
 
     runner.run(experiment, options)
+    return 0
+
+
+def tables(experiment, options):
+    """Derives the experiment's own table and figure from the records, where it has any."""
+    from cifar_keras import results
+    from cifar_keras.report import summary
+
+    for path in summary.write(experiment, results.read(options.root), options.root):
+        print(path)
     return 0
 
 

@@ -36,6 +36,7 @@ class Entry:
         question: the first line of the docstring.
         variants: names of the variants that the file writes out.
         published: accuracies that the source reported, by split.
+        summary: whether it has a table of its own.
     """
 
     key: str
@@ -44,6 +45,7 @@ class Entry:
     question: str
     variants: tuple[str, ...]
     published: dict
+    summary: bool = False
 
 
 def experiments(folder=PROJECT / "experiments"):
@@ -71,6 +73,7 @@ def _entry(path):
         question=lines[0] if lines else "",
         variants=tuple(names),
         published=ast.literal_eval(published) if _is_dict(published) else {},
+        summary=_argument(tree, "summary") is not None,
     )
 
 
@@ -303,6 +306,9 @@ def collate(root, *, fmt="text", write=False, folder=PROJECT / "experiments"):
     records, entries = results.rebuild(root), experiments(folder)
     print(comparison(records, entries, fmt))
     if write:
+        for entry in entries:
+            if entry.summary:
+                process(entry.path, ["--tables", "--root", str(root)])
         for path, text in refreshed(records, folder).items():
             if text != path.read_text(encoding="utf-8"):
                 write_text(path, text)
@@ -329,9 +335,17 @@ def refreshed(records, folder=PROJECT / "experiments"):
     """What README.md and the experiment files should say, given these records: path -> text. Nothing is written."""
     entries, folder = experiments(folder), Path(folder)
     texts = {entry.path: entry.path.read_text(encoding="utf-8") for entry in entries}
-    texts = {path: table.with_result(text, table.docstring_result(records, path.stem)) for path, text in texts.items()}
+    found = {entry.path: _result(entry, records) for entry in entries}
+    texts = {path: table.with_result(text, found[path]) for path, text in texts.items()}
     readme = folder.parent / "README.md"
     markdown = readme.read_text(encoding="utf-8")
     study = [entry for entry in entries if entry.number in STUDY]  # the others have tables of their own in results/
     own = [record for record in records if record["experiment"] in {entry.key for entry in study}]
     return texts | {readme: table.generated(markdown, "results", comparison(own, study, "markdown"))}
+
+
+def _result(entry, records):
+    """The `Result` line of an experiment's docstring."""
+    if entry.summary and any(table.counts(record) for record in records if record["experiment"] == entry.key):
+        return f"Result   see results/exp{entry.number}*.md"
+    return table.docstring_result(records, entry.key)

@@ -134,6 +134,7 @@ class Experiment:
         summary: how the variants are compared in a table and a figure of their own, a key of `report.summary.KINDS`;
             None: in the table of all results alone.
         published_classes: per-class test accuracies that the source reported, by variant and class name.
+        about: slug of the dataset that the question is about; its table stands there before there is a run on it.
     """
 
     number: int
@@ -142,6 +143,7 @@ class Experiment:
     published: dict = field(default_factory=dict)
     summary: str | None = None
     published_classes: dict[str, dict[str, float]] = field(default_factory=dict)
+    about: str = "cifar10"
 
     @property
     def key(self):

@@ -60,7 +60,7 @@ def coarse_accuracy(labels, probabilities, superclass):
     Args:
         labels: int `(images,)`, of classes.
         probabilities: `(images, classes)`.
-        superclass: int `(classes,)`, the superclass of each.
+        superclass: int `(classes,)`, the superclass of each; -1 for classes without images.
     """
     sums = np.stack([probabilities[:, superclass == coarse].sum(axis=1) for coarse in range(superclass.max() + 1)], 1)
     return accuracy(superclass[labels], sums)
@@ -231,7 +231,7 @@ def difference_seeds_paired(a, b, *, confidence=0.95):
     differences = [after - before for before, after in zip(a, b, strict=True)]
     half = _student(len(differences) - 1, confidence) * (variance(differences) / len(differences)) ** 0.5
     centre = mean(differences)
-    return Estimate(centre, max(-1.0, centre - half), min(1.0, centre + half), "paired t")
+    return _bounded(centre, centre - half, centre + half, "paired t", lowest=-1.0)
 
 
 def _bounded(value, low, high, kind, *, lowest):

@@ -7,12 +7,14 @@ Both share the whole model's layers, so that one has the trained head afterwards
 
 Features are float32, as the network computes them: 8 KiB an image for ResNet50, 369 MB a view of 45,000 images. Half
 of that in float16 would cost four of seven digits, and computing a view (half an hour at 224 pixels on two cores) takes
-the time that there is long before it takes the disk. `$CIFAR_KERAS_CACHE/features` may be deleted at any time.
+the time that there is long before it takes the disk. `$CIFAR_KERAS_CACHE/features` may be deleted at any time, also
+under a run, which holds on to the files that it has opened.
 """
 
 import contextlib
 import dataclasses
 import hashlib
+import importlib.metadata
 import io
 import json
 import os
@@ -29,7 +31,7 @@ from tqdm import tqdm
 
 from cifar_keras import runtime
 from cifar_keras.augment import augmented
-from cifar_keras.config import ConfigError, RunFailedError
+from cifar_keras.config import ConfigError, HeldError, RunFailedError
 from cifar_keras.datasets.base import Split
 from cifar_keras.datasets.folder import cache, cache_folder
 from cifar_keras.files import lock, settle
@@ -62,15 +64,18 @@ class Stored:
     """An `.npy` file, mapped only while it is indexed: pages of a map that stays open count as the process's memory."""
 
     def __init__(self, path):
-        self.path = path
         mapped = np.load(path, mmap_mode="r")
-        self.shape, self.dtype = mapped.shape, mapped.dtype
+        self.shape, self.dtype, self.offset = mapped.shape, mapped.dtype, mapped.offset
+        self.file = open(path, "rb")  # outlives the file's name
+
+    def __del__(self):
+        self.file.close()
 
     def __len__(self):
         return self.shape[0]
 
     def __getitem__(self, key):
-        return np.array(np.load(self.path, mmap_mode="r")[key])
+        return np.array(np.memmap(self.file, self.dtype, "r", self.offset, self.shape)[key])
 
 
 @dataclass(frozen=True)
@@ -168,6 +173,7 @@ class FeatureFile:
                 journal.write(_line(mark - before, rows))
                 journal.flush()
                 each(len(images))
+            os.fsync(journal.fileno())  # else a power cut may leave whole numbers that nothing vouches for
         return seconds
 
 
@@ -217,7 +223,7 @@ def views_of(row, training):
     return min(training.views or training.epochs, training.epochs) if row.augmentation else 1
 
 
-def extracted(model, row, dataset, config, *, resume, progress):
+def extracted(model, row, dataset, training, *, seed, deterministic, resume, progress):
     """Cuts a model with a frozen backbone, and extracts the features that are not in the cache.
 
     Killed, it goes on behind the last finished block. Equal arguments give equal features to the last bit, cached,
@@ -227,14 +233,16 @@ def extracted(model, row, dataset, config, *, resume, progress):
         model: from `zoo.build`, with the weights that training starts from; see `applicable`.
         row: its `zoo.ModelRow`.
         dataset: `datasets.base.Dataset`, of images.
-        config: `config.RunConfig`.
+        training: `config.Training`.
+        seed: the run's, of augmentation.
+        deterministic: whether kernels are forced to be reproducible.
         resume: `train.Resume`.
         progress: `train.Progress`; `features` says afterwards what came from where.
     Returns: `(head, row, dataset)` for `fit`: the dataset's train and val hold features; test keeps its images.
     Raises: ConfigError if the disk has no room for them; RunFailedError if it is full nevertheless.
     """
     trunk, head = cut(model)
-    files = planned(trunk, row, dataset, config)
+    files = planned(trunk, row, dataset, training, seed=seed, deterministic=deterministic)
     done = [file.intact() for file in files]
     print(said(files, done), flush=True)
     require_room(files, done)
@@ -243,30 +251,31 @@ def extracted(model, row, dataset, config, *, resume, progress):
             if file.whole(seconds):
                 progress.features.setdefault(file.path.name, {"seconds": sum(seconds), "cached": True})
             else:
-                _complete(file, trunk, report=report, resume=resume, progress=progress)
+                missing = len(file.split) - file.images(len(seconds))
+                _complete(file, trunk, missing=missing, report=report, resume=resume, progress=progress)
     *views, val = (Stored(file.path) for file in files)
     train = Views(views[0], dataset.train.labels, dataset.train.coarse_labels, tuple(views))
-    val = Views(val, dataset.val.labels, dataset.val.coarse_labels, (val,))
+    val = dataclasses.replace(dataset.val, images=val)
     return head, dataclasses.replace(row, augmentation=()), dataclasses.replace(dataset, train=train, val=val)
 
 
-def described(model, row, dataset, config):
+def described(model, row, dataset, training, *, seed, deterministic):
     """The line of `said` for a run that has not begun. Arguments as for `extracted`."""
-    files = planned(cut(model)[0], row, dataset, config)
+    files = planned(cut(model)[0], row, dataset, training, seed=seed, deterministic=deterministic)
     return said(files, [file.intact() for file in files])
 
 
-def planned(trunk, row, dataset, config):
+def planned(trunk, row, dataset, training, *, seed, deterministic):
     """The files that a run needs: one for each view of train, then val.
 
     Their names say what they hold, and end with a digest of all that their numbers depend on. Arguments as for
     `extracted`.
     """
     plain = {"seed": 0, "epoch": 0, "augmentation": ()}
-    changed = {"seed": config.seed, "augmentation": row.augmentation} if row.augmentation else plain
-    views = [changed | {"epoch": view} for view in range(views_of(row, config.training))]
+    changed = {"seed": seed, "augmentation": row.augmentation} if row.augmentation else plain
+    views = [changed | {"epoch": view} for view in range(views_of(row, training))]
     block = min(evaluation_batch(row, dataset), len(dataset.train))
-    facts = {**_network(trunk), **_machine(config), "dataset": dataset.fingerprint, "block": block}
+    facts = {**_network(trunk), **_machine(deterministic), "dataset": dataset.fingerprint, "block": block}
     pixels = {name: _pixels(getattr(dataset, name).images) for name in ("train", "val")}
 
     steps = _steps(row.augmentation, dataset.train.images)
@@ -291,11 +300,13 @@ def _network(trunk):
     return {"layers": layers, "weights": digest.hexdigest()}
 
 
-def _machine(config):
+def _machine(deterministic):
     """What changes the last digits."""
     names = ("backend", "device", "keras", "tensorflow")
     facts = {name: value for name, value in runtime.environment().items() if name in names}
-    return facts | {"onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS"), "deterministic": config.deterministic}
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        facts["backend_version"] = importlib.metadata.version(facts["backend"])
+    return facts | {"onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS"), "deterministic": deterministic}
 
 
 def _pixels(images):
@@ -307,21 +318,23 @@ def _pixels(images):
 
 
 def _steps(names, images):
-    """The digest of what augmentation makes of eight images: other code under the same names gives another."""
-    seeds = np.array([[0, 0, index] for index in range(8)], "int32")
-    probe = np.resize(images[:8], (8, *images.shape[1:]))
+    """The digest of what augmentation makes of some images: other code under the same names gives another."""
+    seeds = np.random.RandomState(0).randint(0, 2**16, (64, 3)).astype("int32")  # odd epochs as well as even ones
+    probe = np.resize(images[:8], (64, *images.shape[1:]))
     return _digest(np.asarray(augmented(probe, seeds, names)).tobytes()).decode()
 
 
-def _complete(file, trunk, *, report, resume, progress):
+def _complete(file, trunk, *, missing, report, resume, progress):
     """Extracts what is missing of a file, and notes what it took before the file counts as whole: no kill loses that.
 
     Raises: HeldError after a day in which another process has been at it.
     """
-    with lock(file.path, timeout=24 * 3600, busy="Another process is extracting the same features."), _told(file):
+    with _turn(file), _told(file):
         seconds = file.intact()
         cached = file.whole(seconds)  # by the process that this one has waited for
-        if not cached:
+        if cached:
+            report.skip(missing)
+        else:
             if file.path.is_file():
                 print(f"{file.path} is damaged: computed again from block {len(seconds) + 1} on", flush=True)
                 os.replace(file.path, file.partial)
@@ -330,6 +343,19 @@ def _complete(file, trunk, *, report, resume, progress):
         resume.note(progress)
         if not cached:
             settle(file.partial, file.path)
+
+
+@contextlib.contextmanager
+def _turn(file):
+    """Holds the file's lock; where another process has it, says so and waits."""
+    busy = "Another process is extracting the same features."
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(lock(file.path, timeout=0, busy=busy))
+        except HeldError as error:
+            print(f"{error} This one waits for it.", flush=True)
+            stack.enter_context(lock(file.path, timeout=24 * 3600, busy=busy))
+        yield
 
 
 @contextlib.contextmanager
@@ -404,6 +430,11 @@ class Report:
 
     def __exit__(self, *error):
         self.bar.close()
+
+    def skip(self, images):
+        """To be called when another process has meanwhile made a file of so many images."""
+        self.bar.update(images)
+        self.left, self.todo = self.left - images, self.todo - images
 
     def update(self, images):
         """To be called when some more images have their features."""

@@ -26,17 +26,29 @@ def probabilities(model, images, *, batch_size):
 
 def augmented_probabilities(model, images, *, batch_size):
     """The weighted mean of the probabilities of six views of each image. Arguments and result as `probabilities`."""
-    count = 10 * batch_size  # whose views are held at a time: memory stays flat however many there are
-    starts = range(0, len(images), count)
-    return np.concatenate([_mean_over_views(model, np.asarray(images[i : i + count]), batch_size) for i in starts])
+    views = ((Moved(images, move, mirrored), weight) for move, mirrored, weight in VIEWS)
+    return sum(weight * probabilities(model, view, batch_size=batch_size) for view, weight in views)
 
 
-def _mean_over_views(model, images, batch_size):
-    padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), "reflect")
-    height, width = images.shape[1:3]
-    total = 0.0
-    for move, mirrored, weight in VIEWS:
-        view = padded[:, 1 + move : 1 + move + height, 1 + move : 1 + move + width]
-        view = view[:, :, ::-1] if mirrored else view
-        total = total + weight * probabilities(model, view, batch_size=batch_size)
-    return total
+class Moved:
+    """Images moved by up to a pixel along the diagonal, borders reflected, and mirrored or not; made when indexed.
+
+    Args:
+        images: uint8 `(n, height, width, 3)`; an array or a memory map.
+        move: -1, 0 or 1 pixels down and to the right that the view begins.
+        mirrored: left to right.
+    """
+
+    def __init__(self, images, move, mirrored):
+        self.images, self.move, self.mirrored = images, move, mirrored
+        self.shape, self.dtype = images.shape, images.dtype
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, key):
+        """`key` is an array of indices."""
+        padded = np.pad(np.asarray(self.images[key]), ((0, 0), (1, 1), (1, 1), (0, 0)), "reflect")
+        first, (height, width) = 1 + self.move, self.shape[1:3]
+        view = padded[:, first : first + height, first : first + width]
+        return view[:, :, ::-1] if self.mirrored else view

@@ -124,8 +124,8 @@ def make_schedule(stage, *, steps):
     if stage.schedule == "linear":
         return schedules.PolynomialDecay(stage.learning_rate, steps, end_learning_rate=0.0)
     if stage.schedule == "step":
-        thirds = [max(1, round(steps * part / 3)) for part in (1, 2)]
-        return schedules.PiecewiseConstantDecay(thirds, [stage.learning_rate * 0.5**n for n in range(3)])
+        last = [round(steps * part / 3) - 1 for part in (1, 2)]  # the last step at each rate
+        return schedules.PiecewiseConstantDecay(last, [stage.learning_rate * 0.5**n for n in range(3)])
     warmup = round(stage.warmup * steps)
     if not warmup:
         return schedules.CosineDecay(stage.learning_rate, steps)

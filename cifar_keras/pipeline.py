@@ -7,8 +7,10 @@ import numpy as np
 import tensorflow as tf
 
 from cifar_keras.augment import augmented
+from cifar_keras.runtime import cores
 
-AHEAD = 2  # batches that are made while the model is busy with another
+READY = 2  # finished batches that wait for the model
+MOST_MADE = 8  # batches being made at once, which bounds memory
 
 
 def steps_per_epoch(split, batch_size):
@@ -37,8 +39,11 @@ def train_pipeline(split, *, batch_size, seed, epochs, first_epoch=0, augmentati
     """
 
     def order(epoch):
-        indices = tf.numpy_function(lambda e: epoch_order(len(split), seed=seed, epoch=int(e)), [epoch], tf.int64)
-        return tf.ensure_shape(indices, (len(split),))
+        def drawn(epoch):
+            return epoch_order(len(split), seed=seed, epoch=int(epoch))
+
+        # Not stateful: under determinism tf.data takes a stream with a stateful function apart and runs it in step.
+        return tf.ensure_shape(tf.numpy_function(drawn, [epoch], tf.int64, stateful=False), (len(split),))
 
     def one_epoch(epoch):
         batches = tf.data.Dataset.from_tensor_slices(order(epoch))
@@ -75,11 +80,12 @@ def _streamed(batches, load):
     """Loads batches ahead of their use, without tf.data's autotuning.
 
     Its thread sleeps ever longer between two looks, and the end of a stream waits for it to wake: a pass that needs 2.6
-    seconds took 5.1 (`docs/speed.md`).
+    seconds took 5.1 (`docs/speed.md`). Batches keep their order, however many are being made.
     """
     options = tf.data.Options()
     options.autotune.enabled = False
-    return batches.map(load, num_parallel_calls=AHEAD).prefetch(AHEAD).with_options(options)
+    workers = max(2, min(cores() // 2, MOST_MADE))
+    return batches.map(load, num_parallel_calls=workers, deterministic=True).prefetch(READY).with_options(options)
 
 
 def shown(split, indices, *, seed, epoch, augmentation):

@@ -35,7 +35,7 @@ COLUMNS = {
     "train_images": "images trained on",
     "val_accuracy": "what selected the epoch, hence slightly too high",
     "val_n": "images of val",
-    "test_accuracy": "the saved model on test, read once, after training",
+    "test_accuracy": "the saved model on test, read once, after training; audits besides select nothing",
     "test_n": "images of test",
     "test_loss": "mean cross-entropy on test, nats",
     "tta_accuracy": "the same with test-time augmentation (six views), where the recipe asks for it",

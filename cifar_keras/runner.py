@@ -95,11 +95,10 @@ def carried_out(job, resume, progress, *, tracking):
         model, callbacks = built(job), tracker.start(progress)
         training, seed, parts = job.config.training, job.config.seed, (model, job.row, job.dataset)
         if features.applicable(model, job.row, training):
-            parts = features.extracted(*parts, job.config, resume=resume, progress=progress)
-        fit(
-            *parts, training, seed=seed, resume=resume, progress=progress, callbacks=callbacks,
-            first_callbacks=audit(job, parts[1]),
-        )  # fmt: skip
+            machine = {"seed": seed, "deterministic": job.config.deterministic}
+            parts = features.extracted(*parts, training, **machine, resume=resume, progress=progress)
+        watching = {"callbacks": callbacks, "audits": audits(job)}
+        fit(*parts, training, seed=seed, resume=resume, progress=progress, **watching)
         record, scored = conclude(job, model, progress)
         if training.also_score:
             parts[0].load_weights(resume.last(progress.epochs))
@@ -210,7 +209,10 @@ def sample(split, count):
 
 
 def conclude(job, model, progress):
-    """Saves the model, reads test once, and returns the record and `(labels, probabilities)` on test."""
+    """Saves the model, reads test, and returns the record and `(labels, probabilities)` on test.
+
+    This is the one reading that counts; those of `Training.also_score` are audits, by which nothing is selected.
+    """
     config, row, dataset = job.config, job.row, job.dataset
     counts = parameter_counts(model, row, config.training)
     model = artifacts.for_inference(model)
@@ -246,17 +248,18 @@ def few_of_train(job):
 
 
 def superclass_of(dataset):
-    """Every class's superclass, int `(classes,)`, as the images of val show it."""
-    numbers = np.zeros(len(dataset.class_names), int)
-    numbers[dataset.val.labels] = dataset.val.coarse_labels
+    """Every class's superclass, int `(classes,)`, as the images show it; -1 for a class without images."""
+    numbers = np.full(len(dataset.class_names), -1)
+    for split in (dataset.train, dataset.val, dataset.test):
+        numbers[split.labels] = split.coarse_labels
     return numbers
 
 
-def audit(job, row):
-    """The callback that follows test, where the recipe asks for it; `row` is that of the model which is fitted."""
+def audits(job):
+    """The callback that follows test, where the recipe asks for it."""
     if job.config.training.also_score != "epochs":
         return ()
-    return (Follow(job.dataset.test, name="test_accuracy", batch_size=evaluation_batch(row, job.dataset)),)
+    return (Follow(job.dataset.test, name="test_accuracy", batch_size=evaluation_batch(job.row, job.dataset)),)
 
 
 def last_epoch(job, model):
@@ -385,6 +388,7 @@ def describe(job):
     print(f"\nparameters  {counts['parameters']:,} total, {counts['parameters_trainable']:,} trainable")
     print(f"{dataset.label}  " + ", ".join(f"{n} {len(getattr(dataset, n)):,}" for n in ("train", "val", "test")))
     if features.applicable(model, job.row, config.training):
-        print(features.described(model, job.row, dataset, config))
+        machine = {"seed": config.seed, "deterministic": config.deterministic}
+        print(features.described(model, job.row, dataset, config.training, **machine))
     print("\n".join(f"{what:13} {path}" for what, path in paths.artifacts().items()))
     print(f"{'results':13} {Path(paths.csv)}")

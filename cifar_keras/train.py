@@ -148,14 +148,14 @@ class Follow(keras.callbacks.Callback):
 
     def __init__(self, split, *, name, batch_size):
         super().__init__()
-        self.name, self.images = name, evaluation_pipeline(split, batch_size=batch_size)
-        self.right = keras.metrics.SparseCategoricalAccuracy()
+        self.name, self.count = name, len(split)
+        self.images = evaluation_pipeline(split, batch_size=batch_size)
 
     def on_epoch_end(self, epoch, logs=None):
-        self.right.reset_state()
-        for images, labels in self.images:
-            self.right.update_state(labels, self.model.predict_on_batch(images))
-        logs[self.name] = float(self.right.result())
+        # As NumPy: other backends know nothing of TensorFlow's tensors.
+        batches = ((images.numpy(), labels.numpy()) for images, labels in self.images)
+        right = (np.sum(self.model.predict_on_batch(x).argmax(axis=-1) == y) for x, y in batches)
+        logs[self.name] = float(sum(right)) / self.count
 
 
 class Recorder(keras.callbacks.Callback):
@@ -255,7 +255,7 @@ def evaluation_batch(row, dataset):
     return max(32, round(500 * (32 / side) ** 2))
 
 
-def fit(model, row, dataset, training, *, seed, resume, progress, callbacks=(), first_callbacks=()):
+def fit(model, row, dataset, training, *, seed, resume, progress, callbacks=(), audits=()):
     """Trains a model through its stages, from wherever `progress` stands, and leaves it with the selected weights.
 
     Args:
@@ -267,7 +267,7 @@ def fit(model, row, dataset, training, *, seed, resume, progress, callbacks=(), 
         resume: `Resume`.
         progress: `Progress` from `resume.load`; updated in place.
         callbacks: Keras callbacks that look on; at an epoch's end `progress` already knows it.
-        first_callbacks: those whose `logs` the history shall hold.
+        audits: callbacks that come first and put into the epoch's `logs` what the history shall hold besides.
     """
     if progress.epochs:
         model.load_weights(resume.last(progress.epochs))
@@ -275,7 +275,7 @@ def fit(model, row, dataset, training, *, seed, resume, progress, callbacks=(), 
     for number, stage in enumerate(training.stages, start=1):
         if progress.epochs < first + stage.epochs:
             keywords = {"seed": seed, "resume": resume, "progress": progress}
-            keywords |= {"callbacks": callbacks, "first_callbacks": first_callbacks}
+            keywords |= {"callbacks": callbacks, "audits": audits}
             _fit_stage(model, row, dataset, training, number=number, first=first, **keywords)
         first += stage.epochs
     resume.load_best(model, progress)
@@ -288,7 +288,7 @@ def make_variables(model):
     model.reset_metrics()
 
 
-def _fit_stage(model, row, dataset, training, *, number, first, seed, resume, progress, callbacks, first_callbacks):
+def _fit_stage(model, row, dataset, training, *, number, first, seed, resume, progress, callbacks, audits):
     """Trains what is left of one stage, whose first epoch is `first`."""
     stage = training.stages[number - 1]
     steps = steps_per_epoch(dataset.train, training.batch_size)
@@ -314,7 +314,7 @@ def _fit_stage(model, row, dataset, training, *, number, first, seed, resume, pr
             epochs=end,
             steps_per_epoch=steps,
             validation_data=evaluation_pipeline(dataset.val, batch_size=evaluation_batch(row, dataset)),
-            callbacks=[Reseed(seed), *first_callbacks, Recorder(progress, resume, stage=number), report, *callbacks],
+            callbacks=[Reseed(seed), *audits, Recorder(progress, resume, stage=number), report, *callbacks],
             shuffle=False,  # the pipeline has ordered them
             verbose=0,
         )

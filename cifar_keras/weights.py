@@ -186,6 +186,8 @@ def _from_safetensors(path):
 
     try:
         return from_torchvision(load_file(path))
+    except KeyError as error:
+        raise ConfigError(f"{path} must hold a torchvision ResNet. Received: one without the tensor {error}.") from None
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{path} can't be read as safetensors: {error}") from None
 
@@ -200,6 +202,7 @@ def from_torchvision(tensors):
     Args:
         tensors: NumPy arrays by torchvision's names.
     Returns: lists of arrays in the order of our layers' weights, by layer name.
+    Raises: KeyError naming the first tensor that a BatchNorm lacks.
     """
     found = {}
     for name in sorted(tensors):

@@ -19,12 +19,12 @@ from cifar_keras.cli import main
 from cifar_keras.config import Experiment, Stage, Training
 
 FIVE_CONV = Training(
-    "five_conv", (Stage(30, 1e-3, schedule="step"),), batch_size=64, optimizer="adam", also_score="last"
+    "five_conv", (Stage(30, 1e-3, schedule="step"),), batch_size=64, optimizer="adam", also_score="last", weights="none"
 )
 RESNET18 = Training(
     "resnet18_224", (Stage(10, 1e-4, schedule="constant"),), batch_size=64, optimizer="adam", also_score="last"
 )
-STEM_32 = {"backbone": "resnet18_32", "pixels": 32, "trainable": "all", "weights": "none", "images_per_second": 40}
+STEM_32 = {"backbone": "resnet18_32", "pixels": 32, "trainable": "all", "images_per_second": 40}
 EXPERIMENT = Experiment(
     number=7,
     name="resnet18",
@@ -32,7 +32,7 @@ EXPERIMENT = Experiment(
         "five_conv": FIVE_CONV,
         "audit": replace(FIVE_CONV, also_score="epochs"),
         "resnet18": RESNET18,
-        "resnet18_32": replace(RESNET18, override=STEM_32, stages=(Stage(10, 1e-3),)),
+        "resnet18_32": replace(RESNET18, override=STEM_32, stages=(Stage(10, 1e-3),), weights="none"),
     },
     published={"five_conv": {"test": 0.8911}, "audit": {"test": 0.8911}, "resnet18": {"test": 0.9195}},
     summary="selection",

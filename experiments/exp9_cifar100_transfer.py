@@ -37,6 +37,7 @@ EXPERIMENT = Experiment(
     variants=METHODS
     | {f"{name}_{count}": replace(METHODS[name], per_class=count) for count in (50, 250, 1000) for name in METHODS},
     summary="transfer",
+    about="cifar100",
 )
 
 if __name__ == "__main__":

@@ -75,6 +75,16 @@ def test_layer_tables_of_the_published_architectures(name, layers, parameters):
         assert sum(count for _, count in layers.values()) == parameters
 
 
+def test_the_regularised_network_differs_by_its_batchnorms_and_dropout_alone():
+    columns = {"backbone": "simple_norm", "head": "dense128_dropout"}
+    _, model = model_of("simple_cnn", **columns)
+    assert model.count_params() == 545_098 + 4 * (32 + 64)
+    names = [layer.name for layer in model.layers]
+    assert [n for n in names if n.endswith("_bn")] == ["group1a_bn", "group2a_bn"]
+    assert model.get_layer("head_dropout").rate == 0.5
+    assert names.index("group1a") < names.index("group1a_bn") < names.index("group1a_relu")
+
+
 def test_the_stem_for_32_pixels_keeps_their_resolution():
     _, model = model_of("resnet18_224", backbone="resnet18_32", pixels=32)
     assert model.get_layer("conv1").output.shape[1:] == (32, 32, 64)
@@ -195,9 +205,12 @@ def test_a_file_of_another_architecture_or_none_is_refused(tmp_path):
     del state["layer4.1.conv2.weight"]
     save_file({name: np.ascontiguousarray(value) for name, value in state.items()}, tmp_path / "short.safetensors")
     (tmp_path / "broken.safetensors").write_bytes(b"not one")
+    save_file({"embedding.weight": np.zeros((3, 4), "f4")}, tmp_path / "other.safetensors")
     _, model = model_of("resnet18_224", pixels=32)
     with pytest.raises(ConfigError, match="stage4_1_conv2.*no such layer"):
         weights.load_backbone(model, tmp_path / "short.safetensors")
+    with pytest.raises(ConfigError, match="torchvision ResNet.*embedding.bias"):
+        weights.load_backbone(model, tmp_path / "other.safetensors")
     with pytest.raises(ConfigError, match="can't be read as safetensors"):
         weights.load_backbone(model, tmp_path / "broken.safetensors")
 

@@ -60,6 +60,13 @@ def test_a_shift_is_a_crop_of_the_reflected_image():
     assert seen == crops
 
 
+def test_a_crop_is_one_of_the_image_in_a_black_frame():
+    padded = np.pad(IMAGE, ((4, 4), (4, 4), (0, 0)))
+    crops = {padded[y : y + 32, x : x + 32].tobytes() for y in range(9) for x in range(9)}
+    seen = {apply("crop", index=index).tobytes() for index in range(1000)}
+    assert seen == crops
+
+
 def test_half_of_the_images_are_mirrored():
     mirrored = [np.array_equal(apply("flip", index=index), IMAGE[:, ::-1]) for index in range(200)]
     assert 70 < sum(mirrored) < 130
@@ -132,3 +139,10 @@ def test_evaluation_keeps_order_and_tail():
     parts = batches(evaluation_pipeline(split, batch_size=4))
     np.testing.assert_array_equal(np.concatenate([images for images, _ in parts]), split.images)
     np.testing.assert_array_equal(np.concatenate([labels for _, labels in parts]), split.labels)
+
+
+def test_no_stream_is_autotuned():
+    """Else its end waits for a thread that sleeps for seconds."""
+    split = noise(20)
+    streams = (train_pipeline(split, batch_size=5, seed=0, epochs=2), evaluation_pipeline(split, batch_size=5))
+    assert [stream.options().autotune.enabled for stream in streams] == [False, False]

@@ -12,11 +12,15 @@ from cifar_keras.paths import PROJECT
 
 
 @pytest.mark.parametrize("backend", ["jax", "torch"])
-def test_an_experiment_runs_on_another_backend(tmp_path, backend):
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [("exp4_scratch", "best"), ("exp7_resnet18", "audit"), ("exp5_preprocessing", "unit_32_training")],
+)
+def test_an_experiment_runs_on_another_backend(tmp_path, backend, name, variant):
     if importlib.util.find_spec(backend) is None:
         pytest.skip(f"{backend} is not installed")
-    script = str(PROJECT / "experiments" / "exp4_scratch.py")
-    options = ("--budget", "demo", "--limit", "40", "--epochs", "2", "--root", str(tmp_path))
+    script = str(PROJECT / "experiments" / f"{name}.py")
+    options = ("--variant", variant, "--budget", "demo", "--limit", "40", "--epochs", "2", "--root", str(tmp_path))
     environment = {**os.environ, "KERAS_BACKEND": backend}
     done = subprocess.run([sys.executable, script, *options], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from test_table import record
 from cifar_keras import commands
 from cifar_keras.config import ConfigError
 from cifar_keras.paths import PROJECT
+from cifar_keras.report import summary
 
 EXPERIMENT = '''"""Exp {number}: question {number}?
 
@@ -240,3 +242,24 @@ def test_make_alone_prints_every_target():
     out = subprocess.run(["make", "-C", str(PROJECT)], capture_output=True, text=True).stdout
     for target in ("setup", "demo", "study", "test", "test-slow", "bench", "lint", "clean"):
         assert f"make {target} " in out
+
+
+def test_the_projects_own_tables_are_fresh():
+    records = commands.results.read(PROJECT)
+    for entry in commands.experiments():
+        experiment = runpy.run_path(str(entry.path))["EXPERIMENT"]
+        assert entry.summary == bool(experiment.summary)
+        for family in summary.families(experiment, records) if experiment.summary else ():
+            path = PROJECT / "results" / f"{family.name}.md"
+            assert path.read_text(encoding="utf-8") == summary.text_of(family), "run `cifar-keras collate --write`"
+
+
+def test_the_readme_shows_the_study_alone_and_other_experiments_their_own_tables(tmp_path):
+    made = 'EXPERIMENT = Experiment(number=6, summary="gap", variants={"a": 1})'
+    folder = project(tmp_path, exp1="", exp6=made)
+    records = [record(experiment="exp1_x"), record(experiment="exp6_x", variant="a")]
+    texts = {path.name: text for path, text in commands.refreshed(records, folder).items()}
+    assert "exp1_x" in texts["README.md"] and "exp6_x" not in texts["README.md"]
+    assert "\nResult   see results/exp6*.md" in texts["exp6_x.py"] and "Result   best: 89.6%" in texts["exp1_x.py"]
+    unrun = {path.name: text for path, text in commands.refreshed([], folder).items()}
+    assert "\nResult   not yet run" in unrun["exp6_x.py"]

@@ -1,6 +1,7 @@
 """Recipes, budgets, identities and names."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -9,12 +10,14 @@ from cifar_keras.config import (
     BUDGETS,
     Budget,
     ConfigError,
+    Experiment,
     Limits,
     RunConfig,
     Stage,
     Training,
     cut,
     limits_of,
+    published_of,
     with_batch_size,
     with_epochs,
     with_learning_rate,
@@ -124,3 +127,26 @@ def test_identity_depends_on_every_field_but_not_on_what_describes_the_row():
         assert config(**{field.name: value}).identity != base, field.name
     faster = {**config().row, "images_per_second": 1000}
     assert config(row=faster).identity == base
+
+
+def test_where_all_variants_run_by_default_they_share_the_budget():
+    two = Experiment(6, "x", {"a": TWO, "b": TWO})
+    with_best = Experiment(6, "x", {"best": TWO, "b": TWO})
+    assert (two.share, with_best.share) == (0.5, 1.0)
+    quick = BUDGETS["quick"]
+    assert quick.shared(0.5).seconds == quick.seconds / 2 and BUDGETS["full"].shared(0.5).seconds is None
+    limits = [limits_of(b, TWO, pixels=32, images_per_second=75).train for b in (quick, quick.shared(0.5))]
+    assert limits[1] == pytest.approx(limits[0] / 2, abs=1)
+
+
+def test_published_figures_by_split_or_by_variant():
+    assert published_of({"test": 0.7}, "any") == {"test": 0.7} and published_of({}, "any") == {}
+    by_variant = {"a": {"test": 0.7}}
+    assert published_of(by_variant, "a") == {"test": 0.7} and published_of(by_variant, "b") == {}
+
+
+def test_a_field_that_says_nothing_leaves_no_trace_in_the_identity():
+    plain = json.loads(config().identity)
+    assert not {"weights", "per_class", "also_score", "views"} & set(plain["training"])
+    assert "frozen_norm" not in json.loads(config(row={**config().row, "frozen_norm": None}).identity)["row"]
+    assert json.loads(config(row={**config().row, "frozen_norm": "training"}).identity)["row"]["frozen_norm"]

@@ -15,9 +15,7 @@ IMAGES = np.arange(6 * 2 * 2 * 3, dtype=np.uint8).reshape(6, 2, 2, 3)
 
 @pytest.mark.parametrize("name", ["CIFAR10", "no/such/folder"])
 def test_an_unknown_name_says_what_was_expected(name):
-    with pytest.raises(
-        ConfigError, match="must be 'cifar10', .* 'shapes100' or the path .* Received: "
-    ):
+    with pytest.raises(ConfigError, match="must be 'cifar10', .* 'shapes100' or the path .* Received: "):
         load(name)
     assert ConfigError.exit_code == 2
 

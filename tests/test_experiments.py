@@ -291,6 +291,6 @@ def test_every_variant_runs(path, tmp_path):
     experiment = experiment_of(path)
     for variant in experiment.variants:
         assert runner.run(experiment, options(tmp_path, variant=variant))["status"] == "finished"
-    (summary,) = (tmp_path / "results").glob(f"exp{experiment.number}_*.md")
+    (summary,) = (tmp_path / "results").glob(f"exp{experiment.number}_shapes*.md")
     table = summary.read_text().split("##")[0]
     assert "| - " not in "\n".join(line.split("|", 3)[3] for line in table.splitlines() if line.count("|") > 4)

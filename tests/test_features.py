@@ -1,24 +1,26 @@
 """Features of a frozen backbone: the same numbers as through the whole model, once, whatever happens to the files."""
 
 import dataclasses
+import importlib
 import json
 import re
-import runpy
 import shutil
 import subprocess
 import sys
+import threading
+import time
 
 import keras
 import numpy as np
 import pytest
 from conftest import noise
-from test_config import config
 
 from cifar_keras import artifacts, augment, blocks, features, runner, train
 from cifar_keras.augment import augmented
 from cifar_keras.cli import Options
 from cifar_keras.config import ConfigError, Experiment, RunFailedError, Stage, Training
 from cifar_keras.datasets.base import Dataset
+from cifar_keras.files import lock
 from cifar_keras.paths import PROJECT
 from cifar_keras.pipeline import epoch_order, train_pipeline
 from cifar_keras.train import Resume, fit
@@ -50,12 +52,13 @@ def model_of(row=ROW, *, seed=0, steps=12):
     return model
 
 
-def extract(data, folder, *, row=ROW, training=TRAINING, model=None, **facts):
+def extract(data, folder, *, row=ROW, training=TRAINING, model=None, seed=0, deterministic=False):
     """Extracts features for a run. Returns `(parts for fit, progress, resume)`."""
     resume = Resume(folder)
     progress = resume.load("{}")
-    run = config(training=training, **facts)
-    parts = features.extracted(model or model_of(row), row, data, run, resume=resume, progress=progress)
+    machine = {"seed": seed, "deterministic": deterministic}
+    whole = model or model_of(row)
+    parts = features.extracted(whole, row, data, training, **machine, resume=resume, progress=progress)
     return parts, progress, resume
 
 
@@ -156,10 +159,10 @@ def test_val_and_earlier_views_are_shared_between_numbers_of_views(noise_data, t
 DATA = Dataset("noise", "noise", "0" * 64, tuple("abcdefghij"), noise(48), noise(20, seed=1), noise(20, seed=2))
 
 
-def names(data=DATA, *, row=SHIFTED, model=None, **facts):
+def names(data=DATA, *, row=SHIFTED, model=None, training=TRAINING, seed=0, deterministic=False):
     """What the files of a run are called, without their directories."""
     trunk, _ = features.cut(model or model_of(row))
-    files = features.planned(trunk, row, data, config(**{"training": TRAINING, **facts}))
+    files = features.planned(trunk, row, data, training, seed=seed, deterministic=deterministic)
     return {file.path.name for file in files}
 
 
@@ -386,10 +389,42 @@ print(peak_memory_mb() - before)
 
 
 @pytest.mark.slow
-def test_memory_stays_flat_when_there_are_more_images(tmp_path):
-    memory = runpy.run_path(str(PROJECT / "benchmarks" / "features.py"))["memory"]
-    (line,) = (r for r in memory(str(tmp_path), {"dataset": "shapes", "weights": None}, counts=(64, 256)) if r["ratio"])
+def test_memory_stays_flat_when_there_are_more_images(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(PROJECT / "benchmarks"))
+    *_, line = importlib.import_module("views").memory(str(tmp_path), counts=(64, 256))
     assert line["met"], line
+
+
+def test_deleting_the_cache_under_a_run_costs_it_nothing(noise_data, tmp_path):
+    (_, _, data), _, _ = extract(noise_data, tmp_path)
+    before = data.train.in_epoch(0)[np.arange(48)]
+    for path in (tmp_path / "cache" / "features").iterdir():
+        path.unlink()
+    np.testing.assert_array_equal(data.train.in_epoch(1)[np.arange(48)], before)
+
+
+def test_what_another_process_extracts_meanwhile_is_waited_for_and_counts_as_done(noise_data, tmp_path, capsys):
+    extract(noise_data, tmp_path / "a")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "cache" / "features").glob("[!.]*")}
+    for path in (tmp_path / "cache" / "features").glob("[!.]*"):
+        path.unlink()
+    (train_file,) = (tmp_path / "cache" / "features" / name for name in files if "train" in name and ".npy" in name)
+    begun = threading.Event()
+
+    def other():
+        with lock(train_file):
+            begun.set()
+            time.sleep(1.5)  # this one finds it held and says so
+            for name, content in files.items():
+                (train_file.parent / name).write_bytes(content)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    begun.wait()
+    _, progress, _ = extract(noise_data, tmp_path / "b")
+    thread.join()
+    assert "This one waits for it." in capsys.readouterr().out
+    assert all(entry["cached"] for entry in progress.features.values())
 
 
 EXPERIMENT = Experiment(99, "frozen", {"best": dataclasses.replace(TRAINING, model="scratch_cnn", override={

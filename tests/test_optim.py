@@ -83,6 +83,12 @@ def test_schedules_start_and_end_where_they_say(stage, first, middle, last):
     assert values == pytest.approx([first, middle, last], abs=1e-6)
 
 
+def test_a_step_schedule_halves_the_rate_after_each_third():
+    schedule = make_schedule(Stage(3, 1.0, schedule="step"), steps=99)
+    values = [float(schedule(step)) for step in (0, 32, 33, 65, 66, 98)]
+    assert values == [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]
+
+
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "muon"])
 def test_every_optimiser_lowers_a_loss(name):
     keras.utils.set_random_seed(0)

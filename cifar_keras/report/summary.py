@@ -9,13 +9,16 @@ from tabulate import tabulate
 
 from cifar_keras import evaluate
 from cifar_keras.config import RunConfig, published_of
+from cifar_keras.datasets import CIFAR10
 from cifar_keras.files import write_text
 from cifar_keras.paths import stem
 from cifar_keras.report import summary_plots
 from cifar_keras.report.rows import average
 from cifar_keras.report.table import DASH, newest_recipes
+from cifar_keras.results import overrides
 
-FACTORS = ("scaling", "pixels", "BatchNorm")  # of a factorial, in the order of its cells' names
+DESCRIPTIVE = ("images_per_second",)  # columns of a row that change no number
+WORDS = {"frozen_norm": "BatchNorm", None: "inference"}  # for readers: a column, and what it is where nothing is said
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,14 @@ class Family:
     Attributes:
         experiment: `config.Experiment`.
         name: of its files.
-        cells: rows of the newest recipe, one a seed, by variant, in the experiment's order.
+        cells: rows of the newest recipe, one a seed, by variant, in the experiment's order; empty before the first run.
+        source: what those start from that are no baselines.
     """
 
     experiment: object
     name: str
     cells: dict
+    source: str = "none"
 
     @property
     def first(self):
@@ -40,11 +45,20 @@ class Family:
     @property
     def title(self):
         """What was run on what."""
-        first, budget = self.first, "" if self.first["budget"] == "full" else f", budget {self.first['budget']}"
-        return f"{first['experiment']}: {first['dataset']}{budget}"
+        if not self.cells:
+            return f"{self.experiment.key}: {self.experiment.about}, not yet run"
+        first, more = self.first, []
+        if first["budget"] != "full":
+            more.append(f"budget {first['budget']}")
+        if self.source not in ("none", first["weights_called_for"]):
+            more.append(f"from {self.source}")
+        more.append(overrides(first))
+        return ", ".join((f"{first['experiment']}: {first['dataset']}", *(part for part in more if part)))
 
     def published(self, variant, split="test"):
-        """What the source reported; None where it did not."""
+        """What the source reported of official CIFAR-10; None where it did not, and beside other data."""
+        if self.cells and self.first["config"]["dataset"] not in CIFAR10:
+            return None
         return published_of(self.experiment.published, variant).get(split)
 
 
@@ -55,32 +69,57 @@ def write(experiment, records, root):
         experiment: `config.Experiment`.
         records: run records, of other experiments too.
         root: folder that holds `results/`.
+    Returns: the paths of the tables.
     """
-    for family in families(experiment, records):
-        text, draw = KINDS[experiment.summary]
-        folder = Path(root) / "results"
-        picture = draw(family, folder / "figures" / f"{family.name}_summary.png")
-        parts = [f"# {family.title}", _table(overview(family)), *text(family), f"![figure](figures/{picture.name})"]
-        parts.append(_provenance(family))
-        write_text(folder / f"{family.name}.md", "\n\n".join(parts) + "\n")
+    folder, written = Path(root) / "results", []
+    for family in families(experiment, records) if experiment.summary else ():
+        path = folder / f"{family.name}.md"
+        if family.cells:
+            _, draw = KINDS[experiment.summary]
+            draw(family, folder / figure_name(family))
+        write_text(path, text_of(family))
+        written.append(path)
+    return written
+
+
+def figure_name(family):
+    """Where a family's figure stands, below `results/`."""
+    return f"figures/{family.name}_summary.png"
+
+
+def text_of(family):
+    """A family's table and sentences, as Markdown."""
+    parts = [f"# {family.title}", _table(overview(family))]
+    if family.cells:
+        text, _ = KINDS[family.experiment.summary]
+        parts += [*text(family), f"![{family.title}]({figure_name(family)})", _provenance(family)]
+    return "\n\n".join(parts) + "\n"
 
 
 def families(experiment, records):
-    """The `Family`s of an experiment; a baseline that starts at random stands beside runs from any."""
+    """The `Family`s of an experiment; a baseline that starts at random stands beside runs from any weights."""
     found = {}
     for group in newest_recipes(records):
         if group[0]["experiment"] == experiment.key and group[0]["variant"] in experiment.variants:
             config = RunConfig.restored(group[0]["config"])
             changes = {name: value for name, value in config.overrides.items() if name != "weights"}
-            baseline = (config.training or {}).get("weights") == "none"
             key = (config.dataset, config.budget, tuple(sorted(changes.items())))
-            found.setdefault(key, []).append((config, baseline, group))
+            found.setdefault(key, []).append((config, is_baseline(group), group))
+    if experiment.about not in [dataset for dataset, _, _ in found]:
+        name = f"exp{experiment.number}_{experiment.about}"
+        yield Family(experiment, name.removesuffix(f"_{CIFAR10[0]}"), {})  # as `paths.stem` does
     for members in found.values():
         sources = {config.weights: config for config, baseline, _ in members if not baseline}
-        for source, first in sources.items():
+        for source, first in (sources or {"none": members[0][0]}).items():
             cells = {c.variant: group for c, baseline, group in members if baseline or c.weights == source}
             ordered = {variant: cells[variant] for variant in experiment.variants if variant in cells}
-            yield Family(experiment, stem(dataclasses.replace(first, variant="best", seed=0)), ordered)
+            name = stem(dataclasses.replace(first, variant="best", seed=0))
+            yield Family(experiment, name, ordered, source)
+
+
+def is_baseline(runs):
+    """Whether these start at random whatever the command line says."""
+    return (runs[0]["config"]["training"] or {}).get("weights") == "none"
 
 
 def overview(family):
@@ -89,18 +128,17 @@ def overview(family):
 
 
 def _overview_row(family, variant, runs):
-    published = family.published(variant)
-    row = {"variant": variant, "published": percent(published)}
+    row = {"variant": variant, "published": percent(family.published(variant))}
     if runs is None:
-        return row | dict.fromkeys(("test [95% interval]", "seeds", "train", "epochs", "minutes"), DASH)
+        return row | dict.fromkeys(("test [95% interval]", "seeds", "train", "images", "epochs", "minutes"), DASH)
     row["test [95% interval]"] = accuracy(runs)
     if average(runs, "tta_accuracy") is not None:
         row["test-time augmentation"] = percent(average(runs, "tta_accuracy"))
     if average(runs, "coarse_accuracy") is not None:
         row["superclasses"] = percent(average(runs, "coarse_accuracy"))
     row |= {"seeds": str(len(runs)), "train": percent(average(runs, "train_accuracy"))}
-    row |= {"epochs": str(runs[0]["epochs"]), "minutes": f"{average(runs, 'training_seconds') / 60:.1f}"}
-    return row
+    row |= {"images": f"{runs[0]['train_images']:,}", "epochs": str(runs[0]["epochs"])}
+    return row | {"minutes": f"{average(runs, 'training_seconds') / 60:.1f}"}
 
 
 def accuracy(runs):
@@ -134,56 +172,111 @@ def _provenance(family):
     values = {name: ", ".join(sorted({str(run[name]) for run in runs})) for name in ("device", "keras", "git_commit")}
     weights = ", ".join(sorted({run["weights"] for run in runs}))
     return (
-        f"{runs[0]['dataset']}, fingerprint {runs[0]['fingerprint']}; {runs[0]['test_n']:,} test images; weights: "
+        f"{runs[0]['dataset']}, fingerprint {runs[0]['fingerprint']}; weights: "
         f"{weights}. {values['device']}; Keras {values['keras']}; commits {values['git_commit']}. Written by "
-        f"`python experiments/{family.experiment.key}.py` from `runs/`."
+        f"`python experiments/{family.experiment.key}.py` from `runs/`; `--tables` writes it again."
     )
 
 
 # --- a factorial: which of the factors matters? ---
 
 
+def factors(experiment):
+    """The columns in which an experiment's variants differ, and each variant's levels.
+
+    Returns: `(columns, {variant: levels})`.
+    """
+    changed = {variant: training.override for variant, training in experiment.variants.items()}
+    columns = dict.fromkeys(column for override in changed.values() for column in override)
+    columns = [c for c in columns if c not in DESCRIPTIVE and len({o.get(c) for o in changed.values()}) > 1]
+    return columns, {variant: tuple(override.get(c) for c in columns) for variant, override in changed.items()}
+
+
+def word(name):
+    """A column or a level in words."""
+    return str(WORDS.get(name, name))
+
+
 def factorial_text(family):
     """The main effect of each factor, and what may be concluded."""
-    cells = {tuple(variant.split("_")): average(runs, "test_accuracy") for variant, runs in family.cells.items()}
-    if len(cells) < 8:
+    columns, levels = factors(family.experiment)
+    cells = {levels[variant]: runs for variant, runs in family.cells.items()}
+    if len(cells) < len(family.experiment.variants):
         return [f"{len(cells)} of {len(family.experiment.variants)} cells have been run: no effects yet."]
-    effects = [_effect(cells, place) for place in range(len(FACTORS))]
+    effects = {word(column): _effect(cells, place) for place, column in enumerate(columns)}
     table = [
-        {"factor": name, "change": f"{low} -> {high}", "effect on test, points": points(effect), "range": spread}
-        for name, (low, high, effect, spread) in zip(FACTORS, effects, strict=True)
+        {"factor": name, "change": f"{word(low)} -> {word(high)}", "effect on test, points": said_of(estimate)}
+        for name, (low, high, estimate) in effects.items()
     ]
-    return ["## Main effects", _table(table), conclusion(family, effects)]
+    note = (
+        "The mean change over the other factors' levels, with the 95% interval that the draw of the test images gives. "
+        "Cells that differ in their numbers of images are not compared."
+    )
+    return ["## Main effects", note, _table(table), conclusion(family, effects)]
 
 
 def _effect(cells, place):
-    """One factor's two levels, the mean change from the first to the second, and its range over the other factors."""
+    """One factor's two levels and the mean change from the first to the second, None where data differ."""
     low, high = dict.fromkeys(levels[place] for levels in cells)
-    changes = [
-        value - cells[(*levels[:place], low, *levels[place + 1 :])]
-        for levels, value in cells.items()
-        if levels[place] == high
-    ]
-    return low, high, mean(changes), f"{points(min(changes))} to {points(max(changes))}"
+    pairs = [(cells[(*k[:place], low, *k[place + 1 :])], runs) for k, runs in cells.items() if k[place] == high]
+    pairs = [(a, b) for a, b in pairs if _data(a) == _data(b)]
+    if not pairs:
+        return low, high, None
+    change = mean(average(b, "test_accuracy") - average(a, "test_accuracy") for a, b in pairs)
+    half = 1.96 * sum(_variance(runs) for pair in pairs for runs in pair) ** 0.5 / len(pairs)
+    return low, high, evaluate.Estimate(change, change - half, change + half, "normal")
+
+
+def _data(runs):
+    return runs[0]["train_images"], runs[0]["test_n"]
+
+
+def _variance(runs):
+    """Of a mean accuracy, from the draw of the test images."""
+    p = average(runs, "test_accuracy")
+    return p * (1 - p) / runs[0]["test_n"]
+
+
+def said_of(estimate):
+    """'+1.3 [+0.2, +2.4]' in points, a dash for None."""
+    if estimate is None:
+        return DASH
+    return f"{points(estimate.value)} [{points(estimate.low)}, {points(estimate.high)}]"
 
 
 def conclusion(family, effects):
-    """The paragraph: it names a cause with ImageNet weights alone."""
-    n = family.first["test_n"]
-    weights = family.first["weights"]
-    if weights != "imagenet":
+    """The paragraph: it names causes with ImageNet weights alone, and only effects that can be told from zero."""
+    if family.source != "imagenet":
         return (
-            f"Not measured with ImageNet weights: these cells start from `{weights}`, and what a scaling or a "
-            "resolution does to weights that were trained otherwise says nothing about the published 0.42 and 0.20."
+            f"Not measured with ImageNet weights: these cells start from `{family.source}`, and what a scaling or a "
+            "resolution does to weights that were trained otherwise says nothing about the published figures."
         )
-    ranked = sorted(zip(FACTORS, effects, strict=True), key=lambda pair: -abs(pair[1][2]))
-    (name, (low, high, effect, _)), (second, (_, _, other, _)) = ranked[:2]
-    worst, best = (percent(pick(average(r, "test_accuracy") for r in family.cells.values())) for pick in (min, max))
-    return (
-        f"With ImageNet weights the largest main effect is that of {name}: {points(effect)} points from {low} to "
-        f"{high}; next comes {second} with {points(other)}. The cells span {worst} to {best} of {n:,} test images. "
-        "So far as frozen features go, this is the factor to look for behind a low published figure."
-    )
+    told = {name: e for name, e in effects.items() if e[2] is not None and e[2].excludes_zero}
+    ranked = sorted(told.items(), key=lambda item: -abs(item[1][2].value))
+    sentences = [
+        f"{name} {word(low if e.value > 0 else high)} costs {abs(100 * e.value):.1f} points against "
+        f"{word(high if e.value > 0 else low)}"
+        for name, (low, high, e) in ranked
+    ]
+    first = f"With ImageNet weights, {'; '.join(sentences)}." if sentences else "No main effect can be told from zero."
+    return " ".join((first, *_reproduced(family)))
+
+
+def _reproduced(family):
+    """Which cells' intervals hold each published figure."""
+    for variant in family.experiment.variants:
+        if (published := family.published(variant)) is None:
+            continue
+        estimates = {name: _estimate(runs) for name, runs in family.cells.items()}
+        holding = [name for name, e in estimates.items() if e.low <= published <= e.high]
+        yield (
+            f"The published {published:.2f} ({variant}; here {percent(estimates[variant].value)}) lies in the "
+            f"interval of {', '.join(holding) or 'no cell'}."
+        )
+
+
+def _estimate(runs):
+    return evaluate.accuracy_interval([run["test_accuracy"] for run in runs], runs[0]["test_n"])
 
 
 # --- the gap between train and test, measured both ways ---
@@ -235,10 +328,10 @@ def _artefacts(family):
         g = gaps(runs)
         metric = g["gap_inference"] - g["gap_running"]
         yield (
-            f"**{variant}**: published train {train:.0%}, test {test:.0%}, gap {points(train - test)} points. Here the "
-            f"running metric gives {points(g['gap_running'])}, the same network in inference mode without augmentation "
-            f"{points(g['gap_inference'])}: {abs(100 * metric):.1f} points of the gap "
-            + ("are an artefact of how train accuracy was measured." if metric > 0.01 else "are due to the metric.")
+            f"**{variant}**: the running metric gives a gap of {points(g['gap_running'])} points, the same network in "
+            f"inference mode without augmentation {points(g['gap_inference'])}: the metric alone makes "
+            f"{points(-metric)} of it. Published: train {train:.0%}, test {test:.0%}, gap {points(train - test)}; if "
+            f"the metric shifts theirs as it shifts ours, their network's own gap was {points(train - test + metric)}."
         )
 
 
@@ -285,44 +378,49 @@ def selection_text(family):
 
 
 def transfer_points(family):
-    """`(method, labelled images a class, runs)` of every variant named `<method>` or `<method>_<images>`."""
+    """`(method, labelled images a class, whether from scratch, runs)`; variants that saw the same images count once."""
+    found = {}
     for variant, runs in family.cells.items():
-        method, _, count = variant.partition("_")
-        labelled = int(count) if count else runs[0]["train_images"] // len(runs[0]["class_names"])
-        yield method, labelled, runs
+        asked = (runs[0]["config"]["training"] or {}).get("per_class")
+        labelled = runs[0]["train_images"] // len(runs[0]["class_names"])
+        method = variant.removesuffix(f"_{asked}")
+        found.setdefault((method, labelled), (method, labelled, is_baseline(runs), runs))
+    return sorted(found.values(), key=lambda point: point[1])
 
 
 def transfer_text(family):
     """Paired differences to the network from scratch, and the classes that gain and lose most."""
-    by_point = {(method, count): runs for method, count, runs in transfer_points(family)}
-    rows, gains = [], []
-    for (method, count), runs in by_point.items():
-        if method != "scratch" and (base := by_point.get(("scratch", count))):
-            rows.append({"labelled a class": f"{count:,}", "method": method, **_against(base, runs)})
-            gains.append((count, method, base, runs))
-    if not rows:
+    if family.source == "none":
+        return ["Nothing was transferred: every network here starts at random."]
+    placed = transfer_points(family)
+    bases = {labelled: runs for _, labelled, baseline, runs in placed if baseline}
+    pairs = [(m, n, bases[n], runs) for m, n, baseline, runs in placed if not baseline and n in bases]
+    if not pairs:
         return ["No variant has been run beside the network from scratch yet."]
-    rows.sort(key=lambda row: (int(row["labelled a class"].replace(",", "")), row["method"]))
-    note = "Minus the network from random weights, on the same labelled images and for as many epochs, in points."
-    return ["## What transfer adds", note, _table(rows), *_gains(*max(gains, key=lambda g: (g[0], g[1] == "finetune")))]
+    rows = [{"labelled a class": f"{n:,}", "method": m, **_against(base, runs)} for m, n, base, runs in pairs]
+    note = (
+        "Minus the network from random weights, on the same labelled images and for as many epochs, in points. The "
+        "intervals cover the draw of labelled images and initial weights, of one source network and one test set; "
+        "several comparisons are not corrected for."
+    )
+    most = max(pairs, key=lambda pair: (pair[1], average(pair[3], "test_accuracy")))
+    return ["## What transfer adds", note, _table(rows), *_gains(most[1], most[0], *most[2:])]
 
 
 def _against(base, runs):
     """The paired difference over the seeds that both have; of one seed, with the images' interval."""
     ours, theirs = ({run["seed"]: run["test_accuracy"] for run in group} for group in (runs, base))
-    seeds = sorted(ours.keys() & theirs.keys())
+    seeds, n = sorted(ours.keys() & theirs.keys()), runs[0]["test_n"]
+    row = {"test": accuracy(runs), "from scratch": accuracy(base)}
+    if not seeds:
+        return row | {"difference [95%]": DASH, "transfer": DASH}
     if len(seeds) > 1:
         d = evaluate.difference_seeds_paired([theirs[s] for s in seeds], [ours[s] for s in seeds])
     else:
-        n = runs[0]["test_n"]
-        d = evaluate.difference_unpaired(base[0]["test_accuracy"], n, runs[0]["test_accuracy"], n)
+        d = evaluate.difference_unpaired(theirs[seeds[0]], n, ours[seeds[0]], n)
     behind = f"{d.kind}, {len(seeds)} seed{'s' * (len(seeds) > 1)}"
     verdict = "helps" if d.low > 0 else "hurts" if d.high < 0 else "can't be told from zero"
-    return {
-        "test": accuracy(runs), "from scratch": accuracy(base),
-        "difference [95%]": f"{points(d.value)} [{points(d.low)}, {points(d.high)}] ({behind})",
-        "transfer": verdict,
-    }  # fmt: skip
+    return row | {"difference [95%]": f"{said_of(d)} ({behind})", "transfer": verdict}
 
 
 def _gains(count, method, base, runs):
@@ -335,11 +433,14 @@ def _gains(count, method, base, runs):
 
 
 KINDS = {
-    "factorial": (factorial_text, summary_plots.factorial),
+    "factorial": (
+        factorial_text,
+        lambda family, path: summary_plots.factorial(family, path, factors(family.experiment), word),
+    ),
     "gap": (gap_text, lambda family, path: summary_plots.gap(family, path, gaps)),
     "selection": (selection_text, summary_plots.selection),
     "transfer": (
         transfer_text,
-        lambda family, path: summary_plots.transfer(family, path, list(transfer_points(family))),
+        lambda family, path: summary_plots.transfer(family, path, transfer_points(family)),
     ),
 }

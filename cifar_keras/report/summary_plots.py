@@ -18,20 +18,31 @@ def _estimate(runs):
     return evaluate.accuracy_interval([run["test_accuracy"] for run in runs], runs[0]["test_n"])
 
 
-def factorial(family, path):
-    """Accuracy of every cell with its interval: a line an image size, a panel a scaling."""
-    cells = {tuple(variant.split("_")): _estimate(runs) for variant, runs in family.cells.items()}
-    scalings, sizes, norms = (list(dict.fromkeys(levels[place] for levels in cells)) for place in range(3))
+def factorial(family, path, factors, word):
+    """Accuracy of every cell with its interval: a panel a level of the first factor, a line one of the second.
+
+    Args:
+        family: a `summary.Family`.
+        path: where the PNG goes.
+        factors: `(columns, {variant: levels})` of three factors.
+        word: turns a column or a level into words.
+    Returns: `path`.
+    """
+    (panel_by, line_by, x_by), levels = factors
+    cells = {levels[variant]: (_estimate(runs), runs[0]["test_n"]) for variant, runs in family.cells.items()}
+    panels_of, lines_of, xs = (list(dict.fromkeys(key[place] for key in levels.values())) for place in range(3))
     with figure_of(path, family.title, size=(9, 4.2)) as figure:
-        panels = np.atleast_1d(figure.subplots(1, len(scalings), sharey=True))
-        for panel, scaling in zip(panels, scalings, strict=True):
-            for size, colour, marker in zip(sizes, (BLUE, ORANGE), "os", strict=False):
-                shown = [(norms.index(n), cells[scaling, size, n]) for n in norms if (scaling, size, n) in cells]
-                _with_intervals(panel, shown, colour, marker, f"{size} px")
-            panel.set_xticks(range(len(norms)), norms)
-            panel.set(title=f"scaling: {scaling}", xlabel="BatchNorm of the frozen backbone", xlim=(-0.4, 1.4))
+        panels = np.atleast_1d(figure.subplots(1, len(panels_of), sharey=True))
+        for panel, level in zip(panels, panels_of, strict=True):
+            for line, colour, marker in zip(lines_of, (BLUE, ORANGE, GREEN), "os^", strict=False):
+                shown = [(place, cells[level, line, x]) for place, x in enumerate(xs) if (level, line, x) in cells]
+                counts = sorted({n for _, (_, n) in shown})
+                label = f"{line_by} {word(line)} (n = {', '.join(f'{n:,}' for n in counts)})"
+                _with_intervals(panel, [(x, estimate) for x, (estimate, _) in shown], colour, marker, label)
+            panel.set_xticks(range(len(xs)), [word(x) for x in xs])
+            panel.set(title=f"{word(panel_by)}: {word(level)}", xlabel=word(x_by), xlim=(-0.4, len(xs) - 0.6))
             without_frame(panel, "y")
-        panels[0].set_ylabel(f"test accuracy, n = {family.first['test_n']:,}")
+        panels[0].set_ylabel("test accuracy")
         _shares(panels[0].yaxis)
         panels[-1].legend(frameon=False, fontsize=8)
     return path
@@ -112,20 +123,25 @@ def selection(family, path):
 
 
 def transfer(family, path, points):
-    """Accuracy against labelled images a class, a line a method, with intervals over seeds (over images for one)."""
-    styles = {"finetune": (BLUE, "o"), "probe": (GREEN, "s"), "scratch": (ORANGE, "^")}
+    """Accuracy against labelled images a class, a line a method, with intervals over seeds (over images for one).
+
+    Args:
+        family: a `summary.Family`.
+        path: where the PNG goes.
+        points: `(method, labelled images a class, whether from scratch, runs)` by images.
+    Returns: `path`.
+    """
     with figure_of(path, family.title, size=(7.5, 4.8)) as figure:
         panel = figure.add_subplot()
-        points = sorted(points, key=lambda point: point[1])
-        for method in dict.fromkeys(method for method, _, _ in points):
-            shown = [(count, _estimate(runs)) for name, count, runs in points if name == method]
-            colour, marker = styles.get(method, (GREY, "d"))
-            _with_intervals(panel, shown, colour, marker, method)
-        counts = sorted({count for _, count, _ in points})
+        methods = dict.fromkeys((method, baseline) for method, _, baseline, _ in points)
+        for (method, baseline), colour, marker in zip(methods, (BLUE, GREEN, ORANGE), "osD", strict=False):
+            shown = [(count, _estimate(runs)) for name, count, _, runs in points if name == method]
+            _with_intervals(panel, shown, colour, marker, method, line="--" if baseline else "-")
+        counts = sorted({count for _, count, _, _ in points})
         panel.set_xscale("log")
         panel.set_xticks(counts, [f"{count:,}" for count in counts], minor=False)
         panel.set_xticks([], minor=True)
-        seeds = mean(len(runs) for _, _, runs in points)
+        seeds = mean(len(runs) for *_, runs in points)
         panel.set(xlabel="labelled images a class", ylabel=f"test accuracy, n = {family.first['test_n']:,}")
         panel.set_title(f"{seeds:.2g} seeds a point, 95% intervals", fontsize=9, color=GREY)
         _shares(panel.yaxis)
