@@ -207,6 +207,15 @@ def test_runs_from_other_weights_data_or_budgets_are_other_families(tmp_path):
     assert "70.0%" in found["exp6_cifar10-jpeg_weights=b-2.md"] and "50.0%" in found["exp6_cifar10-jpeg_weights=b-2.md"]
 
 
+def test_a_baselines_own_table_goes_when_it_has_company(tmp_path):
+    made, runs = transfer({"finetune_50": (0.6,), "scratch_50": (0.5,)})
+    (alone,) = written(tmp_path, made, [one for one in runs if one["variant"] == "scratch_50"])
+    (both,) = written(tmp_path, made, runs)
+    assert (alone, both) == ("exp6_cifar10-jpeg.md", "exp6_cifar10-jpeg_weights=source-1.md")
+    left = {path.name for path in (tmp_path / "results").rglob("*.*")}
+    assert left == {both, "exp6.md", "exp6_cifar10-jpeg_weights=source-1_summary.png"}
+
+
 def test_one_common_seed_is_the_one_that_is_compared(tmp_path):
     made, runs = transfer({"finetune_50": (0.6, 0.9), "scratch_50": (0.5, 0.1)})
     shared = [one for one in runs if (one["variant"], one["seed"]) not in (("finetune_50", 0), ("scratch_50", 0))]

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from statistics import mean
 
@@ -65,6 +66,8 @@ class Family:
 def write(experiment, records, root):
     """Writes `results/<name>.md` and `results/figures/<name>_summary.png` for each family of an experiment's runs.
 
+    Tables of families that there are no more go.
+
     Args:
         experiment: `config.Experiment`.
         records: run records, of other experiments too.
@@ -79,6 +82,10 @@ def write(experiment, records, root):
             draw(family, folder / figure_name(family))
         write_text(path, text_of(family))
         written.append(path)
+    own = (folder.glob(f"exp{experiment.number}{end}.md") for end in ("", "_*"))
+    for path in {*chain(*own)} - {*written}:  # what other records made: a baseline alone, before it had company
+        (folder / "figures" / f"{path.stem}_summary.png").unlink(missing_ok=True)
+        path.unlink()
     return written
 
 
