@@ -208,12 +208,12 @@ def _terminated(number, frame):
     sys.exit(128 + number)
 
 
-VERBS = "list|run|study|collate|compare|doctor"
+VERBS = "list|run|study|collate|compare|explain|doctor"
 FORMATS = ("text", "csv", "markdown")
 
 
 def command(arguments=None):
-    """`cifar-keras list|run|study|collate|compare|doctor`, the same as `python -m cifar_keras`.
+    """`cifar-keras list|run|study|collate|compare|explain|doctor`, the same as `python -m cifar_keras`.
 
     Raises: SystemExit with the exit code.
     """
@@ -248,6 +248,10 @@ def _parser():
     compare = verb("compare", "is it better? results files against the first of them, with intervals")
     compare.add_argument("files", nargs="+", metavar="RESULTS.CSV", help="two or more; one alone shows its intervals")
     compare.add_argument("--format", choices=FORMATS, default="text", help="default text")
+    explain = verb("explain", "where a finished run fails, what it looks at, how far it can be trusted")
+    explain.add_argument("name", metavar="RUN", help="a run id, an experiment (its newest run), or a saved model")
+    explain.add_argument("--layer", metavar="NAME", help="of Grad-CAM (default: the last one with places)")
+    add_options(explain, only=("dataset", "data_dir", "root", "verbose"))
     doctor = verb("doctor", "what this machine has, what is missing, what to do about it")
     doctor.add_argument("--json", action="store_true", help="for programs")
     add_options(doctor, only=("root", "data_dir"))
@@ -267,6 +271,13 @@ def _dispatch(options, arguments, rest):
         return commands.run(options.name, rest)
     if options.verb == "study":
         return commands.study(arguments, root=options.root, budget=options.budget)
+    if options.verb == "explain":
+        runtime.setup(verbose=options.verbose)
+        from cifar_keras.explain import analyse
+
+        where = {"root": options.root, "dataset": options.dataset, "data_dir": options.data_dir}
+        analyse.explain(options.name, layer=options.layer, **where)
+        return 0
     if options.verb == "compare":
         from cifar_keras.report import comparison
 

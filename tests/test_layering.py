@@ -12,7 +12,9 @@ ORDER = (
     "augment", "pipeline", "blocks", "zoo", "weights", "optim", "artifacts", "train",
     "features", "inference", "evaluate", "results", "report", "report.figures", "report.rows", "report.table",
     "report.summary_plots", "report.summary",
-    "report.pairs", "report.comparison", "track", "runner", "doctor", "commands", "cli", "__main__",
+    "report.pairs", "report.comparison",
+    "explain.base", "explain.errors", "explain.calibration", "explain.space", "explain.versus", "explain.gradcam",
+    "explain.activations", "explain", "explain.analyse", "track", "runner", "doctor", "commands", "cli", "__main__",
 )  # fmt: skip
 PACKAGE = PROJECT / "cifar_keras"
 WITHOUT_TENSORFLOW = (

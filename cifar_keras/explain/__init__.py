@@ -1,0 +1,12 @@
+"""Where models fail, what they look at, and how far their probabilities can be trusted: a function a section.
+
+Each takes stored predictions, embeddings or a model and returns a `Section`: figures, and the numbers behind them.
+"""
+
+from cifar_keras.explain.base import Section
+from cifar_keras.explain.calibration import calibration
+from cifar_keras.explain.errors import errors
+from cifar_keras.explain.space import feature_space
+from cifar_keras.explain.versus import versus
+
+__all__ = ["Section", "calibration", "errors", "feature_space", "versus"]

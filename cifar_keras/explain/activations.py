@@ -1,0 +1,99 @@
+"""Feature maps stage by stage, and the first layer's kernels."""
+
+import keras
+import numpy as np
+
+from cifar_keras.explain.base import Section, figure_of
+
+CHANNELS = 8  # of each stage: those that vary most over the image
+
+
+def stages(model):
+    """The last layer at each size that the model's features take, in order: `{(height, width): name}`."""
+    found = {}
+    for layer in model.layers[1:]:
+        shape = layer.output.shape
+        if (
+            len(shape) == 4
+            and shape[1] is not None
+            and not layer.name.startswith("scaling")
+            and shape[1] * shape[2] > 1
+        ):
+            found[shape[1], shape[2]] = layer.name
+    return found
+
+
+def kernels(model):
+    """The first convolution's kernels that see pixels: float `(height, width, 3, filters)`, or None."""
+    for layer in model.layers:
+        kernel = getattr(layer, "kernel", None)
+        if kernel is not None and len(kernel.shape) == 4 and not layer.name.startswith("scaling"):
+            return keras.ops.convert_to_numpy(kernel) if kernel.shape[2] == 3 else None
+    return None
+
+
+def activations(model, images, labels, class_names):
+    """The channels that vary most at every stage, for some images, and the first layer's kernels.
+
+    Args:
+        model: a saved model, functional.
+        images: uint8 `(n, height, width, 3)`, RGB in [0, 255]; one row a picture, so a few.
+        labels: int `(n,)`.
+        class_names: one a class.
+    Returns: `Section`.
+    """
+    found = stages(model)
+    outputs = keras.Model(model.input, [model.get_layer(name).output for name in found.values()])
+    maps = outputs.predict_on_batch(np.asarray(images))
+    maps = maps if isinstance(maps, list) else [maps]
+    figures = {
+        f"maps{place}": _maps_figure(picture, [stage[place] for stage in maps], found, class_names[labels[place]])
+        for place, picture in enumerate(images)
+    }
+    descriptions = {name: "Feature maps of one image, a row a stage." for name in figures}
+    if (weights := kernels(model)) is not None:
+        figures["kernels"] = _kernels_figure(weights)
+        descriptions["kernels"] = "Kernels of the first convolution, as colours."
+    numbers = {"stages": {f"{height} x {width}": name for (height, width), name in found.items()}}
+    said = (f"Channels shown are the {CHANNELS} that vary most over the image, each scaled to its own range.",)
+    return Section("activations", "What its layers see", figures, descriptions, numbers, sentences=said)
+
+
+def _maps_figure(picture, stages_maps, found, name):
+    figure = figure_of(f"feature maps: {name}", size=(1.15 * (CHANNELS + 1), 0.5 + 1.3 * len(found)))
+    panels = figure.subplots(len(found), CHANNELS + 1, squeeze=False)
+    for row, (panel_row, stage, ((height, width), layer)) in enumerate(
+        zip(panels, stages_maps, found.items(), strict=True)
+    ):
+        for panel in panel_row:
+            panel.axis("off")
+        if row == 0:
+            panel_row[0].imshow(picture, interpolation="nearest")
+        else:
+            panel_row[0].text(0.5, 0.5, f"{layer}\n{height} x {width}", ha="center", va="center", fontsize=7)
+        for panel, channel in zip(panel_row[1:], varying(stage), strict=False):
+            panel.imshow(stage[..., channel], cmap="viridis", interpolation="nearest")
+    return figure
+
+
+def varying(stage):
+    """The channels of a feature map `(height, width, channels)` with the largest standard deviation over places."""
+    return np.argsort(-stage.std(axis=(0, 1)), kind="stable")[:CHANNELS]
+
+
+def _kernels_figure(weights):
+    """At most 64 kernels, each stretched around grey so that zero stays grey."""
+    count = min(64, weights.shape[-1])
+    columns = min(16, count)
+    figure = figure_of(
+        f"the first layer's kernels ({count} of {weights.shape[-1]})",
+        size=(0.6 * columns, 0.6 + 0.6 * -(-count // columns)),
+    )
+    for panel, place in zip(
+        figure.subplots(-(-count // columns), columns, squeeze=False).flat, range(64), strict=False
+    ):
+        panel.axis("off")
+        if place < count:
+            kernel = weights[..., place]
+            panel.imshow(0.5 + kernel / (2 * max(1e-12, np.abs(kernel).max())), interpolation="nearest")
+    return figure

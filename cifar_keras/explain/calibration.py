@@ -1,0 +1,116 @@
+"""Calibration: does 0.9 mean nine in ten?"""
+
+import numpy as np
+
+from cifar_keras import evaluate
+from cifar_keras.explain.base import COLOURS, GREY, Section, bare, figure_of, shares
+
+BINS = 15  # of equal width, as in Guo et al., arXiv:1706.04599
+TINY = 1e-12  # added to probabilities before a logarithm: stored float16 ones reach zero
+
+
+def calibration(labels, probabilities, val_labels, val_probabilities):
+    """Reliability, its errors, and what a temperature fitted on val makes of them on test.
+
+    Args:
+        labels: int `(n,)`, of test.
+        probabilities: float `(n, classes)`, rows summing to 1.
+        val_labels, val_probabilities: the same of val, on which the temperature is fitted.
+    Returns: `Section`.
+    """
+    labels, probabilities = np.asarray(labels), np.asarray(probabilities, "float64")
+    t = temperature(np.asarray(val_labels), np.asarray(val_probabilities, "float64"))
+    scaled = with_temperature(probabilities, t)
+    before, after = measures(labels, probabilities), measures(labels, scaled)
+    numbers = {"n": len(labels), "temperature": t, "before": before, "after": after}
+    table = [{"": name, "as trained": before[name], f"temperature {t:.2f}": after[name]} for name in before]
+    figure = _figure(labels, {"as trained": probabilities, f"temperature {t:.2f}": scaled})
+    return Section(
+        "calibration",
+        "How far its probabilities can be trusted",
+        {"reliability": figure},
+        {"reliability": "Accuracy against confidence in 15 bins, as trained and with the fitted temperature."},
+        numbers,
+        {"Calibration on test": table},
+        (_said(before, after, t),),
+    )
+
+
+def temperature(labels, probabilities):
+    """The temperature that minimises the negative log-likelihood (Guo et al., arXiv:1706.04599, section 4.2).
+
+    Args:
+        labels: int `(n,)`.
+        probabilities: float64 `(n, classes)`; logits are their logarithms, up to a constant that softmax ignores.
+    Returns: a number in [0.05, 20]; above 1 the model is too sure of itself.
+    """
+    from scipy.optimize import minimize_scalar
+
+    def loss(log_t):
+        return evaluate.cross_entropy(labels, with_temperature(probabilities, np.exp(log_t)))
+
+    found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded", options={"xatol": 1e-5})
+    return float(np.exp(found.x))
+
+
+def with_temperature(probabilities, temperature):
+    """Softmax of the logits divided by a temperature."""
+    scaled = np.log(probabilities + TINY) / temperature
+    scaled = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    return scaled / scaled.sum(axis=1, keepdims=True)
+
+
+def measures(labels, probabilities):
+    """ECE of 15 bins, mean confidence, accuracy, NLL in nats, and the Brier score (sum over classes, in [0, 2])."""
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    target = np.zeros_like(probabilities)
+    target[np.arange(len(labels)), labels] = 1.0
+    return {
+        "ECE": ece(confidence, right),
+        "mean confidence": float(confidence.mean()),
+        "accuracy": float(right.mean()),
+        "NLL": evaluate.cross_entropy(labels, probabilities),
+        "Brier": float(np.mean(np.sum((probabilities - target) ** 2, axis=1))),
+    }
+
+
+def bins(confidence, right):
+    """`(images, mean confidence, accuracy)` of each of 15 bins; bin k holds confidences in (k/15, (k+1)/15]."""
+    place = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+    counts = np.bincount(place, minlength=BINS)
+    safe = np.maximum(counts, 1)
+    means = (np.bincount(place, weights=values, minlength=BINS) / safe for values in (confidence, right))
+    return counts, *means
+
+
+def ece(confidence, right):
+    """Expected calibration error: the bins' distances between confidence and accuracy, weighted by their images."""
+    counts, mean_confidence, accuracy = bins(confidence, right)
+    return float(np.sum(counts * np.abs(mean_confidence - accuracy)) / counts.sum())
+
+
+def _figure(labels, both):
+    figure = figure_of("reliability on test", size=(8.5, 4.2))
+    panels = figure.subplots(1, 2, sharey=True)
+    for panel, (name, probabilities), colour in zip(panels, both.items(), COLOURS, strict=False):
+        confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+        counts, mean_confidence, accuracy = bins(confidence, right)
+        kept = counts > 0
+        panel.plot([0, 1], [0, 1], ":", color=GREY, linewidth=1)
+        panel.bar((np.arange(BINS) + 0.5) / BINS, accuracy, 1 / BINS, color=colour, alpha=0.35, edgecolor="white")
+        panel.plot(mean_confidence[kept], accuracy[kept], "o-", color=colour, markersize=4)
+        panel.set(xlabel="confidence", xlim=(0, 1), ylim=(0, 1), title=f"{name}: ECE {ece(confidence, right):.3f}")
+        shares(panel.xaxis)
+        shares(panel.yaxis)
+        bare(panel)
+    panels[0].set_ylabel("accuracy")
+    return figure
+
+
+def _said(before, after, t):
+    sure = "too sure of itself" if before["mean confidence"] > before["accuracy"] else "not sure enough of itself"
+    return (
+        f"Its mean confidence is {before['mean confidence']:.1%} at an accuracy of {before['accuracy']:.1%}: it is "
+        f"{sure}. A temperature of {t:.2f}, fitted on val, takes the calibration error on test from "
+        f"{before['ECE']:.3f} to {after['ECE']:.3f}; no decision changes."
+    )

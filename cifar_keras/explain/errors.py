@@ -1,0 +1,217 @@
+"""Errors: which classes are taken for which, and which mistakes are made with confidence."""
+
+import numpy as np
+import seaborn
+from matplotlib.colors import PowerNorm
+
+from cifar_keras import evaluate
+from cifar_keras.explain.base import COLOURS, FEW, GREY, Section, bare, figure_of, gallery, named, shares
+
+MISTAKES = 24  # pictures in the gallery
+PAIRS = 10  # most confused
+
+
+def errors(labels, probabilities, class_names, *, images=None, superclass=None, superclass_names=()):
+    """Confusions, metrics a class, ROC, and the most confident mistakes.
+
+    Args:
+        labels: int `(n,)`.
+        probabilities: float `(n, classes)`, rows summing to 1.
+        class_names: one a class.
+        images: uint8 `(n, height, width, 3)`, RGB in [0, 255], anything indexable; None leaves out the gallery.
+        superclass: int `(classes,)`, each class's superclass, or None.
+        superclass_names: one a superclass.
+    Returns: `Section`. Classes without images have None where a figure needs some.
+    """
+    labels, probabilities = np.asarray(labels), np.asarray(probabilities, "float64")
+    predicted = probabilities.argmax(axis=1)
+    matrix = evaluate.confusion(labels, probabilities)
+    by_class = _by_class(labels, predicted, probabilities, class_names)
+    if superclass is not None:
+        by_class = [{**row, "superclass": superclass_names[s]} for row, s in zip(by_class, superclass, strict=True)]
+    pairs = confused_pairs(matrix, class_names)
+    ranked = sorted((row for row in by_class if row["support"]), key=lambda row: (row["F1"], row["class"]))
+    numbers = {
+        "n": len(labels),
+        "accuracy": float(np.mean(predicted == labels)),
+        "macro F1": _mean(by_class, "F1"),
+        "macro AUC": _mean(by_class, "AUC"),
+    }
+    if len(class_names) > 5:
+        numbers["top-5 accuracy"] = top_k(labels, probabilities, 5)
+    order = np.arange(len(class_names))
+    if superclass is not None:
+        numbers["superclass accuracy"] = evaluate.coarse_accuracy(labels, probabilities, np.asarray(superclass))
+        order = np.argsort(superclass, kind="stable")
+    tables = {
+        "Metrics by class": by_class,
+        "Five best classes": ranked[:-6:-1],
+        "Five worst classes": ranked[:5],
+        "Most confused pairs": pairs,
+    }
+    figures, descriptions = _figures(matrix, order, class_names, superclass, labels, probabilities)
+    if images is not None and (wrong := most_confident_mistakes(labels, probabilities)).size:
+        figures["mistakes"] = _mistakes(wrong, labels, predicted, probabilities, class_names, images)
+        descriptions["mistakes"] = "Test images that are classified wrongly with the highest probability."
+    said = (_said(numbers, pairs, ranked),)
+    return Section("errors", "Where it fails", figures, descriptions, numbers, tables, said)
+
+
+def _mean(rows, column):
+    known = [row[column] for row in rows if row[column] is not None]
+    return float(np.mean(known)) if known else None
+
+
+def top_k(labels, probabilities, k):
+    """The share of images whose label is among the `k` most probable classes; ties count for the label."""
+    own = probabilities[np.arange(len(labels)), labels]
+    return float(np.mean((probabilities > own[:, None]).sum(axis=1) < k))
+
+
+def _by_class(labels, predicted, probabilities, class_names):
+    """A row a class: precision, recall, F1, AUC one against rest, support."""
+    from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
+
+    classes = np.arange(len(class_names))
+    columns = precision_recall_fscore_support(labels, predicted, labels=classes, zero_division=np.nan)
+    rows = []
+    for label, name, precision, recall, f1, support in zip(classes, class_names, *columns, strict=True):
+        own = labels == label
+        auc = float(roc_auc_score(own, probabilities[:, label])) if 0 < own.sum() < len(own) else None
+        parts = {"precision": precision, "recall": recall, "F1": f1}
+        known = {key: None if np.isnan(value) else float(value) for key, value in parts.items()}
+        rows.append({"class": name, **known, "AUC": auc, "support": int(support)})
+    return rows
+
+
+def confused_pairs(matrix, class_names):
+    """The pairs of classes that are taken for each other most often, counted both ways.
+
+    Args:
+        matrix: int `(classes, classes)`, rows true.
+        class_names: one a class.
+    Returns: list of dicts, most frequent first, at most `PAIRS`, none without confusions.
+    """
+    both = np.triu(matrix + matrix.T, k=1)
+    places = np.argsort(-both, axis=None, kind="stable")[:PAIRS]
+    pairs = [(a, b) for a, b in zip(*np.unravel_index(places, both.shape), strict=True) if both[a, b]]
+    return [
+        {
+            "pair": f"{class_names[a]} / {class_names[b]}",
+            "images": int(both[a, b]),
+            "first taken for second": int(matrix[a, b]),
+            "second taken for first": int(matrix[b, a]),
+        }
+        for a, b in pairs
+    ]
+
+
+def most_confident_mistakes(labels, probabilities):
+    """Indices of the wrongly classified images, the highest probability first, at most `MISTAKES`."""
+    predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    wrong = np.flatnonzero(predicted != labels)
+    return wrong[np.argsort(-confidence[wrong], kind="stable")][:MISTAKES]
+
+
+def _said(numbers, pairs, ranked):
+    worst, best = ranked[0], ranked[-1]
+    text = (
+        f"{numbers['accuracy']:.1%} of {numbers['n']:,} images are right; by F1 {best['class']} is the easiest class "
+        f"({best['F1']:.2f}) and {worst['class']} the hardest ({worst['F1']:.2f})."
+    )
+    if pairs:
+        text += f" The pair confused most is {pairs[0]['pair']}, {pairs[0]['images']} times."
+    return text
+
+
+def _figures(matrix, order, class_names, superclass, labels, probabilities):
+    """All but the gallery."""
+    ordered = matrix[np.ix_(order, order)]
+    names = [class_names[label] for label in order]
+    totals = ordered.sum(axis=1, keepdims=True)
+    parts = np.divide(ordered, totals, out=np.zeros(ordered.shape), where=totals > 0)
+    edges = None if superclass is None else np.asarray(superclass)[order]
+    figures = {
+        "confusion": confusion_figure(parts, ordered, names, edges),
+        "counts": confusion_figure(ordered, ordered, names, edges, counts_only=True),
+        "roc": _roc_figure(labels, probabilities, class_names),
+    }
+    descriptions = {
+        "confusion": "Confusion matrix, rows true and columns predicted, as shares of each true class.",
+        "counts": "Confusion matrix, rows true and columns predicted, as numbers of images.",
+        "roc": "ROC curve of each class against the rest, with the area under it.",
+    }
+    return figures, descriptions
+
+
+def confusion_figure(values, counts, names, edges, *, counts_only=False):
+    """A heat map of a confusion matrix; cells are annotated up to 20 classes, superclasses outlined where given.
+
+    Args:
+        values: `(classes, classes)` that colour the cells.
+        counts: int `(classes, classes)` that annotate them.
+        names: one a class, in the matrix' order.
+        edges: int `(classes,)`, superclasses in that order, or None.
+        counts_only: whether the values are counts.
+    """
+    few = len(names) <= FEW
+    side = max(5.5, 2.5 + 0.5 * len(names)) if few else 3 + 0.125 * len(names)
+    figure = figure_of("images" if counts_only else "share of the true class", size=(1.12 * side, side))
+    panel = figure.add_subplot()
+    top = values.max() if counts_only and values.size else 1
+    annotation = (
+        np.where(counts > 0, counts if counts_only else np.round(100 * values).astype(int), "") if few else None
+    )
+    seaborn.heatmap(
+        values, ax=panel, cmap="Blues", norm=PowerNorm(0.5, 0, max(top, 1e-9)), annot=annotation, fmt="",
+        annot_kws={"fontsize": 8}, square=True, linewidths=0.5 if few else 0, cbar_kws={"shrink": 0.6},
+    )  # fmt: skip
+    size = 8.5 if few else 5.5
+    for axis in (panel.xaxis, panel.yaxis):
+        axis.set_ticks(np.arange(len(names)) + 0.5, named(names), fontsize=size)
+    panel.tick_params(axis="x", rotation=90, length=2)
+    panel.tick_params(axis="y", rotation=0, length=2)
+    panel.set(xlabel="predicted", ylabel="true")
+    if edges is not None:
+        _outline(panel, edges)
+    return figure
+
+
+def _outline(panel, edges):
+    """A square around each superclass."""
+    starts = np.flatnonzero(np.r_[True, edges[1:] != edges[:-1]])
+    for start, end in zip(starts, np.r_[starts[1:], len(edges)], strict=True):
+        x, y = [start, end, end, start, start], [start, start, end, end, start]
+        panel.plot(x, y, color=COLOURS[1], linewidth=0.8, clip_on=False)
+
+
+def _roc_figure(labels, probabilities, class_names):
+    """Every class against the rest; beyond 20 classes the five best and worst by area."""
+    from sklearn.metrics import roc_auc_score, roc_curve
+
+    areas = {}
+    for label in range(len(class_names)):
+        own = labels == label
+        if 0 < own.sum() < len(own):
+            areas[label] = roc_auc_score(own, probabilities[:, label])
+    ranked = sorted(areas, key=lambda label: -areas[label])
+    shown = ranked if len(ranked) <= FEW else [*ranked[:5], *ranked[-5:]]
+    figure = figure_of("ROC, one class against the rest", size=(6.5, 5))
+    panel = figure.add_subplot()
+    colours = seaborn.color_palette("colorblind", max(10, len(shown)))
+    for label, colour in zip(shown, colours, strict=False):
+        false, true, _ = roc_curve(labels == label, probabilities[:, label])
+        line = "-" if label in shown[: len(shown) // 2] else "--"
+        panel.plot(false, true, line, color=colour, label=f"{class_names[label]} {areas[label]:.3f}", linewidth=1.3)
+    panel.plot([0, 1], [0, 1], ":", color=GREY, linewidth=1)
+    panel.set(xlabel="share of the others taken for it", ylabel="share of it that is found")
+    shares(panel.xaxis), shares(panel.yaxis)
+    bare(panel)
+    panel.legend(fontsize=7.5, frameon=False, title="area", loc="lower right")
+    return figure
+
+
+def _mistakes(wrong, labels, predicted, probabilities, class_names, images):
+    captions = [f"{class_names[predicted[i]]} {probabilities[i].max():.0%}\nis {class_names[labels[i]]}" for i in wrong]
+    pictures = np.stack([np.asarray(images[int(i)]) for i in wrong])
+    return gallery(pictures, captions, "wrong with the highest probability", columns=8)

@@ -1,0 +1,196 @@
+"""Feature space: what lies next to what in front of the last layer."""
+
+import numpy as np
+
+from cifar_keras.explain.base import COLOURS, FEW, Section, bare, figure_of, gallery, shares
+
+NEIGHBOURS = 20  # of KNN
+SHOWN = (6, 5)  # test images and their nearest training images in the gallery
+POINTS = 3000  # of the t-SNE map and of the silhouette, whose costs grow faster than the images
+
+
+def feature_space(train, test, predicted, class_names, *, accuracy, seed=0):
+    """Nearest training images, KNN, a t-SNE map, k-means agreement, separability a class.
+
+    Args:
+        train: `(embeddings, labels, images)` of training images: float `(n, channels)`, int `(n,)`, uint8
+            `(n, height, width, 3)`.
+        test: the same of test images.
+        predicted: int `(n,)`, the model's classes of the test images.
+        class_names: one a class.
+        accuracy: the model's own on these test images, in [0, 1].
+        seed: of the t-SNE map, k-means and the choice of images.
+    Returns: `Section`.
+    """
+    (x, labels, _), (z, truth, _) = train, test
+    x, z = unit(x), unit(z)
+    near, knn = neighbours(x, np.asarray(labels), z)
+    knn_accuracy = float(np.mean(knn == truth))
+    separability, rank = separability_of(z, truth, predicted, class_names, seed=seed)
+    agreement = kmeans_agreement(z, truth, len(class_names), seed=seed)
+    numbers = {
+        "training embeddings": len(x), "test embeddings": len(z), "channels": x.shape[1], "accuracy": accuracy,
+        "KNN accuracy": knn_accuracy, "k-means adjusted mutual information": agreement,
+        "rank correlation of separability and recall": rank,
+    }  # fmt: skip
+    figures = {
+        "map": _map(z, truth, predicted, class_names, seed=seed),
+        "separability": _separability_figure(separability),
+        "neighbours": _neighbours_figure(train, test, near, predicted, class_names, seed=seed),
+    }
+    descriptions = {
+        "map": "t-SNE map of the test images' embeddings, coloured by true class, errors marked.",
+        "separability": "Silhouette of each class against the share of it that the model finds.",
+        "neighbours": "Test images, each beside the training images whose embeddings are nearest.",
+    }
+    return Section(
+        "space", "What it holds to be alike", figures, descriptions, numbers, {"Separability by class": separability},
+        (_said(numbers),),
+    )  # fmt: skip
+
+
+def unit(embeddings):
+    """Embeddings of length 1, float32: distances are then those of angles."""
+    x = np.asarray(embeddings, "float32")
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+
+
+def neighbours(x, labels, z):
+    """The nearest training images of each test image by cosine, and the class of their distance-weighted vote.
+
+    Args:
+        x: float32 `(n, channels)`, of training images.
+        labels: int `(n,)`.
+        z: the same as `x`, of test images.
+    Returns: `(nearest, classes)`: int `(m, k)`, the nearest first, and int `(m,)`.
+    """
+    from sklearn.neighbors import KNeighborsClassifier
+
+    k = min(NEIGHBOURS, len(x))
+    voters = KNeighborsClassifier(k, metric="cosine", weights="distance", algorithm="brute").fit(x, labels)
+    return voters.kneighbors(z, return_distance=False), voters.predict(z)
+
+
+def kmeans_agreement(z, truth, classes, *, seed):
+    """How far clusters without labels agree with the classes: adjusted mutual information, 0 by chance, 1 for all."""
+    from sklearn.cluster import MiniBatchKMeans
+    from sklearn.metrics import adjusted_mutual_info_score
+
+    clusters = MiniBatchKMeans(min(classes, len(z)), random_state=seed, n_init=5).fit_predict(z)
+    return float(adjusted_mutual_info_score(truth, clusters))
+
+
+def separability_of(z, truth, predicted, class_names, *, seed):
+    """The mean silhouette (cosine) and recall of each class, and the rank correlation of both (Spearman).
+
+    Returns: `(rows, correlation)`; the correlation is None with fewer than three classes.
+    """
+    from scipy.stats import spearmanr
+    from sklearn.metrics import silhouette_samples
+
+    chosen = sample(len(z), POINTS, seed)
+    present = np.unique(truth[chosen])
+    if len(present) < 2:
+        return [], None
+    values = silhouette_samples(z[chosen], truth[chosen], metric="cosine")
+    rows = [
+        {
+            "class": class_names[label],
+            "silhouette": float(values[truth[chosen] == label].mean()),
+            "recall": float(np.mean(predicted[truth == label] == label)),
+        }
+        for label in present
+    ]
+    if len(rows) < 3:
+        return rows, None
+    rank = spearmanr([row["silhouette"] for row in rows], [row["recall"] for row in rows]).statistic
+    return rows, None if np.isnan(rank) else float(rank)
+
+
+def sample(count, most, seed):
+    """Sorted indices of at most `most` of `count` things, drawn by the seed."""
+    return np.sort(np.random.RandomState(seed).permutation(count)[:most])
+
+
+def tsne_map(z, *, seed):
+    """t-SNE (van der Maaten and Hinton, JMLR 9, 2008) behind a PCA to 50 channels: float `(n, 2)`."""
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    x = PCA(min(50, *z.shape), random_state=seed).fit_transform(z)
+    perplexity = min(30, max(2, (len(z) - 1) // 3))
+    return TSNE(perplexity=perplexity, init="pca", learning_rate="auto", random_state=seed).fit_transform(x)
+
+
+def _map(z, truth, predicted, class_names, *, seed):
+    chosen = sample(len(z), POINTS, seed)
+    places, own, wrong = tsne_map(z[chosen], seed=seed), truth[chosen], (predicted != truth)[chosen]
+    figure = figure_of(f"t-SNE of {len(chosen):,} test images", size=(8, 6.2))
+    panel = figure.add_subplot()
+    few = len(class_names) <= FEW
+    palette = COLOURS if len(class_names) <= 10 else _many(len(class_names))
+    for label in np.unique(own):
+        mine = own == label
+        panel.scatter(
+            *places[mine].T, s=7, color=palette[label], linewidths=0, label=class_names[label] if few else None
+        )
+    panel.scatter(
+        *places[wrong].T, s=16, facecolors="none", edgecolors="black", linewidths=0.5, label="taken for another"
+    )
+    panel.set(xticks=[], yticks=[])
+    panel.spines[:].set_visible(False)
+    panel.legend(fontsize=8, frameon=False, markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def _many(count):
+    import seaborn
+
+    return seaborn.color_palette("husl", count)
+
+
+def _separability_figure(rows):
+    figure = figure_of("separability and accuracy by class", size=(6, 4.5))
+    panel = figure.add_subplot()
+    for row in rows:
+        panel.plot(row["silhouette"], row["recall"], "o", color=COLOURS[0], markersize=5)
+        if len(rows) <= FEW:
+            panel.annotate(
+                row["class"], (row["silhouette"], row["recall"]), fontsize=8, xytext=(4, 3), textcoords="offset points"
+            )
+    panel.set(xlabel="mean silhouette (cosine)", ylabel="share found by the model")
+    shares(panel.yaxis)
+    bare(panel)
+    return figure
+
+
+def _neighbours_figure(train, test, near, predicted, class_names, *, seed):
+    """Half right and half wrong test images, each in a row with its nearest training images."""
+    (x, labels, images), (z, truth, pictures) = (unit(train[0]), *train[1:]), (unit(test[0]), *test[1:])
+    rows, columns = SHOWN
+    wrong = predicted != truth
+    order = np.random.RandomState(seed).permutation(len(truth))
+    halves = (order[~wrong[order]][: rows // 2], order[wrong[order]][: rows - rows // 2])
+    shown, captions = [], []
+    for index in np.concatenate(halves).astype(int):
+        shown.append(np.asarray(pictures[int(index)]))
+        captions.append(f"TEST: {class_names[truth[index]]}\nsays {class_names[predicted[index]]}")
+        for other in near[index][:columns]:
+            shown.append(np.asarray(images[int(other)]))
+            captions.append(f"{class_names[labels[other]]}\n{1 - float(z[index] @ x[other]):.3f}")
+    title = "test images and their nearest training images, with the cosine distance"
+    return gallery(np.stack(shown), captions, title, columns=columns + 1)
+
+
+def _said(numbers):
+    difference = 100 * (numbers["KNN accuracy"] - numbers["accuracy"])
+    beside = (
+        "as good as"
+        if abs(difference) < 0.5
+        else f"{abs(difference):.1f} points {'above' if difference > 0 else 'below'}"
+    )
+    return (
+        f"{NEIGHBOURS} nearest training images decide {numbers['KNN accuracy']:.1%} of the test images rightly, "
+        f"{beside} the model's own last layer; clusters that know no labels agree with the classes by "
+        f"{numbers['k-means adjusted mutual information']:.2f} (adjusted mutual information)."
+    )

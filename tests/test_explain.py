@@ -1,0 +1,315 @@
+"""Every section's numbers against scikit-learn, SciPy or a case by hand; figures are drawn; maps point where they must."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from sklearn import metrics
+
+from cifar_keras.explain import calibration, errors, feature_space, versus
+from cifar_keras.explain.activations import activations, kernels, stages, varying
+from cifar_keras.explain.base import Section
+from cifar_keras.explain.calibration import bins, ece, measures, temperature, with_temperature
+from cifar_keras.explain.errors import confused_pairs, most_confident_mistakes, top_k
+from cifar_keras.explain.gradcam import gradcam, last_spatial, looked_at, weighed
+from cifar_keras.explain.space import neighbours, unit
+from cifar_keras.explain.versus import bootstrap, only_right
+
+NAMES = tuple("abcdefghij")
+
+
+def predictions(n=400, classes=10, *, seed=0, strength=1.5):
+    """Labels and probabilities of a classifier that is right more often than not."""
+    random = np.random.RandomState(seed)
+    labels = random.randint(0, classes, n)
+    logits = random.normal(size=(n, classes)) + strength * np.eye(classes)[labels]
+    return labels, np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+
+
+def pictures(n, size=32, seed=0):
+    return np.random.RandomState(seed).randint(0, 256, (n, size, size, 3)).astype("uint8")
+
+
+def written(section, tmp_path):
+    """Saves a section and returns what its JSON says."""
+    assert isinstance(section, Section) and set(section.figures) == set(section.descriptions)
+    path = section.save(tmp_path)
+    for figure in section.figures:
+        assert (tmp_path / f"{section.name}_{figure}.png").read_bytes().startswith(b"\x89PNG")
+        assert (tmp_path / f"{section.name}_{figure}.svg").read_text().lstrip().startswith("<?xml")
+    return json.loads(path.read_text())
+
+
+def test_metrics_by_class_are_scikit_learns(tmp_path):
+    labels, probabilities = predictions()
+    section = errors(labels, probabilities, NAMES, images=pictures(400))
+    predicted = probabilities.argmax(axis=1)
+    found = written(section, tmp_path)
+    rows = found["tables"]["Metrics by class"]
+    report = metrics.classification_report(labels, predicted, target_names=NAMES, output_dict=True)
+    for row in rows:
+        expected = report[row["class"]]
+        assert row["precision"] == pytest.approx(expected["precision"])
+        assert row["recall"] == pytest.approx(expected["recall"]) and row["F1"] == pytest.approx(expected["f1-score"])
+        assert row["support"] == expected["support"]
+    assert found["numbers"]["macro F1"] == pytest.approx(report["macro avg"]["f1-score"])
+    area = metrics.roc_auc_score(labels, probabilities, multi_class="ovr", average="macro")
+    assert found["numbers"]["macro AUC"] == pytest.approx(area)
+    top = metrics.top_k_accuracy_score(labels, probabilities, k=5, labels=range(10))
+    assert found["numbers"]["top-5 accuracy"] == pytest.approx(top)
+    assert {"confusion", "counts", "roc", "mistakes"} == set(section.figures)
+
+
+def test_best_worst_and_confused_classes_by_hand():
+    matrix = np.array([[5, 3, 0], [1, 6, 0], [0, 2, 0]])
+    assert [row["pair"] for row in confused_pairs(matrix, "abc")] == ["a / b", "b / c"]
+    first, _ = confused_pairs(matrix, "abc")
+    assert (first["images"], first["first taken for second"], first["second taken for first"]) == (4, 3, 1)
+
+
+def test_a_class_without_images_has_no_figures_and_breaks_nothing(tmp_path):
+    labels, probabilities = predictions(60, classes=3)
+    labels[labels == 2] = 1
+    section = errors(labels, probabilities, "abc")
+    (row,) = (row for row in written(section, tmp_path)["tables"]["Metrics by class"] if row["class"] == "c")
+    assert row["support"] == 0 and row["AUC"] is None and row["recall"] is None
+
+
+def test_the_most_confident_mistakes_come_first():
+    probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]])
+    assert most_confident_mistakes(np.array([1, 0, 1, 1]), probabilities).tolist() == [0, 1, 2]
+    assert top_k(np.array([1, 0]), np.array([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]]), 2) == 0.5
+
+
+def test_a_hundred_classes_with_superclasses_are_drawn_without_special_cases(tmp_path):
+    labels, probabilities = predictions(2000, classes=100, strength=4)
+    superclass = np.arange(100) // 5
+    names = tuple(f"class number {i}" for i in range(100))
+    coarse = tuple(f"group {i}" for i in range(20))
+    section = errors(labels, probabilities, names, superclass=superclass, superclass_names=coarse)
+    found = written(section, tmp_path)
+    sums = probabilities.reshape(-1, 20, 5).sum(axis=2).argmax(axis=1)
+    assert found["numbers"]["superclass accuracy"] == pytest.approx(np.mean(sums == labels // 5))
+    assert found["tables"]["Metrics by class"][7]["superclass"] == "group 1"
+
+
+# --- calibration ---
+
+
+def test_calibration_error_by_hand():
+    """Ten images at 0.95 of which eight are right, ten at 0.55 of which six are: (0.15 + 0.05) / 2."""
+    confidence = np.r_[np.full(10, 0.95), np.full(10, 0.55)]
+    right = np.r_[np.ones(8), np.zeros(2), np.ones(6), np.zeros(4)].astype(bool)
+    assert ece(confidence, right) == pytest.approx(0.1)
+    counts, *_ = bins(np.array([0.0, 1 / 15, 1 / 15 + 1e-9, 1.0]), np.ones(4))
+    assert counts[0] == 2 and counts[1] == 1 and counts[-1] == 1
+
+
+def test_nll_and_brier_are_scikit_learns():
+    labels, probabilities = predictions()
+    found = measures(labels, probabilities)
+    assert found["NLL"] == pytest.approx(metrics.log_loss(labels, probabilities, labels=range(10)))
+    one_hot = np.eye(10)[labels]
+    assert found["Brier"] == pytest.approx(np.mean(np.sum((probabilities - one_hot) ** 2, axis=1)))
+    binary = measures(labels[:50] % 2, np.stack([1 - probabilities[:50, 0], probabilities[:50, 0]], 1))
+    assert binary["Brier"] / 2 == pytest.approx(metrics.brier_score_loss(labels[:50] % 2, probabilities[:50, 0]))
+
+
+@pytest.mark.parametrize("factor", [0.4, 1.0, 3.0])
+def test_the_temperature_that_spoilt_probabilities_is_found(factor):
+    """Labels drawn from the probabilities are calibrated; sharpened by a factor, the best temperature is the factor."""
+    random = np.random.RandomState(0)
+    logits = random.normal(size=(20_000, 5)) * 1.5
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    labels = (probabilities.cumsum(axis=1) > random.uniform(size=(20_000, 1))).argmax(axis=1)
+    spoilt = with_temperature(probabilities, 1 / factor)
+    assert temperature(labels, spoilt) == pytest.approx(factor, rel=0.05)
+
+
+def test_a_temperature_changes_no_decision_and_is_fitted_on_val_alone(tmp_path):
+    labels, probabilities = predictions(2000, strength=2)
+    sharp = with_temperature(probabilities, 0.3)
+    section = calibration(labels, sharp, *map(np.copy, (labels[:1000], sharp[:1000])))
+    numbers = written(section, tmp_path)["numbers"]
+    assert numbers["before"]["accuracy"] == numbers["after"]["accuracy"] and numbers["temperature"] > 1
+    assert numbers["after"]["ECE"] < numbers["before"]["ECE"] and "too sure" in section.sentences[0]
+    timid = calibration(labels, with_temperature(probabilities, 4), labels, with_temperature(probabilities, 4))
+    assert "not sure enough" in timid.sentences[0]
+    other = calibration(labels, sharp, labels[:1000], probabilities[:1000])
+    assert other.numbers["temperature"] != numbers["temperature"]
+
+
+# --- feature space ---
+
+
+def clouds(n, *, apart, seed=0):
+    """Embeddings in three directions, more or less `apart`."""
+    random = np.random.RandomState(seed)
+    labels = np.arange(n) % 3
+    return (apart * np.eye(3, 8)[labels] + random.normal(size=(n, 8))).astype("float32"), labels
+
+
+def test_neighbours_are_those_of_a_full_sort():
+    (x, labels), (z, _) = clouds(60, apart=2), clouds(15, apart=2, seed=1)
+    near, _ = neighbours(unit(x), labels, unit(z))
+    expected = np.argsort(-(unit(z) @ unit(x).T), axis=1)[:, :20]
+    assert [set(row) for row in near] == [set(row) for row in expected]
+    np.testing.assert_array_equal(near[:, 0], expected[:, 0])
+
+
+@pytest.mark.parametrize(("apart", "least", "most"), [(8, 0.95, 1.0), (0, 0.0, 0.25)])
+def test_separate_clouds_are_found_and_mixed_ones_are_not(apart, least, most, tmp_path):
+    (x, labels), (z, truth) = clouds(300, apart=apart), clouds(150, apart=apart, seed=1)
+    predicted = truth.copy()
+    predicted[:15] = (truth[:15] + 1) % 3
+    section = feature_space(
+        (x, labels, pictures(300)), (z, truth, pictures(150)), predicted, ("one", "two", "three"), accuracy=0.9
+    )
+    numbers = written(section, tmp_path)["numbers"]
+    assert least <= numbers["k-means adjusted mutual information"] <= most
+    assert numbers["KNN accuracy"] > 0.95 if apart else numbers["KNN accuracy"] < 0.6
+    rows = section.tables["Separability by class"]
+    assert [row["recall"] for row in rows] == [0.9, 0.9, 0.9]
+    assert all(row["silhouette"] > 0.5 for row in rows) == bool(apart)
+
+
+# --- models against each other ---
+
+
+def test_agreement_and_who_alone_is_right_by_hand(tmp_path):
+    labels = np.array([0, 0, 1, 1])
+    made = {"a": [0, 0, 0, 1], "b": [0, 1, 0, 1], "c": [1, 1, 1, 1]}
+    probabilities = {name: np.eye(2)[classes] for name, classes in made.items()}
+    section = versus(labels, probabilities, images=pictures(4), class_names=("x", "y"))
+    numbers = written(section, tmp_path)["numbers"]
+    assert numbers["agreement"]["a"] == {"a": 1.0, "b": 0.75, "c": 0.25}
+    assert numbers["right alone"] == {"a": 1, "b": 0, "c": 1}
+    assert numbers["right by all"] == 1 and numbers["right by none"] == 0
+    pair = section.tables["Pairs of models"][0]
+    assert (pair["first alone right"], pair["second alone right"], pair["McNemar p"]) == (1, 0, 1.0)
+    assert pair["second minus first"] == -0.25
+
+
+def test_the_bootstrap_is_scipys():
+    from scipy import stats
+
+    random = np.random.RandomState(0)
+    a, b = random.uniform(size=2000) < 0.8, random.uniform(size=2000) < 0.83
+    difference = (b.astype(int) - a.astype(int),)
+    expected = stats.bootstrap(difference, np.mean, n_resamples=4000, method="percentile", rng=1).confidence_interval
+    assert bootstrap(a, b, repetitions=4000) == pytest.approx((expected.low, expected.high), abs=2e-3)
+    assert only_right({"a": a, "b": b}, "b").sum() == np.sum(b & ~a)
+
+
+# --- Grad-CAM and feature maps ---
+
+
+def linear(size=8, classes=3, seed=0):
+    """Convolution, mean over places, linear: Grad-CAM's map is known in closed form (arXiv:1610.02391, section 3.1)."""
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input((size, size, 3), dtype="uint8")
+    x = layers.Rescaling(1 / 255, dtype="float32", name="scaling_unit")(inputs)
+    x = layers.Conv2D(5, 3, padding="same", name="conv")(x)
+    x = layers.GlobalAveragePooling2D(name="head_pool")(x)
+    x = layers.Dense(classes, name="logits")(x)
+    return keras.Model(inputs, layers.Softmax()(x))
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+def test_the_map_of_a_linear_model_is_the_one_in_closed_form(trainable):
+    model, images = linear(), pictures(4, size=8)
+    model.trainable = trainable  # a frozen backbone has maps as well
+    features = keras.Model(model.input, model.get_layer("conv").output).predict(images, verbose=0)
+    classes = np.array([0, 1, 2, 0])
+    weights = model.get_layer("logits").get_weights()[0][:, classes].T[:, None, None, :]
+    expected = np.maximum((features * weights).sum(axis=-1), 0)
+    expected /= np.maximum(expected.max(axis=(1, 2), keepdims=True), 1e-12)
+    np.testing.assert_allclose(gradcam(model, images, classes), expected, atol=1e-4)
+
+
+def planted(n, size=16, seed=0):
+    """Noise with a bright square in a random place where the class is 1. Returns images, labels, squares' corners."""
+    random = np.random.RandomState(seed)
+    images, labels = random.randint(0, 60, (n, size, size, 3)).astype("uint8"), np.arange(n) % 2
+    corners = random.randint(0, size - 5, (n, 2))
+    for image, label, (y, x) in zip(images, labels, corners, strict=True):
+        if label:
+            image[y : y + 5, x : x + 5] = 255
+    return images, labels, corners
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A small network that has learned to see the planted square."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((16, 16, 3), dtype="uint8")
+    x = layers.Rescaling(1 / 255, dtype="float32", name="scaling_unit")(inputs)
+    for name in ("first", "second"):
+        x = layers.Conv2D(12, 3, padding="same", activation="relu", name=name)(x)
+    x = layers.Dense(2, name="logits")(layers.GlobalMaxPooling2D(name="head_pool")(x))
+    logits = keras.Model(inputs, x)
+    logits.compile(keras.optimizers.Adam(1e-2), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    images, labels, _ = planted(256)
+    logits.fit(images, labels, epochs=15, batch_size=32, verbose=0)
+    return keras.Model(inputs, layers.Softmax()(logits.output))
+
+
+def test_the_map_points_at_the_planted_object(trained):
+    images, labels, corners = planted(40, seed=1)
+    assert np.mean(trained.predict(images, verbose=0).argmax(axis=1) == labels) > 0.95
+    maps = gradcam(trained, images[labels == 1], np.ones(20, int))
+    inside = 0
+    for heat, (y, x) in zip(maps, corners[labels == 1], strict=True):
+        place = np.unravel_index(heat.argmax(), heat.shape)
+        inside += y - 1 <= place[0] <= y + 5 and x - 1 <= place[1] <= x + 5
+    assert inside >= 18
+
+
+def test_the_map_depends_on_the_weights(trained):
+    """Weight randomisation (Adebayo et al., arXiv:1810.03292): a map that stays says nothing about the model."""
+    images, _, _ = planted(10, seed=2)
+    before = gradcam(trained, images[1::2], np.ones(5, int))
+    other = keras.models.clone_model(trained)
+    after = gradcam(other, images[1::2], np.ones(5, int))
+    correlation = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(before, after, strict=True) if b.std() > 0]
+    assert np.mean(correlation or [0.0]) < 0.8
+    np.testing.assert_allclose(gradcam(trained, images[1::2], np.ones(5, int)), before, atol=1e-6)
+
+
+def test_a_layer_is_named_or_the_last_with_places(trained):
+    assert last_spatial(trained) == "second"
+    images, _, _ = planted(2)
+    assert gradcam(trained, images, [0, 1], layer="first").shape == (2, 16, 16)
+    with pytest.raises(ValueError, match="one of .*first, second.*Received: 'third'"):
+        gradcam(trained, images, [0, 1], layer="third")
+    flat = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    with pytest.raises(ValueError, match="height and width"):
+        last_spatial(flat)
+
+
+def test_a_map_without_support_is_empty_not_nan():
+    maps = weighed(np.ones((1, 2, 2, 3)), -np.ones((1, 2, 2, 3)), (4, 4))
+    assert maps.shape == (1, 4, 4) and not maps.any()
+
+
+def test_overlays_show_right_and_wrong(trained, tmp_path):
+    images, labels, _ = planted(30, seed=3)
+    predicted = labels.copy()
+    predicted[:4] = 1 - predicted[:4]
+    numbers = written(looked_at(trained, images, labels, predicted, ("noise", "square")), tmp_path)["numbers"]
+    assert (numbers["right shown"], numbers["wrong shown"], numbers["layer"]) == (8, 4, "second")
+    all_right = looked_at(trained, images, labels, labels, ("noise", "square"))
+    assert all_right.numbers["wrong shown"] == 0
+
+
+def test_feature_maps_and_kernels(trained, tmp_path):
+    assert stages(trained) == {(16, 16): "second"} and kernels(trained).shape == (3, 3, 3, 12)
+    stage = np.zeros((4, 4, 20))
+    stage[..., 7] = np.arange(16).reshape(4, 4)
+    assert varying(stage)[0] == 7 and len(varying(stage)) == 8
+    images, labels, _ = planted(2)
+    section = activations(trained, images, labels, ("noise", "square"))
+    assert set(section.figures) == {"maps0", "maps1", "kernels"}
+    assert written(section, tmp_path)["numbers"]["stages"] == {"16 x 16": "second"}
