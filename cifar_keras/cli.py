@@ -208,12 +208,12 @@ def _terminated(number, frame):
     sys.exit(128 + number)
 
 
-VERBS = "list|run|study|collate|compare|explain|doctor"
+VERBS = "list|run|study|collate|compare|explain|report|doctor"
 FORMATS = ("text", "csv", "markdown")
 
 
 def command(arguments=None):
-    """`cifar-keras list|run|study|collate|compare|explain|doctor`, the same as `python -m cifar_keras`.
+    """`cifar-keras list|run|study|collate|compare|explain|report|doctor`, the same as `python -m cifar_keras`.
 
     Raises: SystemExit with the exit code.
     """
@@ -252,6 +252,8 @@ def _parser():
     explain.add_argument("name", metavar="RUN", help="a run id, an experiment (its newest run), or a saved model")
     explain.add_argument("--layer", metavar="NAME", help="of Grad-CAM (default: the last one with places)")
     add_options(explain, only=("dataset", "data_dir", "root", "verbose"))
+    report = verb("report", "the study on one page: results/report/index.html")
+    add_options(report, only=("dataset", "data_dir", "root", "verbose"))
     doctor = verb("doctor", "what this machine has, what is missing, what to do about it")
     doctor.add_argument("--json", action="store_true", help="for programs")
     add_options(doctor, only=("root", "data_dir"))
@@ -278,6 +280,9 @@ def _dispatch(options, arguments, rest):
         where = {"root": options.root, "dataset": options.dataset, "data_dir": options.data_dir}
         analyse.explain(options.name, layer=options.layer, **where)
         return 0
+    if options.verb == "report":
+        runtime.setup(verbose=options.verbose)
+        return commands.report(options.root, dataset=options.dataset, data_dir=options.data_dir)
     if options.verb == "compare":
         from cifar_keras.report import comparison
 

@@ -316,6 +316,35 @@ def collate(root, *, fmt="text", write=False, folder=PROJECT / "experiments"):
     return 0
 
 
+def report(root, *, dataset=None, data_dir=None, folder=PROJECT / "experiments"):
+    """Analyses the newest run of each of the study's experiments, then writes the page.
+
+    Args:
+        root: folder that holds `results/`.
+        dataset: as `--dataset`, for runs on image folders.
+        data_dir: as `--data-dir`.
+        folder: where the experiments are.
+    Returns: exit code; 1 where some run could not be analysed, of which the page says so.
+    Raises: ConfigError where there is nothing to compare.
+    """
+    from cifar_keras.explain import analyse
+    from cifar_keras.report import page
+
+    entries = [entry for entry in experiments(folder) if entry.number in STUDY]
+    failed, rows = 0, page.study_rows(results.read(root), entries, Path(root) / "results")
+    for row in rows.values():
+        run_id = row.runs[0]["run_id"]
+        if (Path(root) / "results" / "explain" / run_id / "index.json").is_file():
+            continue
+        try:
+            analyse.explain(run_id, root=root, dataset=dataset, data_dir=data_dir)
+        except ConfigError as error:
+            failed += 1
+            print(f"{row.name} is not analysed: {error}", flush=True)
+    print(page.build(root, entries))
+    return SOME_FAILED if failed else 0
+
+
 def comparison(records, entries, fmt):
     """Both tables as text, each under its heading; as CSV one table, whose first column says which."""
     first, others = table.collated(records, entries)

@@ -15,7 +15,8 @@ def calibration(labels, probabilities, val_labels, val_probabilities):
     Args:
         labels: int `(n,)`, of test.
         probabilities: float `(n, classes)`, rows summing to 1.
-        val_labels, val_probabilities: the same of val, on which the temperature is fitted.
+        val_labels: the same of val, on which the temperature is fitted.
+        val_probabilities: the same of val.
     Returns: `Section`.
     """
     labels, probabilities = np.asarray(labels), np.asarray(probabilities, "float64")

@@ -83,7 +83,7 @@ def kmeans_agreement(z, truth, classes, *, seed):
 def separability_of(z, truth, predicted, class_names, *, seed):
     """The mean silhouette (cosine) and recall of each class, and the rank correlation of both (Spearman).
 
-    Returns: `(rows, correlation)`; the correlation is None with fewer than three classes.
+    Returns: `(rows, correlation)`; the correlation is None with fewer than three classes or where nothing varies.
     """
     from scipy.stats import spearmanr
     from sklearn.metrics import silhouette_samples
@@ -101,10 +101,10 @@ def separability_of(z, truth, predicted, class_names, *, seed):
         }
         for label in present
     ]
-    if len(rows) < 3:
+    columns = [[row[name] for row in rows] for name in ("silhouette", "recall")]
+    if len(rows) < 3 or any(len(set(column)) == 1 for column in columns):
         return rows, None
-    rank = spearmanr([row["silhouette"] for row in rows], [row["recall"] for row in rows]).statistic
-    return rows, None if np.isnan(rank) else float(rank)
+    return rows, float(spearmanr(*columns).statistic)
 
 
 def sample(count, most, seed):

@@ -54,7 +54,8 @@ def bootstrap(correct_a, correct_b, *, repetitions=2000, seed=0):
     """The percentile interval of the difference of two accuracies when the images are drawn again (Efron, 1979).
 
     Args:
-        correct_a, correct_b: bool `(n,)`.
+        correct_a: bool `(n,)`, of the first.
+        correct_b: the same of the second.
         repetitions: draws.
         seed: of the draws.
     Returns: `(low, high)` of b minus a, 95%.
