@@ -121,6 +121,9 @@ def tutorial(model, **override):
     return Training(model, stages, override={"head": "plain", **override}, batch_size=32, optimizer="adam")
 
 
+BEST, PUBLISHED = "best", "published"  # variants with a meaning: what is run by default, and the source's rebuilt
+
+
 @dataclass(frozen=True)
 class Experiment:
     """A question with named variants; `experiments/exp<number>_<name>.py` holds one.
@@ -153,7 +156,7 @@ class Experiment:
     @property
     def share(self):
         """What part of a budget each run gets: where all variants run by default, they share it."""
-        return 1.0 if "best" in self.variants else 1 / len(self.variants)
+        return 1.0 if BEST in self.variants else 1 / len(self.variants)
 
 
 def published_of(published, variant):

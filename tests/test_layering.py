@@ -14,7 +14,8 @@ ORDER = (
     "report.summary_plots", "report.summary",
     "report.pairs", "report.comparison",
     "explain.base", "explain.errors", "explain.calibration", "explain.space", "explain.versus", "explain.gradcam",
-    "explain.activations", "explain", "explain.analyse", "report.meaning", "report.page", "track", "runner", "doctor", "commands", "cli", "__main__",
+    "explain.activations", "explain", "explain.analyse", "report.meaning",
+    "report.page", "track", "runner", "doctor", "commands", "cli", "__main__",
 )  # fmt: skip
 PACKAGE = PROJECT / "cifar_keras"
 WITHOUT_TENSORFLOW = (

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from cifar_keras import results
-from cifar_keras.config import BUDGETS, ConfigError
+from cifar_keras.config import BEST, BUDGETS, PUBLISHED, ConfigError
 from cifar_keras.files import write_text
 from cifar_keras.report.meaning import Row, sentences
 from cifar_keras.report.rows import natural
@@ -71,7 +71,7 @@ def study_rows(records, entries, folder):
     groups = [group for group in newest_recipes(records) if not results.overrides(group[0])]
     groups = groups or newest_recipes(records)
     keys = [entry.key for entry in entries]
-    best = [group for group in groups if group[0]["experiment"] in keys and group[0]["variant"] == "best"]
+    best = [group for group in groups if group[0]["experiment"] in keys and group[0]["variant"] == BEST]
     if not best:
         return {}
     data = [group[0]["dataset"] for group in best]
@@ -103,7 +103,7 @@ def _called_for(group):
 def _rebuilds(group, chosen):
     """Whether this is the published recipe on the same data, under the same budget and weights."""
     columns = ("experiment", "dataset", "budget", "weights")
-    return group[0]["variant"] == "published" and all(group[0][c] == chosen[0][c] for c in columns)
+    return group[0]["variant"] == PUBLISHED and all(group[0][c] == chosen[0][c] for c in columns)
 
 
 def _right(folder, record):
@@ -298,7 +298,7 @@ def themed(svg, prefix):
     svg = re.sub(r"(fill|stroke): #(000000|262626)\b(?=[;\"])", r"\1: currentColor", svg)
     mark = re.sub(r"\W+", "-", prefix)
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{mark}-\1"', svg)
-    return re.sub(r'(url\(#|href="#)', rf"\1{mark}-", svg)
+    return re.sub(r'(url\(#|href="#)', rf"\g<1>{mark}-", svg)
 
 
 # --- the page's own figures ---
