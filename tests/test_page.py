@@ -96,7 +96,7 @@ def built(tmp_path):
     labels = np.arange(40) % 3
     probabilities = np.eye(3)[(labels + (np.arange(40) % 7 == 0)) % 3] * 0.7 + 0.1
     run_id = "0"  # `store` numbers them
-    images = np.zeros((40, 8, 8, 3), "uint8")
+    images = np.random.RandomState(0).randint(0, 256, (40, 8, 8, 3)).astype("uint8")
     errors(labels, probabilities, ("<cat>", "dog", "frog"), images=images).save(
         tmp_path / "results" / "explain" / run_id
     )
