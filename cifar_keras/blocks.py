@@ -3,6 +3,8 @@
 A model is flat: `scaling_*` and `whitening` layers, which never train, then the backbone's, then `head_*` and `logits`.
 """
 
+import functools
+
 import keras
 import numpy as np
 from keras import layers
@@ -132,5 +134,9 @@ def small_head(x, classes):
     return layers.Dense(classes, use_bias=False, kernel_initializer=initializer, dtype="float32", name="logits")(x)
 
 
-BACKBONES = {"resnet50": resnet50, "airnet": airnet}
+BACKBONES = {
+    "resnet50": resnet50,
+    "airnet": airnet,
+    "airnet_wide": functools.partial(airnet, widths=(128, 384, 384)),  # airbench95's widths, 2.6 times the arithmetic
+}
 HEADS = {"probe": probe_head, "plain": plain_head, "small": small_head}
