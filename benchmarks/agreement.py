@@ -9,22 +9,20 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from measure import row, table
+from measure import row, runs_on, table
 
-from cifar_keras import results, runtime
-from cifar_keras.config import Limits, RunConfig
+from cifar_keras.config import Limits
 from cifar_keras.datasets import load
-from cifar_keras.paths import PROJECT, Paths
+from cifar_keras.paths import PROJECT
 
 TITLE = "same class from every saved form"
 
 
-def agreement(record, dataset, root, *, count):
+def agreement(record, paths, dataset, *, count):
     """`(same class, images, largest difference between forms, largest difference from what is stored)` of one run."""
     from cifar_keras import artifacts
     from cifar_keras.inference import probabilities
 
-    paths = Paths.of(RunConfig.restored(record["config"]), root)
     models = (
         artifacts.load(paths.keras),
         artifacts.load(paths.h5),
@@ -43,18 +41,12 @@ def agreement(record, dataset, root, *, count):
 
 def runs_agreeing(root, dataset, *, count):
     """A row for every finished run on the dataset whose model is still there."""
-    runtime.setup()
-    from cifar_keras import artifacts
-
-    fingerprint, lines = load(dataset, limits=Limits(10, 10, 10)).fingerprint, []
-    for record in results.read(root):
-        path = Paths.of(RunConfig.restored(record["config"]), root).keras
-        newest = path.is_file() and artifacts.provenance(path)["run_id"] == record["run_id"]
-        if newest and record["config"]["fingerprint"] == fingerprint:
-            same, n, between, stored = agreement(record, dataset, root, count=count)
-            note = f"probabilities differ by {between:.1e} between forms, by {stored:.1e} from the stored ones"
-            judged = {"target": f"{n} of {n}", "met": same == n, "note": note}
-            lines.append(row(TITLE, record["run_id"], same, "images", **judged))
+    lines = []
+    for record, paths in runs_on(dataset, root):
+        same, n, between, stored = agreement(record, paths, dataset, count=count)
+        note = f"probabilities differ by {between:.1e} between forms, by {stored:.1e} from the stored ones"
+        judged = {"target": f"{n} of {n}", "met": same == n, "note": note}
+        lines.append(row(TITLE, record["run_id"], same, "images", **judged))
     missing = f"not measured: no finished run on {dataset} there; `make demo` leaves four below demo/"
     return lines or [row(TITLE, root.name, note=missing)]
 

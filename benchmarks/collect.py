@@ -11,7 +11,6 @@ import ast
 import contextlib
 import datetime
 import importlib
-import importlib.metadata
 import json
 import platform
 import subprocess
@@ -23,7 +22,7 @@ import measure
 from measure import row
 
 from cifar_keras.files import write_text
-from cifar_keras.runtime import git_commit
+from cifar_keras.runtime import git_commit, version
 
 HERE = Path(__file__).resolve().parent
 STORE, RESULTS = HERE / "results.json", HERE / "RESULTS.md"
@@ -73,8 +72,8 @@ def versions():
     """Python and what is installed of the libraries, with their versions."""
     yield f"Python {platform.python_version()}"
     for library in LIBRARIES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            yield f"{library} {importlib.metadata.version(library)}"
+        if found := version(library):
+            yield f"{library} {found}"
 
 
 def report(store):

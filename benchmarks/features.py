@@ -3,8 +3,8 @@
 Run: python benchmarks/features.py [--full]
 Each side is a process that trains an experiment's best recipe and starts with an empty cache: through the backbone in
 every epoch, or on features, whose extraction counts. The short form takes 8,000 images and four minutes on 2 cores, the
-full one all 45,000. What views do to accuracy and memory is measured by `views.py`;
-what was tried for the extraction and left out stands in docs/speed.md.
+full one all 45,000. What views do to accuracy and memory is measured by `views.py`; what was tried for the extraction
+and left out stands in docs/speed.md.
 """
 
 import json
@@ -55,8 +55,7 @@ def trained(job):
         resume, parts, start = Resume(Path(folder)), (model, model_row, dataset), time.perf_counter()
         progress = resume.load("a benchmark")
         if features.applicable(model, model_row, training):
-            machine = {"seed": 0, "deterministic": False}
-            parts = features.extracted(*parts, training, **machine, resume=resume, progress=progress)
+            parts = features.extracted(*parts, training, seed=0, deterministic=False, resume=resume, progress=progress)
         fit(*parts, training, seed=0, resume=resume, progress=progress)
         seconds = time.perf_counter() - start
     extraction = progress.feature_seconds(cached=False)

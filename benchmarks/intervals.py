@@ -126,23 +126,32 @@ FALSE_POSITIVES = {
 }
 
 
+SIMULATIONS = {"coverage of 95% intervals": COVERAGE, "false positives": FALSE_POSITIVES}
+
+
 def rate(simulation, *, repetitions, seed=0):
     """How often a simulation says yes, in [0, 1]."""
     random = np.random.default_rng(seed)
     return float(np.mean([simulation(random) for _ in range(repetitions)]))
 
 
+def simulated(simulations, *, repetitions, seed=0):
+    """`(name, rate, two standard errors of it)` of each simulation, as they end."""
+    for name, simulation in simulations.items():
+        share = rate(simulation, repetitions=repetitions, seed=seed)
+        yield name, share, 2 * (share * (1 - share) / repetitions) ** 0.5
+
+
 def rows(full):
     """What `collect.py` asks for. The bounds that each simulation is held to stand in tests/test_evaluate.py."""
-    repetitions, lines = 3000 if full else 300, []
-    for title, simulations in (("coverage of 95% intervals", COVERAGE), ("false positives", FALSE_POSITIVES)):
-        for name, simulation in simulations.items():
-            share = rate(simulation, repetitions=repetitions)
-            error = 2 * (share * (1 - share) / repetitions) ** 0.5
-            note = f"+- {100 * error:.1f}, {repetitions:,} repetitions"
-            found = {"benchmark": title, "side": name, "value": 100 * share, "unit": "%", "note": note}
-            lines.append({**found, "ratio": None, "target": None, "met": None})
-    return lines
+    from measure import row  # here, since the tests load this file alone
+
+    repetitions = 3000 if full else 300
+    return [
+        row(title, name, 100 * share, "%", note=f"+- {100 * error:.1f}, {repetitions:,} repetitions")
+        for title, simulations in SIMULATIONS.items()
+        for name, share, error in simulated(simulations, repetitions=repetitions)
+    ]
 
 
 def main():
@@ -151,11 +160,9 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     print(f"{options.repetitions:,} repetitions each, seed {options.seed}; +- two standard errors of the simulation")
-    for title, simulations in (("coverage of 95% intervals", COVERAGE), ("false positives", FALSE_POSITIVES)):
+    for title, simulations in SIMULATIONS.items():
         print(f"\n| {title:40} | share        |\n|{'-' * 42}|{'-' * 14}|")
-        for name, simulation in simulations.items():
-            share = rate(simulation, repetitions=options.repetitions, seed=options.seed)
-            error = 2 * (share * (1 - share) / options.repetitions) ** 0.5
+        for name, share, error in simulated(simulations, repetitions=options.repetitions, seed=options.seed):
             print(f"| {name:40} | {100 * share:4.1f}% +- {100 * error:.1f} |", flush=True)
 
 

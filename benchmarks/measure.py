@@ -19,6 +19,10 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from cifar_keras import results, runtime
+from cifar_keras.config import Limits, RunConfig
+from cifar_keras.datasets import load
+from cifar_keras.paths import Paths
 from cifar_keras.runtime import cores, cpu_name
 
 SIDES = Path(__file__).resolve().parent / "sides.py"
@@ -158,6 +162,19 @@ def training_loops(recipe, *, batch_size, full):
         for workers in WORKERS:
             turns[f"PyTorch {layout}, {workers} workers"] = Turn(side, str(workers))
     return turns
+
+
+def runs_on(dataset, root):
+    """The recorded runs on a dataset whose `.keras` is still their own, oldest first, each with its `paths.Paths`."""
+    runtime.setup()
+    from cifar_keras import artifacts
+
+    fingerprint = load(dataset, limits=Limits(10, 10, 10)).fingerprint
+    for record in results.read(root):
+        paths = Paths.of(RunConfig.restored(record["config"]), root)
+        own = paths.keras.is_file() and artifacts.provenance(paths.keras)["run_id"] == record["run_id"]
+        if own and record["config"]["fingerprint"] == fingerprint:
+            yield record, paths
 
 
 def installed(module):

@@ -5,6 +5,7 @@ starts a window; the answer is the seconds of the steps, without those of the le
 """
 
 import os
+import runpy
 import sys
 import tempfile
 import time
@@ -62,21 +63,26 @@ def noise_dataset(count):
     return Dataset("noise", "noise", "0" * 64, tuple("abcdefghij"), train=Split(*noise(count)), val=few, test=few)
 
 
+def recipe(name):
+    """The `best` recipe of the experiment with that model."""
+    from cifar_keras.paths import PROJECT
+
+    experiments = (runpy.run_path(path) for path in sorted((PROJECT / "experiments").glob("exp*.py")))
+    recipes = (found["EXPERIMENT"].variants.get("best") for found in experiments)
+    return next(training for training in recipes if training and training.model == name)
+
+
 def keras_model(name):
     """The row, its model and its recipe's last stage, in which every layer trains."""
     import dataclasses
-    import runpy
 
     from cifar_keras import runtime
 
     runtime.setup()
     runtime.apply(precision="float32", deterministic=False)
-    from cifar_keras.paths import PROJECT
     from cifar_keras.zoo import MODELS, build, initialise_from_data
 
-    experiments = (runpy.run_path(path) for path in sorted((PROJECT / "experiments").glob("exp*.py")))
-    recipes = (found["EXPERIMENT"].variants.get("best") for found in experiments)
-    training = next(recipe for recipe in recipes if recipe and recipe.model == name)
+    training = recipe(name)
     model = build(MODELS[name], image_shape=(32, 32, 3), classes=10, steps=1000, seed=0)
     initialise_from_data(model, noise(1000)[0])
     return MODELS[name], model, dataclasses.replace(training, stages=training.stages[-1:])

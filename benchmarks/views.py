@@ -13,12 +13,9 @@ from pathlib import Path
 
 import measure
 from features import AUGMENTED, VIEWS, outcome
-from measure import row
+from measure import row, runs_on
 
-from cifar_keras import results
-from cifar_keras.config import Limits, RunConfig
-from cifar_keras.datasets import load
-from cifar_keras.paths import PROJECT, Paths
+from cifar_keras.paths import PROJECT
 
 JOB = {"experiment": "exp2_augment_224.py"}
 LIMIT = 3000  # MiB
@@ -62,13 +59,13 @@ def accuracy(cache):
 
 def newest_backbone(dataset, root=PROJECT):
     """The model of the newest finished full-budget run of experiment 3 below the root on this dataset, or None."""
-    fingerprint = load(dataset, limits=Limits(10, 10, 10)).fingerprint
-    for record in reversed(results.read(root)):
-        path = Paths.of(RunConfig.restored(record["config"]), root).keras
-        wanted = (record["experiment"], record["budget"], record["status"]) == ("exp3_finetune", "full", "finished")
-        if wanted and record["config"]["fingerprint"] == fingerprint and path.is_file():
-            return path
-    return None
+    wanted = ("exp3_finetune", "full", "finished")
+    found = [
+        paths.keras
+        for record, paths in runs_on(dataset, root)
+        if (record["experiment"], record["budget"], record["status"]) == wanted
+    ]
+    return found[-1] if found else None
 
 
 if __name__ == "__main__":

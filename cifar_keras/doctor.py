@@ -4,7 +4,6 @@ Modules that need an installed package are imported where they are used: a broke
 """
 
 import dataclasses
-import importlib.metadata
 import importlib.util
 import itertools
 import json
@@ -210,7 +209,7 @@ def backends(environment):
         yield Finding("backend", "in use", f"{name} (from {source}), which is not installed", "missing", advice)
     for other in BACKENDS:
         if other != name:
-            version = _version(other) or ("installed" if importlib.util.find_spec(other) else "not installed")
+            version = runtime.version(other) or ("installed" if importlib.util.find_spec(other) else "not installed")
             yield Finding("backend", other, version, "info")
 
 
@@ -245,10 +244,10 @@ def packages():
     yield Finding("packages", "python", platform.python_version(), "info")
     for name, requirement in _requirements().items():
         if name != "tensorflow":  # it has lines of its own, and other distributions of it have other names
-            yield package(name, _version(name), requirement)
+            yield package(name, runtime.version(name), requirement)
     from cifar_keras.track import REQUIREMENT  # loads Keras, so that this may fail alone
 
-    board = _version("tensorboard")
+    board = runtime.version("tensorboard")
     advice = "" if board else f"`pip install '{REQUIREMENT}'` makes `--track tensorboard` work."
     yield Finding("packages", "tensorboard", board or "not installed (optional)", "info", advice)
 
@@ -283,13 +282,6 @@ def _requirements():
     """The lines of requirements.txt by distribution name, without the project itself."""
     lines = (PROJECT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     return {re.match(r"[\w-]+", line)[0]: line for line in lines if line[:1].isalpha()}
-
-
-def _version(name):
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def project():

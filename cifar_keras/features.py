@@ -14,7 +14,6 @@ under a run, which holds on to the files that it has opened.
 import contextlib
 import dataclasses
 import hashlib
-import importlib.metadata
 import io
 import json
 import os
@@ -304,8 +303,7 @@ def _machine(deterministic):
     """What changes the last digits."""
     names = ("backend", "device", "keras", "tensorflow")
     facts = {name: value for name, value in runtime.environment().items() if name in names}
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        facts["backend_version"] = importlib.metadata.version(facts["backend"])
+    facts["backend_version"] = runtime.version(facts["backend"])
     return facts | {"onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS"), "deterministic": deterministic}
 
 

@@ -95,8 +95,9 @@ def carried_out(job, resume, progress, *, tracking):
         model, callbacks = built(job), tracker.start(progress)
         training, seed, parts = job.config.training, job.config.seed, (model, job.row, job.dataset)
         if features.applicable(model, job.row, training):
-            machine = {"seed": seed, "deterministic": job.config.deterministic}
-            parts = features.extracted(*parts, training, **machine, resume=resume, progress=progress)
+            parts = features.extracted(
+                *parts, training, seed=seed, deterministic=job.config.deterministic, resume=resume, progress=progress
+            )
         watching = {"callbacks": callbacks, "audits": audits(job)}
         fit(*parts, training, seed=seed, resume=resume, progress=progress, **watching)
         record, scored = conclude(job, model, progress)
@@ -388,7 +389,7 @@ def describe(job):
     print(f"\nparameters  {counts['parameters']:,} total, {counts['parameters_trainable']:,} trainable")
     print(f"{dataset.label}  " + ", ".join(f"{n} {len(getattr(dataset, n)):,}" for n in ("train", "val", "test")))
     if features.applicable(model, job.row, config.training):
-        machine = {"seed": config.seed, "deterministic": config.deterministic}
-        print(features.described(model, job.row, dataset, config.training, **machine))
+        parts = (model, job.row, dataset, config.training)
+        print(features.described(*parts, seed=config.seed, deterministic=config.deterministic))
     print("\n".join(f"{what:13} {path}" for what, path in paths.artifacts().items()))
     print(f"{'results':13} {Path(paths.csv)}")

@@ -1,5 +1,6 @@
 """What must be set before TensorFlow loads, and what the machine turns out to be. Imports nothing heavy at the top."""
 
+import importlib.metadata
 import os
 import platform
 import resource
@@ -126,6 +127,14 @@ def device():
     if found := gpu():
         return found[0]
     return f"{cpu_name()}, {cores()} cores"
+
+
+def version(package):
+    """The installed version of a package, None where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def cores():

@@ -4,7 +4,6 @@ import dataclasses
 import importlib
 import json
 import os
-import runpy
 import subprocess
 import sys
 
@@ -53,13 +52,6 @@ def torch_models():
 @pytest.fixture(scope="module", params=["resnet50_finetune", "scratch_cnn"])
 def model(request):
     return build(MODELS[request.param], image_shape=(32, 32, 3), classes=10, steps=100, seed=0)
-
-
-def recipe(name):
-    """The `best` recipe of the experiment with that model."""
-    files = sorted((PROJECT / "experiments").glob("exp*.py"))
-    variants = [runpy.run_path(str(path))["EXPERIMENT"].variants.get("best") for path in files]
-    return next(training for training in variants if training and training.model == name)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -168,7 +160,7 @@ def test_seconds_to_an_accuracy_count_every_epoch_before_it():
 
 def test_both_sides_train_by_the_same_recipe(torch_models):
     for comparison in importlib.import_module("throughput").COMPARISONS:
-        ours, theirs = recipe(comparison.name), torch_models.RECIPES[comparison.name]
+        ours, theirs = importlib.import_module("sides").recipe(comparison.name), torch_models.RECIPES[comparison.name]
         assert comparison.batch_size == ours.batch_size == theirs.batch_size
         assert ours.label_smoothing == theirs.label_smoothing
 
@@ -224,7 +216,7 @@ def test_both_sides_make_the_same_step_of_muon(torch_models):
     values = {name: random.normal(size=shape).astype("float32") for name, shape in shapes.items()}
     ours = [keras.Variable(value, name=name) for name, value in values.items()]
     network = torch.nn.ParameterDict({v.name: torch.nn.Parameter(torch.from_numpy(as_torch(v))) for v in ours})
-    training = recipe("scratch_cnn")
+    training = importlib.import_module("sides").recipe("scratch_cnn")
     optimizer = make_optimizer(training, training.stages[0], steps=10**6)
     optimizer.build(ours)
     theirs = torch_models.Muon(network)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import keras
 import numpy as np
@@ -19,6 +20,7 @@ IMAGES = noise(6).images
 PARAMETERS = {
     "resnet50": 23_587_712,
     "airnet": 1_971_360,  # 9 x widths + 3 a BatchNorm channel
+    "airnet_wide": 4_604_448,
     "resnet18": 11_176_512 + 4_800 + 4_800,  # torchvision's without its classifier, and the moving statistics
     "simple": 896 + 18_496,
     "five_conv": 555_328 + 2_560,
@@ -56,6 +58,14 @@ def test_raw_pixels_in_float32_probabilities_out(saved):
 
 def test_the_backbone_has_the_published_number_of_parameters(row, logits_model):
     assert sum(layer.count_params() for layer in backbone_layers(logits_model)) == PARAMETERS[row.backbone]
+
+
+def test_the_wide_network_differs_in_its_widths_alone():
+    rows = (replace(MODELS["scratch_cnn"], backbone=name) for name in ("airnet", "airnet_wide"))
+    usual, wide = (build(row, image_shape=(32, 32, 3), classes=10, steps=100, seed=0) for row in rows)
+    assert [layer.name for layer in wide.layers] == [layer.name for layer in usual.layers]
+    assert sum(layer.count_params() for layer in backbone_layers(wide)) == PARAMETERS["airnet_wide"]
+    assert [wide.get_layer(f"group{group}b").filters for group in (1, 2, 3)] == [128, 384, 384]
 
 
 def test_every_saved_form_gives_the_same_probabilities(saved):
