@@ -26,9 +26,12 @@ $(STAMP): requirements.txt pyproject.toml
 setup: $(STAMP) ## a virtual environment in .venv with all that is needed
 	@echo "ready: . .venv/bin/activate"
 
-demo: $(STAMP) ## all four experiments on the embedded data, offline, in minutes
-	CIFAR_KERAS_CACHE="$(CURDIR)/demo/cache" $(BIN) -m cifar_keras study --budget demo --root demo
+demo: export CIFAR_KERAS_CACHE = $(CURDIR)/demo/cache
+demo: $(STAMP) ## all four experiments on the embedded data and their report, offline, in minutes
+	$(BIN) -m cifar_keras study --budget demo --root demo
+	$(BIN) -m cifar_keras report --root demo
 	@echo
+	@echo "report     demo/results/report/index.html (open it in a browser)"
 	@echo "table      demo/results/results.csv (again: $(BIN) -m cifar_keras collate --root demo)"
 	@echo "artifacts  demo/model_cp/ (.keras), demo/Models/ (.h5, architectures, histories)"
 	@echo "pictures   demo/results/figures/"

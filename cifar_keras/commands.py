@@ -57,6 +57,11 @@ def experiments(folder=PROJECT / "experiments"):
     return sorted((_entry(path) for path in paths), key=lambda entry: (entry.number, entry.key))
 
 
+def study_entries(folder=PROJECT / "experiments"):
+    """Those of the four experiments that the study compares."""
+    return [entry for entry in experiments(folder) if entry.number in STUDY]
+
+
 def _entry(path):
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -330,7 +335,7 @@ def report(root, *, dataset=None, data_dir=None, folder=PROJECT / "experiments")
     from cifar_keras.explain import analyse
     from cifar_keras.report import page
 
-    entries = [entry for entry in experiments(folder) if entry.number in STUDY]
+    entries = study_entries(folder)
     failed, rows = 0, page.study_rows(results.read(root), entries, Path(root) / "results")
     for row in rows.values():
         run_id = row.runs[0]["run_id"]
@@ -368,7 +373,7 @@ def refreshed(records, folder=PROJECT / "experiments"):
     texts = {path: table.with_result(text, found[path]) for path, text in texts.items()}
     readme = folder.parent / "README.md"
     markdown = readme.read_text(encoding="utf-8")
-    study = [entry for entry in entries if entry.number in STUDY]  # the others have tables of their own in results/
+    study = study_entries(folder)  # the others have tables of their own in results/
     own = [record for record in records if record["experiment"] in {entry.key for entry in study}]
     return texts | {readme: table.generated(markdown, "results", comparison(own, study, "markdown"))}
 

@@ -10,10 +10,10 @@ from sklearn import metrics
 
 from cifar_keras.explain import calibration, errors, feature_space, versus
 from cifar_keras.explain.activations import activations, kernels, stages, varying
-from cifar_keras.explain.base import Section
+from cifar_keras.explain.base import Section, spread
 from cifar_keras.explain.calibration import bins, ece, measures, temperature, with_temperature
 from cifar_keras.explain.errors import confused_pairs, most_confident_mistakes, top_k
-from cifar_keras.explain.gradcam import gradcam, last_spatial, looked_at, weighed
+from cifar_keras.explain.gradcam import centres, gradcam, last_spatial, looked_at, weighed
 from cifar_keras.explain.space import neighbours, unit
 from cifar_keras.explain.versus import bootstrap, only_right
 
@@ -290,8 +290,54 @@ def test_a_layer_is_named_or_the_last_with_places(trained):
 
 
 def test_a_map_without_support_is_empty_not_nan():
-    maps = weighed(np.ones((1, 2, 2, 3)), -np.ones((1, 2, 2, 3)), (4, 4))
+    maps = weighed(np.ones((1, 2, 2, 3)), -np.ones((1, 2, 2, 3)), (4, 4), ((0.5, 2), (0.5, 2)))
     assert maps.shape == (1, 4, 4) and not maps.any()
+
+
+def windows(name, size):
+    """A network of windows of equal weights: the gradient of a cell by the pixels lies around its centre."""
+    x = inputs = keras.Input((size, size, 3))
+    if name == "valid":  # as the scratch CNN's: 32 pixels, 31, 15, 7 and 3 cells
+        x = layers.Conv2D(2, 2)(x)
+        for _ in range(3):
+            x = layers.AveragePooling2D(2)(layers.Conv2D(2, 3, padding="same")(x))
+    elif name == "same":
+        x = layers.Conv2D(2, 3, 2, padding="same")(x)
+        x = layers.AveragePooling2D(3, 2, padding="same")(layers.Conv2D(2, 3, padding="same", dilation_rate=2)(x))
+    elif name == "padded":  # as torchvision's ResNets, with a branch
+        x = layers.Conv2D(2, 7, 2)(layers.ZeroPadding2D(3)(x))
+        branch = layers.Conv2D(2, 1, 2)(x)
+        x = layers.Add()([layers.Conv2D(2, 3, 2)(layers.ZeroPadding2D(1)(x)), branch])
+    else:
+        x = layers.Conv2D(2, 3, 2)(layers.Resizing(2 * size, 2 * size)(x))
+    model = keras.Model(inputs, layers.Activation("linear", name="last")(x))
+    for layer in model.layers:
+        layer.set_weights([np.full(weight.shape, 0.1) for weight in layer.get_weights()])
+    return model
+
+
+@pytest.mark.parametrize("size", [32, 33])
+@pytest.mark.parametrize("name", ["valid", "same", "padded", "resized"])
+def test_cells_lie_where_the_pixels_they_see_are(name, size):
+    import tensorflow as tf
+
+    model = windows(name, size)
+    (start, step), columns = centres(model, "last")
+    assert columns == (start, step)
+    pixels = tf.Variable(np.ones((1, size, size, 3), "float32"))
+    with tf.GradientTape() as tape:
+        outputs = model(pixels)
+        middle = outputs.shape[1] // 2  # those at the edges miss pixels
+        cell = outputs[0, middle, middle, 0]
+    gradient = np.abs(tape.gradient(cell, pixels).numpy()[0]).sum(axis=(1, 2))
+    seen = np.average(np.arange(size), weights=gradient)
+    assert start + middle * step == pytest.approx(seen, abs=1e-3)
+
+
+def test_a_gallery_shows_every_class():
+    labels = np.repeat([0, 1, 2], [50, 2, 10])
+    chosen = spread(np.arange(62), labels, 7)
+    assert labels[chosen].tolist() == [0, 1, 2, 0, 1, 2, 0] and chosen.tolist() == [0, 50, 52, 1, 51, 53, 2]
 
 
 def test_overlays_show_right_and_wrong(trained, tmp_path):
@@ -299,7 +345,7 @@ def test_overlays_show_right_and_wrong(trained, tmp_path):
     predicted = labels.copy()
     predicted[:4] = 1 - predicted[:4]
     numbers = written(looked_at(trained, images, labels, predicted, ("noise", "square")), tmp_path)["numbers"]
-    assert (numbers["right shown"], numbers["wrong shown"], numbers["layer"]) == (8, 4, "second")
+    assert (numbers["right shown"], numbers["wrong shown"], numbers["layer"]) == (6, 4, "second")
     all_right = looked_at(trained, images, labels, labels, ("noise", "square"))
     assert all_right.numbers["wrong shown"] == 0
 
@@ -308,7 +354,7 @@ def test_feature_maps_and_kernels(trained, tmp_path):
     assert stages(trained) == {(16, 16): "second"} and kernels(trained).shape == (3, 3, 3, 12)
     stage = np.zeros((4, 4, 20))
     stage[..., 7] = np.arange(16).reshape(4, 4)
-    assert varying(stage)[0] == 7 and len(varying(stage)) == 8
+    assert varying(stage)[0] == 7 and len(varying(stage)) == 6
     images, labels, _ = planted(2)
     section = activations(trained, images, labels, ("noise", "square"))
     assert set(section.figures) == {"maps0", "maps1", "kernels"}

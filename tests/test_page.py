@@ -141,7 +141,7 @@ def test_the_rows_are_of_the_data_that_most_experiments_share_and_the_largest_bu
 
 
 def test_figures_follow_the_pages_ink():
-    svg = '<?xml version="1.0"?><svg width="10pt"><metadata>x</metadata><g id="patch_1"><path/></g>' \
+    svg = '<?xml version="1.0"?><svg width="10pt"><metadata>x</metadata>' \
           '<path id="a" style="fill: #000000; stroke: #0173b2"/><use href="#a" clip-path="url(#a)"/></svg>'  # fmt: skip
     assert page.themed(svg, "one figure") == (
         '<svg width="10pt"><path id="one-figure-a" style="fill: currentColor; stroke: #0173b2"/>'

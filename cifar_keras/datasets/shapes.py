@@ -7,9 +7,12 @@ image i of a split depends on nothing else and any block of images is drawn in o
 """
 
 import hashlib
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from cifar_keras.datasets.base import Dataset, Split, digests, identical_pixels
 
@@ -52,6 +55,28 @@ def load(name, *, image_size, limits):
         notes=(identical_pixels(*(digests(split.images) for split in splits.values())),),
         **splits,
     )
+
+
+def write(root, *, classes=4, per_class=80):
+    """Writes a small folder of images, `<class>/<number>.png`, to try things on; one that is there stays as it is.
+
+    Args:
+        root: the folder.
+        classes: how many, the first of `shapes`.
+        per_class: images each.
+    Returns: the folder as a `Path`.
+    """
+    root = Path(root)
+    if root.is_dir():
+        return root
+    root.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=root.parent, prefix=f".{root.name}-"))
+    for label, name in enumerate(KINDS["shapes"].class_names[:classes]):
+        (temporary / name).mkdir()
+        for number, image in enumerate(render("train", 10 * np.arange(per_class) + label)):
+            Image.fromarray(image).save(temporary / name / f"{number:03}.png")
+    temporary.chmod(0o755)
+    return temporary.rename(root)
 
 
 def render(split, indices, *, size=32, kind="shapes"):

@@ -5,7 +5,7 @@ import numpy as np
 
 from cifar_keras.explain.base import Section, figure_of
 
-CHANNELS = 8  # of each stage: those that vary most over the image
+CHANNELS = 6  # of each stage: those that vary most over the image
 
 
 def stages(model):
@@ -13,12 +13,8 @@ def stages(model):
     found = {}
     for layer in model.layers[1:]:
         shape = layer.output.shape
-        if (
-            len(shape) == 4
-            and shape[1] is not None
-            and not layer.name.startswith("scaling")
-            and shape[1] * shape[2] > 1
-        ):
+        places = len(shape) == 4 and shape[1] is not None and shape[1] * shape[2] > 1
+        if places and not layer.name.startswith("scaling") and not isinstance(layer, keras.layers.ZeroPadding2D):
             found[shape[1], shape[2]] = layer.name
     return found
 
@@ -60,18 +56,14 @@ def activations(model, images, labels, class_names):
 
 
 def _maps_figure(picture, stages_maps, found, name):
-    figure = figure_of(f"feature maps: {name}", size=(1.15 * (CHANNELS + 1), 0.5 + 1.3 * len(found)))
-    panels = figure.subplots(len(found), CHANNELS + 1, squeeze=False)
-    for row, (panel_row, stage, ((height, width), layer)) in enumerate(
-        zip(panels, stages_maps, found.items(), strict=True)
-    ):
-        for panel in panel_row:
-            panel.axis("off")
-        if row == 0:
-            panel_row[0].imshow(picture, interpolation="nearest")
-        else:
-            panel_row[0].text(0.5, 0.5, f"{layer}\n{height} x {width}", ha="center", va="center", fontsize=7)
-        for panel, channel in zip(panel_row[1:], varying(stage), strict=False):
+    figure = figure_of(f"feature maps: {name}", size=(1.0 * CHANNELS, 0.5 + 1.25 * (len(found) + 1)))
+    panels = figure.subplots(len(found) + 1, CHANNELS, squeeze=False)
+    for panel in panels.flat:
+        panel.axis("off")
+    panels[0, 0].imshow(picture, interpolation="nearest")
+    for row, stage, ((height, width), layer) in zip(panels[1:], stages_maps, found.items(), strict=True):
+        row[0].set_title(f"{layer}, {height} x {width}", fontsize=8, loc="left")
+        for panel, channel in zip(row, varying(stage), strict=False):
             panel.imshow(stage[..., channel], cmap="viridis", interpolation="nearest")
     return figure
 
@@ -84,7 +76,7 @@ def varying(stage):
 def _kernels_figure(weights):
     """At most 64 kernels, each stretched around grey so that zero stays grey."""
     count = min(64, weights.shape[-1])
-    columns = min(16, count)
+    columns = min(8, count)
     figure = figure_of(
         f"the first layer's kernels ({count} of {weights.shape[-1]})",
         size=(0.6 * columns, 0.6 + 0.6 * -(-count // columns)),

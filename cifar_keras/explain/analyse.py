@@ -26,7 +26,7 @@ from cifar_keras.pipeline import evaluation_pipeline
 from cifar_keras.units import duration
 
 EMBEDDED = 10_000  # images of train, and of test, whose embeddings are compared
-PICTURES = 4  # whose feature maps are shown
+PICTURES = 2  # whose feature maps are shown
 
 
 @dataclass(frozen=True)

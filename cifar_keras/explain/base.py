@@ -4,6 +4,7 @@ import textwrap
 from dataclasses import dataclass, field
 
 import matplotlib
+import numpy as np
 import seaborn
 from matplotlib.figure import Figure
 
@@ -48,8 +49,9 @@ class Section:
         with matplotlib.rc_context(STYLE):
             for name, figure in self.figures.items():
                 for form in ("png", "svg"):
+                    options = {"metadata": DATE, "transparent": True} if form == "svg" else {"dpi": 120}
                     with replacing(folder / f"{self.name}_{name}.{form}") as temporary:
-                        figure.savefig(temporary, format=form, dpi=120, metadata=DATE if form == "svg" else None)
+                        figure.savefig(temporary, format=form, **options)
         facts = {
             "name": self.name, "title": self.title, "figures": self.descriptions, "numbers": self.numbers,
             "tables": self.tables, "sentences": list(self.sentences),
@@ -67,9 +69,9 @@ def figure_of(title, *, size):
 
 
 def bare(panel, grid="both"):
-    """Takes away the box around a panel and draws a pale grid behind the data."""
+    """Takes away the box around a panel and draws a grid behind the data that is pale on white and on black."""
     panel.spines[["top", "right"]].set_visible(False)
-    panel.grid(axis=grid, color="0.9", linewidth=0.7)
+    panel.grid(axis=grid, color=GREY, alpha=0.25, linewidth=0.7)
     panel.set_axisbelow(True)
 
 
@@ -78,8 +80,8 @@ def shares(axis):
     axis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
 
 
-def gallery(images, captions, title, *, columns):
-    """Pictures in a grid, each with up to three lines below it.
+def gallery(images, captions, title, *, columns=4):
+    """Pictures in a grid, each with up to three lines below it; four columns can be read on a phone.
 
     Args:
         images: uint8 `(n, height, width, 3)`, RGB in [0, 255], at least one.
@@ -88,13 +90,28 @@ def gallery(images, captions, title, *, columns):
         columns: pictures in a row.
     """
     rows = -(-len(images) // columns)
-    figure = figure_of(title, size=(1.35 * columns, 0.5 + 1.75 * rows))
+    figure = figure_of(title, size=(1.4 * columns, 0.5 + 1.8 * rows))
     for panel, place in zip(figure.subplots(rows, columns, squeeze=False).flat, range(rows * columns), strict=True):
         panel.axis("off")
         if place < len(images):
             panel.imshow(images[place], interpolation="nearest")
-            panel.text(0.5, -0.04, captions[place], transform=panel.transAxes, ha="center", va="top", fontsize=7.5)
+            panel.text(0.5, -0.04, captions[place], transform=panel.transAxes, ha="center", va="top", fontsize=8)
     return figure
+
+
+def spread(indices, labels, count):
+    """Up to `count` of some images, the classes taking turns: a gallery of the first would show one class.
+
+    Args:
+        indices: int `(m,)`, of images, in the order of preference.
+        labels: int `(n,)`, of all images.
+        count: how many.
+    """
+    own = np.asarray(labels)[indices]
+    order = np.argsort(own, kind="stable")
+    turn = np.empty(len(own), int)
+    turn[order] = np.arange(len(own)) - np.searchsorted(own[order], own[order])
+    return indices[np.lexsort((own, turn))][:count]
 
 
 def named(names, width=22):

@@ -91,7 +91,7 @@ def ece(confidence, right):
 
 
 def _figure(labels, both):
-    figure = figure_of("reliability on test", size=(8.5, 4.2))
+    figure = figure_of("reliability on test", size=(6.8, 3.6))
     panels = figure.subplots(1, 2, sharey=True)
     for panel, (name, probabilities), colour in zip(panels, both.items(), COLOURS, strict=False):
         confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels

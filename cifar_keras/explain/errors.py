@@ -7,7 +7,7 @@ from matplotlib.colors import PowerNorm
 from cifar_keras import evaluate
 from cifar_keras.explain.base import COLOURS, FEW, GREY, Section, bare, figure_of, gallery, named, shares
 
-MISTAKES = 24  # pictures in the gallery
+MISTAKES = 20  # pictures in the gallery
 PAIRS = 10  # most confused
 
 
@@ -155,7 +155,7 @@ def confusion_figure(values, counts, names, edges, *, counts_only=False):
         counts_only: whether the values are counts.
     """
     few = len(names) <= FEW
-    side = max(5.5, 2.5 + 0.5 * len(names)) if few else 3 + 0.125 * len(names)
+    side = max(4.5, 1.8 + 0.38 * len(names)) if few else 3 + 0.125 * len(names)
     figure = figure_of("images" if counts_only else "share of the true class", size=(1.12 * side, side))
     panel = figure.add_subplot()
     top = values.max() if counts_only and values.size else 1
@@ -171,6 +171,8 @@ def confusion_figure(values, counts, names, edges, *, counts_only=False):
         axis.set_ticks(np.arange(len(names)) + 0.5, named(names), fontsize=size)
     panel.tick_params(axis="x", rotation=90, length=2)
     panel.tick_params(axis="y", rotation=0, length=2)
+    if not counts_only:
+        shares(panel.collections[0].colorbar.ax.yaxis)
     panel.set(xlabel="predicted", ylabel="true")
     if edges is not None:
         _outline(panel, edges)
@@ -196,15 +198,17 @@ def _roc_figure(labels, probabilities, class_names):
             areas[label] = roc_auc_score(own, probabilities[:, label])
     ranked = sorted(areas, key=lambda label: -areas[label])
     shown = ranked if len(ranked) <= FEW else [*ranked[:5], *ranked[-5:]]
-    figure = figure_of("ROC, one class against the rest", size=(6.5, 5))
+    figure = figure_of("ROC, one class against the rest", size=(6, 4.6))
     panel = figure.add_subplot()
     colours = seaborn.color_palette("colorblind", max(10, len(shown)))
     for label, colour in zip(shown, colours, strict=False):
         false, true, _ = roc_curve(labels == label, probabilities[:, label])
         line = "-" if label in shown[: len(shown) // 2] else "--"
         panel.plot(false, true, line, color=colour, label=f"{class_names[label]} {areas[label]:.3f}", linewidth=1.3)
-    panel.plot([0, 1], [0, 1], ":", color=GREY, linewidth=1)
-    panel.set(xlabel="share of the others taken for it", ylabel="share of it that is found")
+    chance = np.geomspace(1e-3, 1, 50)
+    panel.plot(chance, chance, ":", color=GREY, linewidth=1)
+    panel.set(xlabel="share of the others taken for it (log scale)", ylabel="share of it that is found")
+    panel.set(xscale="log", xlim=(1e-3, 1))
     shares(panel.xaxis), shares(panel.yaxis)
     bare(panel)
     panel.legend(fontsize=7.5, frameon=False, title="area", loc="lower right")
@@ -214,4 +218,4 @@ def _roc_figure(labels, probabilities, class_names):
 def _mistakes(wrong, labels, predicted, probabilities, class_names, images):
     captions = [f"{class_names[predicted[i]]} {probabilities[i].max():.0%}\nis {class_names[labels[i]]}" for i in wrong]
     pictures = np.stack([np.asarray(images[int(i)]) for i in wrong])
-    return gallery(pictures, captions, "wrong with the highest probability", columns=8)
+    return gallery(pictures, captions, "wrong with the highest probability")

@@ -3,9 +3,9 @@
 import keras
 import numpy as np
 
-from cifar_keras.explain.base import Section, figure_of
+from cifar_keras.explain.base import Section, figure_of, spread
 
-SHOWN = 8  # images a row of the figure
+SHOWN = 6  # right predictions, and wrong ones
 
 
 def last_spatial(model):
@@ -47,7 +47,7 @@ def gradcam(model, images, classes, *, layer=None, batch_size=32):
     if name not in spatial:
         raise ValueError(f"`layer` must be one of {', '.join(spatial)}. Received: {name!r}.")
     both = keras.Model(model.input, [model.get_layer(name).output, logits_of(model)])
-    maps = []
+    places, maps = centres(model, name), []
     for start in range(0, len(images), batch_size):
         block = np.asarray(images[start : start + batch_size])
         chosen = np.asarray(classes[start : start + batch_size], "int32")
@@ -56,23 +56,72 @@ def gradcam(model, images, classes, *, layer=None, batch_size=32):
             features, logits = both(block, training=False)
             score = tf.reduce_sum(tf.gather(logits, chosen, batch_dims=1))
         gradient = tape.gradient(score, features)
-        maps.append(weighed(features.numpy(), gradient.numpy(), block.shape[1:3]))
+        maps.append(weighed(features.numpy(), gradient.numpy(), block.shape[1:3], places))
     return np.concatenate(maps)
 
 
-def weighed(features, gradient, size):
-    """The rectified sum of channels, each weighed by its mean gradient, enlarged bilinearly.
+def weighed(features, gradient, size, places):
+    """The rectified sum of channels, each weighed by its mean gradient, interpolated between the cells' places.
 
     Args:
         features: float `(n, h, w, channels)`.
         gradient: of the class's logit by them, the same shape.
         size: `(height, width)` of the maps.
+        places: of the cells on the image, see `centres`.
     Returns: float32 `(n, height, width)` in [0, 1].
     """
     weights = gradient.mean(axis=(1, 2), keepdims=True)
-    maps = np.maximum((features * weights).sum(axis=-1, keepdims=True), 0).astype("float32")
-    maps = keras.ops.convert_to_numpy(keras.ops.image.resize(maps, size, interpolation="bilinear"))[..., 0]
+    maps = np.maximum((features * weights).sum(axis=-1), 0)
+    axes = zip(places, maps.shape[1:], size, strict=True)
+    rows, columns = (_between((np.arange(pixels) - start) / step, cells) for (start, step), cells, pixels in axes)
+    maps = np.einsum("yi,nij,xj->nyx", rows, maps, columns).astype("float32")
     return maps / np.maximum(maps.max(axis=(1, 2), keepdims=True), 1e-12)
+
+
+def _between(positions, cells):
+    """Weights of linear interpolation at positions counted in cells, float `(positions, cells)`; constant outside."""
+    return np.stack([np.interp(positions, np.arange(cells), one) for one in np.eye(cells)], axis=1)
+
+
+def centres(model, name):
+    """Where the cells of a layer's output lie on the image, by the windows, strides and paddings in front of it.
+
+    Stretching the map over the whole image instead would shift it where a network leaves out an edge: five layers
+    without padding take 32 pixels to 3 cells, which lie at pixels 4, 12 and 20.
+
+    Args:
+        model: functional.
+        name: of a layer with height and width.
+    Returns: `((start, step), (start, step))`, rows and columns, in pixels: cell i lies at start + i * step.
+    """
+    producers = {id(layer.output): layer for layer in model.layers}
+    layer, path = model.get_layer(name), []
+    while not isinstance(layer, keras.layers.InputLayer):
+        entering = layer.input[0] if isinstance(layer.input, list) else layer.input  # branches are aligned
+        path.append((layer, entering.shape[1:3]))
+        layer = producers[id(entering)]
+    axes = []
+    for axis in (0, 1):
+        start, step = 0.0, 1.0
+        for layer, sizes in reversed(path):
+            offset, stride = _window(layer, axis, sizes[axis])
+            start, step = start + step * offset, step * stride
+        axes.append((start, step))
+    return tuple(axes)
+
+
+def _window(layer, axis, cells):
+    """`(offset, stride)` of a layer along an axis: output cell j lies at offset + j * stride, in input cells."""
+    if isinstance(layer, keras.layers.ZeroPadding2D):
+        return -float(layer.padding[axis][0]), 1.0
+    size = getattr(layer, "pool_size", None) or getattr(layer, "kernel_size", None)
+    if size and hasattr(layer, "padding"):
+        stride = layer.strides[axis]
+        reach = (size[axis] - 1) * getattr(layer, "dilation_rate", (1, 1))[axis]
+        missing = max((-(-cells // stride) - 1) * stride + reach + 1 - cells, 0) if layer.padding == "same" else 0
+        return reach / 2 - missing // 2, stride
+    ratio = cells / layer.output.shape[1 + axis]  # a resizing; 1 where the size stays
+    return (ratio - 1) / 2, ratio
 
 
 def looked_at(model, images, labels, predicted, class_names, *, layer=None):
@@ -87,26 +136,25 @@ def looked_at(model, images, labels, predicted, class_names, *, layer=None):
         layer: as for `gradcam`.
     Returns: `Section`.
     """
-    rows = {"right": np.flatnonzero(predicted == labels)[:SHOWN], "wrong": np.flatnonzero(predicted != labels)[:SHOWN]}
-    rows = {name: chosen for name, chosen in rows.items() if len(chosen)}
-    figure = figure_of("what speaks for the class that is said", size=(1.35 * SHOWN, 0.6 + 3.2 * len(rows)))
-    panels = figure.subplots(2 * len(rows), SHOWN, squeeze=False)
+    rows = {"right": np.flatnonzero(predicted == labels), "wrong": np.flatnonzero(predicted != labels)}
+    rows = {name: spread(chosen, labels, SHOWN) for name, chosen in rows.items() if len(chosen)}
+    figure = figure_of("what speaks for the class that is said", size=(5.6, 0.5 + 1.75 * max(map(len, rows.values()))))
+    panels = figure.subplots(max(map(len, rows.values())), 4, squeeze=False)
     for panel in panels.flat:
         panel.axis("off")
-    for place, (name, chosen) in enumerate(rows.items()):
+    for side, (name, chosen) in zip((panels[:, :2], panels[:, 2:]), rows.items(), strict=False):
         pictures = np.stack([np.asarray(images[int(i)]) for i in chosen])
         maps = gradcam(model, pictures, predicted[chosen], layer=layer)
-        for column, (i, picture, heat) in enumerate(zip(chosen, pictures, maps, strict=True)):
-            above, below = panels[2 * place, column], panels[2 * place + 1, column]
-            above.imshow(picture, interpolation="nearest")
-            below.imshow(picture.mean(axis=-1), cmap="gray", interpolation="nearest")
-            below.imshow(heat, cmap="inferno", alpha=0.55, vmin=0, vmax=1, interpolation="bilinear")
-            said, true = class_names[predicted[i]], class_names[labels[i]]
-            above.set_title(said if name == "right" else f"{said}\n(is {true})", fontsize=8)
+        for (left, right), i, picture, heat in zip(side, chosen, pictures, maps, strict=False):
+            left.imshow(picture, interpolation="nearest")
+            right.imshow(picture.mean(axis=-1), cmap="gray", interpolation="nearest")
+            right.imshow(heat, cmap="inferno", alpha=0.55, vmin=0, vmax=1, interpolation="bilinear")
+            left.set_title(f"{name}: {class_names[predicted[i]]}", fontsize=8)
+            right.set_title("" if name == "right" else f"is {class_names[labels[i]]}", fontsize=8)
     name = layer or last_spatial(model)
     return Section(
         "gradcam", "What it looks at", {"overlays": figure},
-        {"overlays": "Images, right predictions above and wrong ones below, each with its Grad-CAM map."},
+        {"overlays": "Right predictions on the left and wrong ones on the right, each beside its Grad-CAM map."},
         {"layer": name, "right shown": len(rows.get("right", ())), "wrong shown": len(rows.get("wrong", ()))},
         sentences=(f"Grad-CAM at layer {name}; bright places speak for the class that the model says.",),
     )  # fmt: skip

@@ -5,7 +5,7 @@ import numpy as np
 from cifar_keras.explain.base import COLOURS, FEW, Section, bare, figure_of, gallery, shares
 
 NEIGHBOURS = 20  # of KNN
-SHOWN = (6, 5)  # test images and their nearest training images in the gallery
+SHOWN = (6, 4)  # test images and their nearest training images in the gallery
 POINTS = 3000  # of the t-SNE map and of the silhouette, whose costs grow faster than the images
 
 
@@ -125,7 +125,7 @@ def tsne_map(z, *, seed):
 def _map(z, truth, predicted, class_names, *, seed):
     chosen = sample(len(z), POINTS, seed)
     places, own, wrong = tsne_map(z[chosen], seed=seed), truth[chosen], (predicted != truth)[chosen]
-    figure = figure_of(f"t-SNE of {len(chosen):,} test images", size=(8, 6.2))
+    figure = figure_of(f"t-SNE of {len(chosen):,} test images", size=(6, 6.4))
     panel = figure.add_subplot()
     few = len(class_names) <= FEW
     palette = COLOURS if len(class_names) <= 10 else _many(len(class_names))
@@ -139,7 +139,7 @@ def _map(z, truth, predicted, class_names, *, seed):
     )
     panel.set(xticks=[], yticks=[])
     panel.spines[:].set_visible(False)
-    panel.legend(fontsize=8, frameon=False, markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5))
+    panel.legend(fontsize=8, frameon=False, markerscale=2, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=4)
     return figure
 
 
@@ -150,14 +150,17 @@ def _many(count):
 
 
 def _separability_figure(rows):
-    figure = figure_of("separability and accuracy by class", size=(6, 4.5))
+    figure = figure_of("separability and accuracy by class", size=(6, 4.2))
     panel = figure.add_subplot()
-    for row in rows:
-        panel.plot(row["silhouette"], row["recall"], "o", color=COLOURS[0], markersize=5)
+    for place, row in enumerate(sorted(rows, key=lambda row: row["recall"])):
+        at = (row["silhouette"], row["recall"])
+        panel.plot(*at, "o", color=COLOURS[0], markersize=5)
         if len(rows) <= FEW:
+            x, side = (-6, "right") if place % 2 else (6, "left")
             panel.annotate(
-                row["class"], (row["silhouette"], row["recall"]), fontsize=8, xytext=(4, 3), textcoords="offset points"
+                row["class"], at, fontsize=8, xytext=(x, 0), textcoords="offset points", ha=side, va="center"
             )
+    panel.margins(x=0.15)
     panel.set(xlabel="mean silhouette (cosine)", ylabel="share found by the model")
     shares(panel.yaxis)
     bare(panel)

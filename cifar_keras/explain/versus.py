@@ -4,9 +4,9 @@ import numpy as np
 import seaborn
 
 from cifar_keras import evaluate
-from cifar_keras.explain.base import Section, figure_of, gallery
+from cifar_keras.explain.base import Section, figure_of, gallery, spread
 
-SHOWN = 24  # pictures that one model alone gets right
+SHOWN = 16  # pictures that one model alone gets right
 
 
 def versus(labels, probabilities, *, images=None, class_names=()):
@@ -79,7 +79,7 @@ def _pair(a, b, right):
 
 
 def _agreement_figure(agreement, names):
-    figure = figure_of("share of images given the same class", size=(2.5 + 1.1 * len(names), 1.8 + 0.7 * len(names)))
+    figure = figure_of("share of images given the same class", size=(4 + 1.1 * len(names), 2.2 + 0.8 * len(names)))
     panel = figure.add_subplot()
     off = agreement[~np.eye(len(names), dtype=bool)]
     seaborn.heatmap(
@@ -92,11 +92,11 @@ def _agreement_figure(agreement, names):
 
 
 def _alone_figure(alone, labels, images, class_names):
-    """The first images of each model, the same number each as far as there are some."""
+    """Images of each model, the same number each as far as there are some."""
     share = -(-SHOWN // len(alone))
-    chosen = [(name, int(i)) for name, found in alone.items() for i in np.flatnonzero(found)[:share]]
-    captions = [f"{name}\nalone knows {class_names[labels[i]]}" for name, i in chosen]
-    return gallery(np.stack([np.asarray(images[i]) for _, i in chosen]), captions, "right by one alone", columns=8)
+    chosen = [(name, int(i)) for name, found in alone.items() for i in spread(np.flatnonzero(found), labels, share)]
+    captions = [f"{class_names[labels[i]]}\nto {name} alone" for name, i in chosen]
+    return gallery(np.stack([np.asarray(images[i]) for _, i in chosen]), captions, "right by one alone")
 
 
 def _said(numbers, pairs):

@@ -9,10 +9,9 @@ from pathlib import Path
 import jinja2
 import markupsafe
 import matplotlib
-import numpy as np
 import seaborn
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from cifar_keras import results
 from cifar_keras.config import BEST, BUDGETS, PUBLISHED, ConfigError
@@ -25,6 +24,7 @@ from cifar_keras.units import duration
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 GREY = "0.45"
 STYLE = {"svg.fonttype": "none", "text.parse_math": False, "svg.hashsalt": "cifar_keras"}
+TICKS = (1, 3, 10, 30, *(60 * minutes for minutes in (1, 2, 5, 10, 20, 60, 180, 600, 1800)))  # seconds of training
 SECTIONS = ("errors", "calibration", "gradcam", "activations", "space", "versus")  # of `explain`, in their order
 
 
@@ -119,7 +119,7 @@ def render(rows, entries, folder):
     """The page as HTML. Arguments as `study_rows` has and returns them."""
     loader = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
     first = next(iter(rows.values())).runs[0]
-    questions = {entry.key: entry.question.partition(": ")[2] or entry.question for entry in entries}
+    questions = {entry.key: _sentence(entry.question.partition(": ")[2] or entry.question) for entry in entries}
     return loader.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=f"Four models on {first['dataset']}",
         subtitle=_subtitle(rows),
@@ -135,6 +135,10 @@ def render(rows, entries, folder):
         figure=figure_html,
         table=table_html,
     )
+
+
+def _sentence(text):
+    return text[:1].upper() + text[1:]
 
 
 def _subtitle(rows):
@@ -190,17 +194,22 @@ def overview(rows, entries):
         known = DASH if published is None else f"{published:.0%}"
         line = {"model": _name(entry.key), "published (official CIFAR-10)": known}
         if row is None:
-            lines.append(line | {"published recipe, here": "not run", "ours, here": "not run", "data and budget": DASH})
+            lines.append(line | {"published recipe, here": "not run", "ours, here": "not run", "how": DASH})
             continue
         rebuilt = Row(row.name, row.rebuilt) if row.rebuilt else None
-        facts = ", ".join((row.runs[0]["budget"], f"weights {row.runs[0]['weights']}"))
+        facts = f"budget {row.runs[0]['budget']}, weights {_weights(row.runs[0])}"
         lines.append(
             line | {
                 "published recipe, here": _interval(rebuilt) if rebuilt else "not run",
-                "ours, here": _interval(row), "data and budget": facts,
+                "ours, here": _interval(row), "how": facts,
             }
         )  # fmt: skip
     return lines
+
+
+def _weights(run):
+    """Where the backbone came from, in a word or two: a model's file is named in the environment's table."""
+    return run["weights"] if run["weights"] in ("none", "imagenet") else f"of {run['weights'].partition('_')[0]}"
 
 
 def _interval(row):
@@ -243,7 +252,7 @@ def data_lines(rows):
 
 def environment(rows):
     """Hardware, versions and code of each row."""
-    names = ("device", "backend", "keras", "tensorflow", "python", "precision", "seed", "git_commit", "utc")
+    names = ("weights", "device", "backend", "keras", "tensorflow", "python", "precision", "seed", "git_commit", "utc")
     return [
         {"model": row.name, **{name: str(row.runs[0].get(name) or DASH) for name in names}} for row in rows.values()
     ]
@@ -286,7 +295,7 @@ def _stored(place, name):
 
 
 def themed(svg, prefix):
-    """A matplotlib SVG that stands inside a page: black follows the page's ink, no backdrop, identifiers of its own.
+    """A transparent matplotlib SVG that stands inside a page: black follows the page's ink, identifiers of its own.
 
     Args:
         svg: as matplotlib writes it.
@@ -294,8 +303,7 @@ def themed(svg, prefix):
     """
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'<g id="patch_1">.*?</g>', "", svg, count=1, flags=re.DOTALL)  # the figure's white backdrop
-    svg = re.sub(r"(fill|stroke): #(000000|262626)\b(?=[;\"])", r"\1: currentColor", svg)
+    svg = re.sub(r"(fill|stroke): #000000\b(?=[;\"])", r"\1: currentColor", svg)
     mark = re.sub(r"\W+", "-", prefix)
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{mark}-\1"', svg)
     return re.sub(r'(url\(#|href="#)', rf"\g<1>{mark}-", svg)
@@ -307,13 +315,13 @@ def themed(svg, prefix):
 def _svg(figure, name):
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return themed(buffer.getvalue(), name)
 
 
 def opening(rows):
     """Accuracy against training seconds, with intervals."""
-    figure = Figure(figsize=(8.5, 4.4), layout="constrained")
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
     panel = figure.add_subplot()
     colours = seaborn.color_palette("colorblind", len(rows))
     for row, colour, marker in zip(rows.values(), colours, "osD^v", strict=False):
@@ -324,8 +332,9 @@ def opening(rows):
         if row.published is not None:
             panel.plot(row.seconds, row.published, marker="_", color=colour, markersize=16)
     panel.set_xscale("log")
+    panel.xaxis.set_major_locator(FixedLocator(TICKS))
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: duration(value)))
-    panel.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+    panel.xaxis.set_minor_locator(NullLocator())
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
     panel.margins(x=0.18, y=0.12)
     panel.set(xlabel="training time (log scale)", ylabel="test accuracy")
@@ -340,10 +349,13 @@ def curves(rows):
     kept = {key: row for key, row in rows.items() if row.runs[0].get("history")}
     if not kept:
         return []
-    figure = Figure(figsize=(2.6 * max(2, len(kept)), 3), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(1, len(kept), sharey=True))
+    figure = Figure(figsize=(6.5, 0.5 + 2.2 * -(-len(kept) // 2)), layout="constrained")
+    panels = list(figure.subplots(-(-len(kept) // 2), 2, sharey=True, squeeze=False).flat)
+    for panel in panels:
+        panel.axis("off")
     train, val = seaborn.color_palette("colorblind", 2)
-    for panel, row in zip(panels, kept.values(), strict=True):
+    for panel, row in zip(panels, kept.values(), strict=False):
+        panel.axis("on")
         history = row.runs[0]["history"]
         panel.plot(history["epoch"], history["accuracy"], "--", color=train, label="train (running)")
         panel.plot(history["epoch"], history["val_accuracy"], color=val, label="val", marker=".")
@@ -351,7 +363,7 @@ def curves(rows):
         panel.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
         panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
         _bare(panel)
-    panels[0].set_ylabel("accuracy")
+    figure.supylabel("accuracy", fontsize=10)
     panels[0].legend(frameon=False, fontsize=8)
     text = "Accuracy by epoch on training images, running, and on val, for each model."
     return [Picture(_svg(figure, "curves"), text, text)]
