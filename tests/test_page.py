@@ -114,7 +114,7 @@ def test_the_page_loads_nothing_from_elsewhere_and_its_identifiers_are_unique(bu
 
 
 def test_the_page_shows_what_was_measured_and_says_what_is_missing(built):
-    assert "90.0% [89.4, 90.6], n = 10,000" in built and "not run" in built
+    assert "90.0% [89.4, 90.6]" in built and "10,000 images, budget full" in built and "not run" in built
     assert built.count('role="img"') >= 5 and "aria-label=" in built
     assert "Not analysed yet: cifar-keras explain" in built  # exp1
     assert "Where it fails" in built and "&lt;cat&gt;" in built and "<cat>" not in built

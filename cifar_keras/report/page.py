@@ -192,16 +192,17 @@ def overview(rows, entries):
     for entry in sorted(entries, key=lambda entry: natural(entry.key)):
         row, published = rows.get(entry.key), entry.published.get("test")
         known = DASH if published is None else f"{published:.0%}"
-        line = {"model": _name(entry.key), "published (official CIFAR-10)": known}
+        line = {"model": _name(entry.key), "published": known}
         if row is None:
-            lines.append(line | {"published recipe, here": "not run", "ours, here": "not run", "how": DASH})
+            lines.append(line | {"published recipe, run here": "not run", "ours": "not run", "how": DASH})
             continue
         rebuilt = Row(row.name, row.rebuilt) if row.rebuilt else None
-        facts = f"budget {row.runs[0]['budget']}, weights {_weights(row.runs[0])}"
+        run = row.runs[0]
+        facts = f"{run['test_n']:,} images, budget {run['budget']}, weights {_weights(run)}"
         lines.append(
             line | {
-                "published recipe, here": _interval(rebuilt) if rebuilt else "not run",
-                "ours, here": _interval(row), "how": facts,
+                "published recipe, run here": _interval(rebuilt) if rebuilt else "not run",
+                "ours": _interval(row), "how": facts,
             }
         )  # fmt: skip
     return lines
@@ -214,7 +215,7 @@ def _weights(run):
 
 def _interval(row):
     e = row.estimate
-    return f"{e.value:.1%} [{100 * e.low:.1f}, {100 * e.high:.1f}], n = {row.runs[0]['test_n']:,}"
+    return f"{e.value:.1%} [{100 * e.low:.1f}, {100 * e.high:.1f}]"
 
 
 def cost(rows):
@@ -328,7 +329,7 @@ def opening(rows):
         e = row.estimate
         reach = [[e.value - e.low], [e.high - e.value]]
         panel.errorbar(row.seconds, e.value, yerr=reach, color=colour, marker=marker, markersize=9, capsize=4)
-        panel.annotate(row.name, (row.seconds, e.value), xytext=(10, 5), textcoords="offset points", color=colour)
+        panel.annotate(row.name, (row.seconds, e.high), xytext=(0, 5), textcoords="offset points", ha="center")
         if row.published is not None:
             panel.plot(row.seconds, row.published, marker="_", color=colour, markersize=16)
     panel.set_xscale("log")
@@ -336,11 +337,11 @@ def opening(rows):
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: duration(value)))
     panel.xaxis.set_minor_locator(NullLocator())
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
-    panel.margins(x=0.18, y=0.12)
+    panel.margins(x=0.12, y=0.15)
     panel.set(xlabel="training time (log scale)", ylabel="test accuracy")
     _bare(panel)
     described = "; ".join(f"{r.name} {r.estimate.value:.1%} after {duration(r.seconds)}" for r in rows.values())
-    caption = "Accuracy on test against training time, with 95% intervals. A dash is the published figure."
+    caption = "Test accuracy against training time, with 95% intervals. Dashes: published, on official CIFAR-10."
     return Picture(_svg(figure, "opening"), f"Accuracy against training time: {described}.", caption)
 
 
