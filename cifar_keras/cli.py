@@ -251,9 +251,10 @@ def _parser():
     explain = verb("explain", "where a finished run fails, what it looks at, how far it can be trusted")
     explain.add_argument("name", metavar="RUN", help="a run id, an experiment (its newest run), or a saved model")
     explain.add_argument("--layer", metavar="NAME", help="of Grad-CAM (default: the last one with places)")
-    add_options(explain, only=("dataset", "data_dir", "root", "verbose"))
     report = verb("report", "the study on one page: results/report/index.html")
-    add_options(report, only=("dataset", "data_dir", "root", "verbose"))
+    for parser in (explain, report):
+        parser.add_argument("--dataset", metavar="DIR", help="the folder of the images, for runs on one")
+        add_options(parser, only=("data_dir", "root", "verbose"))
     doctor = verb("doctor", "what this machine has, what is missing, what to do about it")
     doctor.add_argument("--json", action="store_true", help="for programs")
     add_options(doctor, only=("root", "data_dir"))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cifar_keras import results
-from cifar_keras.config import BUDGETS, ConfigError, HeldError
+from cifar_keras.config import BUDGETS, CifarKerasError, ConfigError, HeldError
 from cifar_keras.files import write_text
 from cifar_keras.paths import PROJECT
 from cifar_keras.report import table
@@ -335,18 +335,14 @@ def report(root, *, dataset=None, data_dir=None, folder=PROJECT / "experiments")
     from cifar_keras.explain import analyse
     from cifar_keras.report import page
 
-    entries = study_entries(folder)
-    failed, rows = 0, page.study_rows(results.read(root), entries, Path(root) / "results")
-    for row in rows.values():
-        run_id = row.runs[0]["run_id"]
-        if (Path(root) / "results" / "explain" / run_id / "index.json").is_file():
-            continue
+    entries, failed = study_entries(folder), 0
+    for row in page.study_rows(root, entries).values():
         try:
-            analyse.explain(run_id, root=root, dataset=dataset, data_dir=data_dir)
-        except ConfigError as error:
+            analyse.refresh(row.run["run_id"], root=root, dataset=dataset, data_dir=data_dir)
+        except (CifarKerasError, OSError, ValueError) as error:  # the page does without, and says so
             failed += 1
             print(f"{row.name} is not analysed: {error}", flush=True)
-    print(page.build(root, entries))
+    print(page.build(root, entries, dataset=dataset))
     return SOME_FAILED if failed else 0
 
 

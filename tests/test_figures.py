@@ -144,7 +144,7 @@ def test_counts_are_written_into_the_matrix_up_to_twenty_classes(tmp_path, texts
 
 
 def test_long_names_keep_both_ends():
-    assert figures._short("animals/dogs/poodle_miniature_2019", 11) == "anima…_2019"
-    assert figures._lines("aquarium_fish", 13) == "aquarium_fish"
-    assert figures._lines("lawn_mower_machine", 13) == "lawn_mower_\nmachine"
-    assert all(len(line) <= 13 for name in AWKWARD for line in figures._lines(name, 13).split("\n"))
+    assert figures.short("animals/dogs/poodle_miniature_2019", 11) == "anima…_2019"
+    assert figures.lines("aquarium_fish", 13) == "aquarium_fish"
+    assert figures.lines("lawn_mower_machine", 13) == "lawn_mower_\nmachine"
+    assert all(len(line) <= 13 for name in AWKWARD for line in figures.lines(name, 13).split("\n"))

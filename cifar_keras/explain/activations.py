@@ -3,31 +3,36 @@
 import keras
 import numpy as np
 
-from cifar_keras.explain.base import Section, figure_of
+from cifar_keras.explain.base import Section, drawn, figure_of
+from cifar_keras.explain.gradcam import spatial_layers
 
 CHANNELS = 6  # of each stage: those that vary most over the image
 
 
 def stages(model):
-    """The last layer at each size that the model's features take, in order: `{(height, width): name}`."""
+    """The last layer at each size that the model's features take, in order: `{(height, width): name}`.
+
+    Raises: NotApplicable for a model without places.
+    """
     found = {}
-    for layer in model.layers[1:]:
-        shape = layer.output.shape
-        places = len(shape) == 4 and shape[1] is not None and shape[1] * shape[2] > 1
-        if places and not layer.name.startswith("scaling") and not isinstance(layer, keras.layers.ZeroPadding2D):
-            found[shape[1], shape[2]] = layer.name
+    for name in spatial_layers(model):
+        if not isinstance(layer := model.get_layer(name), keras.layers.ZeroPadding2D):
+            found[tuple(layer.output.shape[1:3])] = name
     return found
 
 
 def kernels(model):
-    """The first convolution's kernels that see pixels: float `(height, width, 3, filters)`, or None."""
+    """The first convolution's kernels in RGB, float `(height, width, 3, filters)`; None where it sees no pixels."""
+    swapped = any(layer.name == "scaling_caffe" for layer in model.layers)  # which hands on BGR
     for layer in model.layers:
         kernel = getattr(layer, "kernel", None)
         if kernel is not None and len(kernel.shape) == 4 and not layer.name.startswith("scaling"):
-            return keras.ops.convert_to_numpy(kernel) if kernel.shape[2] == 3 else None
+            weights = keras.ops.convert_to_numpy(kernel)
+            return (weights[:, :, ::-1] if swapped else weights) if kernel.shape[2] == 3 else None
     return None
 
 
+@drawn
 def activations(model, images, labels, class_names):
     """The channels that vary most at every stage, for some images, and the first layer's kernels.
 
@@ -41,12 +46,15 @@ def activations(model, images, labels, class_names):
     found = stages(model)
     outputs = keras.Model(model.input, [model.get_layer(name).output for name in found.values()])
     maps = outputs.predict_on_batch(np.asarray(images))
-    maps = maps if isinstance(maps, list) else [maps]
+    maps = [np.asarray(stage, "float32") for stage in (maps if isinstance(maps, list) else [maps])]
     figures = {
         f"maps{place}": _maps_figure(picture, [stage[place] for stage in maps], found, class_names[labels[place]])
         for place, picture in enumerate(images)
     }
-    descriptions = {name: "Feature maps of one image, a row a stage." for name in figures}
+    descriptions = {
+        name: f"Feature maps of an image of {class_names[label]}, a row a stage."
+        for name, label in zip(figures, labels, strict=True)
+    }
     if (weights := kernels(model)) is not None:
         figures["kernels"] = _kernels_figure(weights)
         descriptions["kernels"] = "Kernels of the first convolution, as colours."

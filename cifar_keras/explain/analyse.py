@@ -1,7 +1,10 @@
 """One command for a finished run: what it needs is computed once and cached, then a function a section."""
 
 import hashlib
+import json
+import re
 import time
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,21 +15,27 @@ from tqdm import tqdm
 from cifar_keras import artifacts, results
 from cifar_keras.config import ConfigError, Limits, RunConfig
 from cifar_keras.datasets import load
-from cifar_keras.datasets.base import Dataset, Split, stratified, take
+from cifar_keras.datasets.base import Dataset, Split, digests, stratified, take
+from cifar_keras.datasets.cifar import ARCHIVES
 from cifar_keras.datasets.folder import cache
+from cifar_keras.datasets.shapes import KINDS
 from cifar_keras.explain.activations import activations
+from cifar_keras.explain.base import NotApplicable
 from cifar_keras.explain.calibration import calibration
 from cifar_keras.explain.errors import errors
-from cifar_keras.explain.gradcam import looked_at
+from cifar_keras.explain.gradcam import looked_at, spatial_layers
 from cifar_keras.explain.space import feature_space
 from cifar_keras.explain.versus import versus
 from cifar_keras.files import replacing, sha256, write_json
 from cifar_keras.paths import Paths
 from cifar_keras.pipeline import evaluation_pipeline
+from cifar_keras.train import evaluation_batch
 from cifar_keras.units import duration
+from cifar_keras.zoo import ModelRow
 
-EMBEDDED = 10_000  # images of train, and of test, whose embeddings are compared
+EMBEDDED = 10_000  # training images whose embeddings are compared, at most
 PICTURES = 2  # whose feature maps are shown
+AGREES = 0.005  # how far another machine's arithmetic may move the accuracy on the same images
 
 
 @dataclass(frozen=True)
@@ -35,11 +44,13 @@ class Subject:
 
     Attributes:
         record: of the run.
-        path: of its `.keras`.
-        dataset: with the limits of the run.
+        config: of the run.
+        path: of its saved model.
+        dataset: the images of the run, cut as it cut them.
     """
 
     record: dict
+    config: RunConfig
     path: Path
     dataset: Dataset
 
@@ -53,7 +64,7 @@ class Computed:
     embeddings: np.ndarray
 
 
-def explain(name, *, root, dataset=None, data_dir=None, layer=None):
+def explain(name, *, root, dataset=None, data_dir=None, layer=None, only=None):
     """Analyses a finished run, and writes `results/explain/<run id>/`.
 
     Args:
@@ -62,105 +73,195 @@ def explain(name, *, root, dataset=None, data_dir=None, layer=None):
         dataset: as `--dataset`; needed for runs on image folders.
         data_dir: as `--data-dir`.
         layer: of Grad-CAM; None takes the last one with places.
+        only: names of sections, if not all are to be made anew.
     Returns: the folder.
-    Raises: ConfigError where the run, its model or its data can't be had.
+    Raises: ConfigError where the run, its model, its data or the layer can't be had.
     """
-    subject = find(name, root=Path(root), dataset=dataset, data_dir=data_dir)
-    folder = Path(root) / "results" / "explain" / subject.record["run_id"]
-    print(
-        f"{subject.record['run_id']}: {len(subject.dataset.test):,} test images of {subject.dataset.label}", flush=True
-    )
-    model = artifacts.load(subject.path)
+    start, root = time.monotonic(), Path(root)
+    subject = find(name, root=root, dataset=dataset, data_dir=data_dir)
+    run_id, folder = subject.record["run_id"], root / "results" / "explain" / subject.record["run_id"]
+    print(f"{run_id}: {len(subject.dataset.test):,} test images of {subject.dataset.label}", flush=True)
+    model = _loaded(subject.path, layer)
     computed = {split: _computed(model, subject, split) for split in ("train", "val", "test")}
-    made, start = [], time.monotonic()
-    steps = sections(subject, model, computed, root=root, layer=layer)
-    for place, (what, make) in enumerate(steps.items(), start=1):
-        print(f"explain {place}/{len(steps)}: {what}", end="", flush=True)
+    _check_accuracy(subject.record, computed["test"])
+    peers = others(subject.record, root=root)
+    steps = sections(subject, model, computed, peers, folder=root / "results", layer=layer)
+    state = json.loads((folder / "index.json").read_text(encoding="utf-8")) if only else {}
+    made, without = dict.fromkeys(state.get("sections", ())), dict(state.get("left out", {}))
+    wanted = [key for key in steps if only is None or key in only]
+    for place, key in enumerate(wanted, start=1):
         before = time.monotonic()
+        print(f"explain {place}/{len(wanted)}: {key}", end="", flush=True)
         try:
-            section = make()
-        except ValueError as error:  # a model without places, one run alone
-            print(f": left out ({error})", flush=True)
-            continue
-        section.save(folder)
-        made.append(section.name)
-        print(f", {duration(time.monotonic() - before)}", flush=True)
-    facts = {name: subject.record.get(name) for name in ("run_id", "experiment", "variant", "dataset", "test_n")}
-    write_json(folder / "index.json", {**facts, "sections": made})
-    print(f"{folder} after {duration(time.monotonic() - start)}")
+            steps[key]().save(folder)
+            made[key], said = None, duration(time.monotonic() - before)
+            without.pop(key, None)
+        except NotApplicable as reason:
+            made.pop(key, None)
+            without[key], said = str(reason), f"left out, as {reason}"
+        print(f", {said}", flush=True)
+    _sweep(folder, kept=made)
+    facts = {"run_id": run_id, "sections": list(made), "left out": without, "others": sorted(peers.values())}
+    write_json(folder / "index.json", facts)
+    print(f"{folder} after {duration(time.monotonic() - start)}", flush=True)
     return folder
 
 
-def sections(subject, model, computed, *, root, layer):
-    """The functions to call, by what they are about."""
+def refresh(run_id, *, root, dataset=None, data_dir=None):
+    """`explain` where it is wanted: in full where that has not been done, `versus` alone where other runs have come."""
+    path = Path(root) / "results" / "explain" / run_id / "index.json"
+    if not path.is_file():
+        explain(run_id, root=root, dataset=dataset, data_dir=data_dir)
+        return
+    (record,) = (record for record in results.read(root) if record["run_id"] == run_id)
+    if json.loads(path.read_text(encoding="utf-8"))["others"] != sorted(others(record, root=root).values()):
+        explain(run_id, root=root, dataset=dataset, data_dir=data_dir, only=("versus",))
+
+
+def _loaded(path, layer):
+    """The model.
+
+    Raises: ConfigError where the file is damaged, or the model has no such layer with places.
+    """
+    try:
+        model = artifacts.load(path)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ConfigError(f"{path} must be a saved model. Received: one that can't be loaded ({error}).") from None
+    try:
+        if layer is not None and layer not in (names := spatial_layers(model)):
+            raise ConfigError(f"`--layer` must be one of {', '.join(names)}. Received: {layer!r}.")
+    except NotApplicable as reason:
+        raise ConfigError(f"`--layer` can't be given, as {reason}. Received: {layer!r}.") from None
+    return model
+
+
+def _check_accuracy(record, test):
+    """Raises ConfigError where the model does not do on these images what its record says."""
+    accuracy = float(np.mean(test.probabilities.argmax(axis=1) == test.labels))
+    if len(test.labels) != record["test_n"] or abs(accuracy - record["test_accuracy"]) > AGREES:
+        raise ConfigError(
+            f"The model must reach {record['test_accuracy']:.2%} of {record['test_n']:,} test images, as recorded. "
+            f"Received: {accuracy:.2%} of {len(test.labels):,}. The images or the model are others."
+        )
+
+
+def _sweep(folder, *, kept):
+    """Removes what an earlier analysis left of sections that this one does not have."""
+    for path in folder.glob("*.*"):
+        if path.stem.partition("_")[0] not in (*kept, "index"):
+            path.unlink()
+
+
+def sections(subject, model, computed, peers, *, folder, layer):
+    """The functions to call, by the names of the sections that they return."""
     data, test, val = subject.dataset, computed["test"], computed["val"]
     names, predicted = data.class_names, test.probabilities.argmax(axis=1)
-    right = float(np.mean(predicted == test.labels))
     coarse = subject.record.get("superclass_of")
     train_images = take(data.train, chosen(data.train)).images
     few = [int(np.argmax(test.labels == label)) for label in np.unique(test.labels)[:PICTURES]]
     groups = {"superclass": coarse, "superclass_names": data.superclass_names} if coarse else {}
+
+    def against():
+        if not peers:
+            raise NotApplicable("no other run has stored predictions on these test images")
+        own = f"{subject.record['experiment']} {subject.record['variant']}"
+        everyone = {f"{own} (this run)" if own in peers else own: test.probabilities}
+        everyone |= {other: results.read_predictions(folder, run_id)[1] for other, run_id in peers.items()}
+        return versus(test.labels, everyone, images=data.test.images, class_names=names)
+
     return {
         "errors": lambda: errors(test.labels, test.probabilities, names, images=data.test.images, **groups),
         "calibration": lambda: calibration(test.labels, test.probabilities, val.labels, val.probabilities),
-        "Grad-CAM": lambda: looked_at(model, data.test.images, test.labels, predicted, names, layer=layer),
-        "feature maps": lambda: activations(
+        "gradcam": lambda: looked_at(model, data.test.images, test.labels, predicted, names, layer=layer),
+        "activations": lambda: activations(
             model, np.stack([np.asarray(data.test.images[i]) for i in few]), test.labels[few], names
         ),
-        "feature space": lambda: feature_space(
+        "space": lambda: feature_space(
             (computed["train"].embeddings, computed["train"].labels, train_images),
             (test.embeddings, test.labels, data.test.images),
-            predicted, names, accuracy=right,
+            predicted, names, accuracy=float(np.mean(predicted == test.labels)),
         ),
-        "other models": lambda: versus(
-            test.labels, others(subject, test, root=root), images=data.test.images, class_names=names
-        ),
+        "versus": against,
     }  # fmt: skip
 
 
-def find(name, *, root, dataset, data_dir):
+def find(name, *, root, dataset=None, data_dir=None):
     """The `Subject` that a name stands for. Arguments and errors as for `explain`."""
     records = [record for record in results.read(root) if record["status"] == "finished"]
     record = _record(str(name), records)
     config = RunConfig.restored(record["config"])
-    path = Path(name) if Path(name).suffix in (".keras", ".h5") else Paths.of(config, root).keras
-    if not path.is_file():
-        raise ConfigError(
-            f"The model of {record['run_id']} must be {path}. Received: no such file. Run `python "
-            f"experiments/{record['experiment']}.py` again, or give the path of the saved model."
-        )
-    owner = (artifacts.provenance(path) or {}).get("run_id")
-    if owner != record["run_id"]:
-        raise ConfigError(f"{path} must hold the model of {record['run_id']}. Received: that of {owner}.")
-    size = config.overrides.get("image-size")
-    data = load(dataset or config.dataset, data_dir=data_dir, image_size=size)
-    classes = tuple(record.get("class_names") or ())
-    if data.fingerprint != config.fingerprint and 1 < len(classes) and set(classes) < set(data.class_names):
-        data = data.only(classes)
-    if data.fingerprint != config.fingerprint:
-        raise ConfigError(
-            f"The data must be those of the run, {record['dataset']} (fingerprint {config.fingerprint[:12]}). "
-            f"Received: {data.label} ({data.fingerprint[:12]}). Name their folder: `--dataset DIR`."
-        )
-    limits = config.limits if isinstance(config.limits, Limits) else Limits(**config.limits)
-    return Subject(record, path, data.limited(limits))
+    path = _model_of(record, Path(name) if _is_model(name) else None, Paths.of(config, root))
+    return Subject(record, config, path, images_of(record, config, dataset=dataset, data_dir=data_dir))
+
+
+def _is_model(name):
+    return Path(name).suffix in (".keras", ".h5")
 
 
 def _record(name, records):
     """The record that a run id, an experiment or a saved model's file stands for; the newest of an experiment."""
-    path = Path(name)
-    if path.suffix in (".keras", ".h5"):
-        if not path.is_file():
-            raise ConfigError(f"The model must be a file. Received: {name!r}, which is none.")
-        name = (artifacts.provenance(path) or {}).get("run_id", "")
+    wanted = _owner(Path(name)) if _is_model(name) else name
     for record in reversed(records):
         number = f"{record['config'].get('number')}"
-        if name in (record["run_id"], record["experiment"], f"exp{number}", number):
+        if wanted in (record["run_id"], record["experiment"], f"exp{number}", number):
             return record
     known = ", ".join(dict.fromkeys(record["run_id"] for record in records[-5:])) or "none has finished below this root"
     raise ConfigError(
         f"RUN must be a run id, an experiment or a saved model of a recorded run. Received: {name!r}. Runs: {known}."
     )
+
+
+def _owner(path):
+    """The id of the run that a file's model came from, '' for a file from elsewhere.
+
+    Raises: ConfigError where it is no such file.
+    """
+    if not path.is_file():
+        raise ConfigError(f"The model must be a file. Received: {str(path)!r}, which is none.")
+    try:
+        return (artifacts.provenance(path) or {}).get("run_id", "")
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ConfigError(f"{path} must be a saved model. Received: a file that can't be read ({error}).") from None
+
+
+def _model_of(record, given, paths):
+    """The saved model of a run: the file that was given, or its `.keras`, or its complete `.h5`."""
+    if given is not None and given.name.endswith("_custom.h5"):
+        raise ConfigError(f"RUN must be a complete model. Received: {given}, weights alone. Give {paths.h5.name}.")
+    for path in (given,) if given else (paths.keras, paths.h5):
+        if path.is_file() and _owner(path) == record["run_id"]:
+            return path
+    raise ConfigError(
+        f"The model of {record['run_id']} must be {paths.keras} or {paths.h5}. Received: no such file, or one of "
+        f"another run. Run `python experiments/{record['experiment']}.py` again, or give the path of the saved model."
+    )
+
+
+def images_of(record, config, *, dataset, data_dir):
+    """The dataset of a run, cut as the run cut it.
+
+    Raises: ConfigError where the images are on a folder that is not named, or are others.
+    """
+    subset = re.fullmatch(r"(.+?)-([^-]*\+.*|\d+classes-\w{6})", config.dataset)
+    known = subset[1] if subset else config.dataset
+    if dataset is None and known not in (*ARCHIVES, *KINDS):
+        raise ConfigError(
+            f"`--dataset` must name the folder of {record['dataset']}, as {record["run_id"]} used it. Received: none."
+        )
+    data = load(
+        dataset or known,
+        data_dir=data_dir,
+        image_size=config.overrides.get("image-size"),
+        classes=",".join(record["class_names"]) if subset else None,
+        limits=Limits(**config.limits),
+    )
+    if data.fingerprint != config.fingerprint:
+        raise ConfigError(
+            f"The images must be those of the run, {record['dataset']} (fingerprint {config.fingerprint[:12]}). "
+            f"Received: {data.label} ({data.fingerprint[:12]}). Name their folder: `--dataset DIR`."
+        )
+    count = config.training.get("per_class")
+    return data if count is None else data.with_per_class(count, seed=config.seed)
 
 
 def chosen(split):
@@ -180,47 +281,40 @@ def embedding_of(model):
 
 
 def _computed(model, subject, split):
-    """What the model makes of a split, from the cache or into it, keyed by the model's file and the data."""
+    """What the model makes of a split, from the cache or into it, keyed by the model's file and the images."""
     data = getattr(subject.dataset, split)
     data = take(data, chosen(data)) if split == "train" else data
-    key = f"{sha256(subject.path)} {subject.record['config']['fingerprint']} {split} {len(data)}"
-    path = (
-        cache() / "explain" / f"{subject.record['run_id']}-{split}-{hashlib.sha256(key.encode()).hexdigest()[:8]}.npz"
-    )
+    key = hashlib.sha256(sha256(subject.path).encode() + digests(data.images).tobytes())
+    path = cache() / "explain" / f"{subject.record['run_id']}-{split}-{key.hexdigest()[:8]}.npz"
     if not path.is_file():
-        probabilities, embeddings = passed(model, data, what=split)
+        batch = evaluation_batch(ModelRow(**subject.config.row), subject.dataset)
+        probabilities, embeddings = passed(model, data, what=split, batch_size=batch)
         with replacing(path) as temporary:
             np.savez(temporary, probabilities=probabilities, embeddings=embeddings)
     with np.load(path) as stored:
         return Computed(np.asarray(data.labels), stored["probabilities"], stored["embeddings"])
 
 
-def passed(model, data, *, what):
+def passed(model, data, *, what, batch_size):
     """Probabilities and embeddings of a split, float32, in one pass with progress."""
     both = keras.Model(model.input, [model.output, embedding_of(model)])
-    side = max(model.input_shape[1:3])
-    batch = max(8, round(100 * (32 / side) ** 2))
+    print(f"through the model: {len(data):,} {what} images", flush=True)
     parts = []
-    with tqdm(total=len(data), unit=" images", desc=f"through the model: {what}", disable=None, leave=False) as bar:
-        for images, _ in evaluation_pipeline(Split(data.images, data.labels), batch_size=batch):
-            parts.append(both.predict_on_batch(images.numpy()))
+    with tqdm(total=len(data), unit=" images", desc=what, disable=None, leave=False) as bar:
+        for images, _ in evaluation_pipeline(Split(data.images, data.labels), batch_size=batch_size):
+            parts.append([np.asarray(part, "float32") for part in both.predict_on_batch(images.numpy())])
             bar.update(len(images))
-    return tuple(np.concatenate([np.asarray(part[place]) for part in parts]) for place in (0, 1))
+    return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
 
 
-def others(subject, test, *, root):
-    """Probabilities of the newest other runs on the same test images, and of this one, by experiment and variant.
-
-    Raises: ValueError where there is no other.
-    """
-    found = {}
-    for record in results.read(root):
-        same = record["status"] == "finished" and record["fingerprint"] == subject.record["fingerprint"]
-        if same and record["run_id"] != subject.record["run_id"] and record["test_n"] == len(test.labels):
-            stored = results.read_predictions(Path(root) / "results", record["run_id"])
-            if stored is not None and np.array_equal(stored[0], test.labels):
-                found[f"{record['experiment']} {record['variant']}"] = stored[1].astype("float32")
-    if not found:
-        raise ValueError("no other run has predictions on these test images")
-    own = f"{subject.record['experiment']} {subject.record['variant']}"
-    return {f"{own} (this run)" if own in found else own: test.probabilities, **found}
+def others(record, *, root):
+    """The newest other run of each experiment and variant with predictions on the same images: run ids by name."""
+    folder = Path(root) / "results"
+    finished = [one for one in results.read(root) if one["status"] == "finished" and one["run_id"] != record["run_id"]]
+    same = [one for one in finished if all(one[c] == record[c] for c in ("fingerprint", "test_n"))]
+    own, found = results.read_predictions(folder, record["run_id"]), {}
+    for one in same if own is not None else ():
+        stored = results.read_predictions(folder, one["run_id"])
+        if stored is not None and np.array_equal(stored[0], own[0]):
+            found[f"{one['experiment']} {one['variant']}"] = one["run_id"]
+    return found

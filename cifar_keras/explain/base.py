@@ -1,6 +1,9 @@
 """What a section is, and how it is kept: figures as PNG and SVG, numbers and tables as JSON."""
 
+import contextlib
+import functools
 import textwrap
+import warnings
 from dataclasses import dataclass, field
 
 import matplotlib
@@ -9,17 +12,20 @@ import seaborn
 from matplotlib.figure import Figure
 
 from cifar_keras.files import replacing, write_json
+from cifar_keras.report.figures import lines, short
 
 COLOURS = seaborn.color_palette("colorblind")
-GREY = "0.45"
-FEW = 20  # classes: up to here each gets its name and its own colour
-STYLE = {
+STYLE = {  # class names are shown as they are, and equal figures are equal files
     "text.parse_math": False,
     "svg.fonttype": "none",
     "svg.hashsalt": "cifar_keras",
     "axes.formatter.limits": (-4, 6),
 }
-DATE = {"Date": None}  # equal figures are equal files
+DATE = {"Date": None}
+
+
+class NotApplicable(Exception):
+    """A section that this model or these runs can't have; the message says why, for people."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ class Section:
 
     def save(self, folder):
         """Writes `<name>_<figure>.png` and `.svg`, then `<name>.json`, each whole; returns the JSON's path."""
-        with matplotlib.rc_context(STYLE):
+        with drawing():
             for name, figure in self.figures.items():
                 for form in ("png", "svg"):
                     options = {"metadata": DATE, "transparent": True} if form == "svg" else {"dpi": 120}
@@ -60,19 +66,48 @@ class Section:
         return folder / f"{self.name}.json"
 
 
+@contextlib.contextmanager
+def drawing():
+    """Around making and saving a figure: some settings are read when a text is made, others when it is saved."""
+    with warnings.catch_warnings(), matplotlib.rc_context(STYLE):
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
+def drawn(function):
+    """A function that makes figures, under `drawing`."""
+
+    @functools.wraps(function)
+    def inside(*arguments, **named):
+        with drawing():
+            return function(*arguments, **named)
+
+    return inside
+
+
+def checked(labels, probabilities, class_names):
+    """Labels int `(n,)` and probabilities float64 `(n, classes)` as arrays.
+
+    Raises: ValueError where they do not go together, or there is no image.
+    """
+    labels, probabilities = np.asarray(labels), np.asarray(probabilities, "float64")
+    classes = probabilities.shape[-1] if class_names is None else len(class_names)
+    if not len(labels) or probabilities.shape != (len(labels), classes):
+        raise ValueError(
+            f"`probabilities` must be (images, classes) of one image or more, here ({len(labels)}, {classes}). "
+            f"Received: {probabilities.shape}."
+        )
+    if labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(f"`labels` must be 0 to {classes - 1}. Received: {labels.min()} to {labels.max()}.")
+    return labels, probabilities
+
+
 def figure_of(title, *, size):
     """An empty figure with its title."""
     figure = Figure(figsize=size, layout="constrained")
     points = max(10, size[0])
     figure.suptitle(textwrap.fill(title, int(size[0] * 115 / points)), fontsize=points)
     return figure
-
-
-def bare(panel, grid="both"):
-    """Takes away the box around a panel and draws a grid behind the data that is pale on white and on black."""
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.grid(axis=grid, color=GREY, alpha=0.25, linewidth=0.7)
-    panel.set_axisbelow(True)
 
 
 def shares(axis):
@@ -85,7 +120,7 @@ def gallery(images, captions, title, *, columns=4):
 
     Args:
         images: uint8 `(n, height, width, 3)`, RGB in [0, 255], at least one.
-        captions: text each, lines separated by newlines.
+        captions: texts each, one a line; long ones are broken or shortened.
         title: of the figure.
         columns: pictures in a row.
     """
@@ -95,7 +130,8 @@ def gallery(images, captions, title, *, columns=4):
         panel.axis("off")
         if place < len(images):
             panel.imshow(images[place], interpolation="nearest")
-            panel.text(0.5, -0.04, captions[place], transform=panel.transAxes, ha="center", va="top", fontsize=8)
+            text = "\n".join(lines(line, 22) for line in captions[place])
+            panel.text(0.5, -0.04, text, transform=panel.transAxes, ha="center", va="top", fontsize=8)
     return figure
 
 
@@ -115,6 +151,5 @@ def spread(indices, labels, count):
 
 
 def named(names, width=22):
-    """Class names that fit on an axis, their middles left out where they are longer than `width`."""
-    half = (width - 1) // 2
-    return [name if len(name) <= width else f"{name[: width - 1 - half]}…{name[-half:]}" for name in names]
+    """Class names that fit on an axis or in a legend, which passes over names that begin with an underscore."""
+    return [short(name, width) if not name.startswith("_") else f" {short(name, width)}" for name in names]

@@ -3,12 +3,15 @@
 import numpy as np
 
 from cifar_keras import evaluate
-from cifar_keras.explain.base import COLOURS, GREY, Section, bare, figure_of, shares
+from cifar_keras.explain.base import COLOURS, Section, checked, drawn, figure_of, shares
+from cifar_keras.report.figures import GREY, without_frame
 
 BINS = 15  # of equal width, as in Guo et al., arXiv:1706.04599
+RANGE = (0.05, 20.0)  # of temperatures
 TINY = 1e-12  # added to probabilities before a logarithm: stored float16 ones reach zero
 
 
+@drawn
 def calibration(labels, probabilities, val_labels, val_probabilities):
     """Reliability, its errors, and what a temperature fitted on val makes of them on test.
 
@@ -18,12 +21,16 @@ def calibration(labels, probabilities, val_labels, val_probabilities):
         val_labels: the same of val, on which the temperature is fitted.
         val_probabilities: the same of val.
     Returns: `Section`.
+    Raises: ValueError where labels and probabilities do not go together.
     """
-    labels, probabilities = np.asarray(labels), np.asarray(probabilities, "float64")
-    t = temperature(np.asarray(val_labels), np.asarray(val_probabilities, "float64"))
-    scaled = with_temperature(probabilities, t)
+    labels, probabilities = checked(labels, probabilities, None)
+    t = temperature(*checked(val_labels, val_probabilities, None))
+    probabilities, scaled = with_temperature(probabilities, 1.0), with_temperature(probabilities, t)
     before, after = measures(labels, probabilities), measures(labels, scaled)
-    numbers = {"n": len(labels), "temperature": t, "before": before, "after": after}
+    numbers = {
+        "n": len(labels), "temperature": t, "before": before, "after": after,
+        "bins": {name: _binned(labels, p) for name, p in (("before", probabilities), ("after", scaled))},
+    }  # fmt: skip
     table = [{"": name, "as trained": before[name], f"temperature {t:.2f}": after[name]} for name in before]
     figure = _figure(labels, {"as trained": probabilities, f"temperature {t:.2f}": scaled})
     return Section(
@@ -50,7 +57,7 @@ def temperature(labels, probabilities):
     def loss(log_t):
         return evaluate.cross_entropy(labels, with_temperature(probabilities, np.exp(log_t)))
 
-    found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded", options={"xatol": 1e-5})
+    found = minimize_scalar(loss, bounds=np.log(RANGE), method="bounded", options={"xatol": 1e-5})
     return float(np.exp(found.x))
 
 
@@ -90,6 +97,13 @@ def ece(confidence, right):
     return float(np.sum(counts * np.abs(mean_confidence - accuracy)) / counts.sum())
 
 
+def _binned(labels, probabilities):
+    """The reliability diagram as rows."""
+    columns = bins(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels)
+    names = ("images", "mean confidence", "accuracy")
+    return [dict(zip(names, map(float, row), strict=True)) for row in zip(*columns, strict=True)]
+
+
 def _figure(labels, both):
     figure = figure_of("reliability on test", size=(6.8, 3.6))
     panels = figure.subplots(1, 2, sharey=True)
@@ -103,15 +117,19 @@ def _figure(labels, both):
         panel.set(xlabel="confidence", xlim=(0, 1), ylim=(0, 1), title=f"{name}: ECE {ece(confidence, right):.3f}")
         shares(panel.xaxis)
         shares(panel.yaxis)
-        bare(panel)
+        without_frame(panel, "both")
     panels[0].set_ylabel("accuracy")
     return figure
 
 
 def _said(before, after, t):
-    sure = "too sure of itself" if before["mean confidence"] > before["accuracy"] else "not sure enough of itself"
-    return (
+    gap = before["mean confidence"] - before["accuracy"]
+    sure = "about as sure as it is right" if abs(gap) < 0.005 else "too sure of itself"
+    sure = "not sure enough of itself" if gap <= -0.005 else sure
+    text = (
         f"Its mean confidence is {before['mean confidence']:.1%} at an accuracy of {before['accuracy']:.1%}: it is "
         f"{sure}. A temperature of {t:.2f}, fitted on val, takes the calibration error on test from "
         f"{before['ECE']:.3f} to {after['ECE']:.3f}; no decision changes."
     )
+    at_bound = min(abs(t / bound - 1) for bound in RANGE) < 0.01
+    return text + (" That temperature is the bound of what was tried." if at_bound else "")

@@ -5,12 +5,14 @@ import seaborn
 from matplotlib.colors import PowerNorm
 
 from cifar_keras import evaluate
-from cifar_keras.explain.base import COLOURS, FEW, GREY, Section, bare, figure_of, gallery, named, shares
+from cifar_keras.explain.base import COLOURS, Section, checked, drawn, figure_of, gallery, named, shares
+from cifar_keras.report.figures import FEW, GREY, NAMED, without_frame
 
 MISTAKES = 20  # pictures in the gallery
 PAIRS = 10  # most confused
 
 
+@drawn
 def errors(labels, probabilities, class_names, *, images=None, superclass=None, superclass_names=()):
     """Confusions, metrics a class, ROC, and the most confident mistakes.
 
@@ -22,13 +24,15 @@ def errors(labels, probabilities, class_names, *, images=None, superclass=None, 
         superclass: int `(classes,)`, each class's superclass, or None.
         superclass_names: one a superclass.
     Returns: `Section`. Classes without images have None where a figure needs some.
+    Raises: ValueError where labels, probabilities and names do not go together.
     """
-    labels, probabilities = np.asarray(labels), np.asarray(probabilities, "float64")
+    labels, probabilities = checked(labels, probabilities, class_names)
     predicted = probabilities.argmax(axis=1)
     matrix = evaluate.confusion(labels, probabilities)
     by_class = _by_class(labels, predicted, probabilities, class_names)
     if superclass is not None:
-        by_class = [{**row, "superclass": superclass_names[s]} for row, s in zip(by_class, superclass, strict=True)]
+        known = [superclass_names[s] if s >= 0 else None for s in superclass]  # -1: no image of it was seen
+        by_class = [{**row, "superclass": name} for row, name in zip(by_class, known, strict=True)]
     pairs = confused_pairs(matrix, class_names)
     ranked = sorted((row for row in by_class if row["support"]), key=lambda row: (row["F1"], row["class"]))
     numbers = {
@@ -36,6 +40,7 @@ def errors(labels, probabilities, class_names, *, images=None, superclass=None, 
         "accuracy": float(np.mean(predicted == labels)),
         "macro F1": _mean(by_class, "F1"),
         "macro AUC": _mean(by_class, "AUC"),
+        "confusion matrix": matrix.tolist(),
     }
     if len(class_names) > 5:
         numbers["top-5 accuracy"] = top_k(labels, probabilities, 5)
@@ -49,8 +54,21 @@ def errors(labels, probabilities, class_names, *, images=None, superclass=None, 
         "Five worst classes": ranked[:5],
         "Most confused pairs": pairs,
     }
-    figures, descriptions = _figures(matrix, order, class_names, superclass, labels, probabilities)
-    if images is not None and (wrong := most_confident_mistakes(labels, probabilities)).size:
+    figures, descriptions = _figures(matrix, order, by_class, superclass, labels, probabilities)
+    if superclass is not None:
+        figures["superclasses"] = _superclass_figure(matrix, np.asarray(superclass), superclass_names)
+        descriptions["superclasses"] = "Confusion matrix of the superclasses, as shares of each true one."
+    wrong = most_confident_mistakes(labels, probabilities)
+    numbers["most confident mistakes"] = [
+        {
+            "image": int(i),
+            "label": int(labels[i]),
+            "predicted": int(predicted[i]),
+            "probability": probabilities[i].max(),
+        }
+        for i in wrong
+    ]
+    if images is not None and wrong.size:
         figures["mistakes"] = _mistakes(wrong, labels, predicted, probabilities, class_names, images)
         descriptions["mistakes"] = "Test images that are classified wrongly with the highest probability."
     said = (_said(numbers, pairs, ranked),)
@@ -63,9 +81,9 @@ def _mean(rows, column):
 
 
 def top_k(labels, probabilities, k):
-    """The share of images whose label is among the `k` most probable classes; ties count for the label."""
-    own = probabilities[np.arange(len(labels)), labels]
-    return float(np.mean((probabilities > own[:, None]).sum(axis=1) < k))
+    """The share of images whose label is among the `k` most probable classes, of equal ones the first."""
+    ranked = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
+    return float(np.mean((ranked == labels[:, None]).any(axis=1)))
 
 
 def _by_class(labels, predicted, probabilities, class_names):
@@ -115,26 +133,29 @@ def most_confident_mistakes(labels, probabilities):
 
 def _said(numbers, pairs, ranked):
     worst, best = ranked[0], ranked[-1]
-    text = (
-        f"{numbers['accuracy']:.1%} of {numbers['n']:,} images are right; by F1 {best['class']} is the easiest class "
-        f"({best['F1']:.2f}) and {worst['class']} the hardest ({worst['F1']:.2f})."
-    )
+    text = f"{numbers['accuracy']:.1%} of {numbers['n']:,} images are right"
+    if len(ranked) > 1:
+        text += (
+            f"; by F1 {best['class']} is the easiest class ({best['F1']:.2f}) and {worst['class']} the hardest "
+            f"({worst['F1']:.2f})"
+        )
+    text += "."
     if pairs:
         text += f" The pair confused most is {pairs[0]['pair']}, {pairs[0]['images']} times."
     return text
 
 
-def _figures(matrix, order, class_names, superclass, labels, probabilities):
+def _figures(matrix, order, by_class, superclass, labels, probabilities):
     """All but the gallery."""
     ordered = matrix[np.ix_(order, order)]
-    names = [class_names[label] for label in order]
+    names = [by_class[label]["class"] for label in order]
     totals = ordered.sum(axis=1, keepdims=True)
     parts = np.divide(ordered, totals, out=np.zeros(ordered.shape), where=totals > 0)
     edges = None if superclass is None else np.asarray(superclass)[order]
     figures = {
         "confusion": confusion_figure(parts, ordered, names, edges),
         "counts": confusion_figure(ordered, ordered, names, edges, counts_only=True),
-        "roc": _roc_figure(labels, probabilities, class_names),
+        "roc": _roc_figure(labels, probabilities, by_class),
     }
     descriptions = {
         "confusion": "Confusion matrix, rows true and columns predicted, as shares of each true class.",
@@ -155,7 +176,7 @@ def confusion_figure(values, counts, names, edges, *, counts_only=False):
         counts_only: whether the values are counts.
     """
     few = len(names) <= FEW
-    side = max(4.5, 1.8 + 0.38 * len(names)) if few else 3 + 0.125 * len(names)
+    side = max(4.5, 1.8 + 0.38 * len(names)) if few else 3 + 0.125 * min(len(names), NAMED)
     figure = figure_of("images" if counts_only else "share of the true class", size=(1.12 * side, side))
     panel = figure.add_subplot()
     top = values.max() if counts_only and values.size else 1
@@ -166,9 +187,10 @@ def confusion_figure(values, counts, names, edges, *, counts_only=False):
         values, ax=panel, cmap="Blues", norm=PowerNorm(0.5, 0, max(top, 1e-9)), annot=annotation, fmt="",
         annot_kws={"fontsize": 8}, square=True, linewidths=0.5 if few else 0, cbar_kws={"shrink": 0.6},
     )  # fmt: skip
-    size = 8.5 if few else 5.5
+    shown = range(0, len(names), -(-len(names) // NAMED))
     for axis in (panel.xaxis, panel.yaxis):
-        axis.set_ticks(np.arange(len(names)) + 0.5, named(names), fontsize=size)
+        ticks = named([names[i] for i in shown])
+        axis.set_ticks(np.array(shown) + 0.5, ticks, fontsize=8.5 if few else 5.5)
     panel.tick_params(axis="x", rotation=90, length=2)
     panel.tick_params(axis="y", rotation=0, length=2)
     if not counts_only:
@@ -179,6 +201,16 @@ def confusion_figure(values, counts, names, edges, *, counts_only=False):
     return figure
 
 
+def _superclass_figure(matrix, superclass, names):
+    """The confusion matrix with classes summed into their superclasses."""
+    known = np.flatnonzero(superclass >= 0)
+    member = np.eye(len(names), dtype=int)[superclass[known]]
+    coarse = member.T @ matrix[np.ix_(known, known)] @ member
+    totals = coarse.sum(axis=1, keepdims=True)
+    parts = np.divide(coarse, totals, out=np.zeros(coarse.shape), where=totals > 0)
+    return confusion_figure(parts, coarse, list(names), None)
+
+
 def _outline(panel, edges):
     """A square around each superclass."""
     starts = np.flatnonzero(np.r_[True, edges[1:] != edges[:-1]])
@@ -187,15 +219,11 @@ def _outline(panel, edges):
         panel.plot(x, y, color=COLOURS[1], linewidth=0.8, clip_on=False)
 
 
-def _roc_figure(labels, probabilities, class_names):
+def _roc_figure(labels, probabilities, by_class):
     """Every class against the rest; beyond 20 classes the five best and worst by area."""
-    from sklearn.metrics import roc_auc_score, roc_curve
+    from sklearn.metrics import roc_curve
 
-    areas = {}
-    for label in range(len(class_names)):
-        own = labels == label
-        if 0 < own.sum() < len(own):
-            areas[label] = roc_auc_score(own, probabilities[:, label])
+    areas = {label: row["AUC"] for label, row in enumerate(by_class) if row["AUC"] is not None}
     ranked = sorted(areas, key=lambda label: -areas[label])
     shown = ranked if len(ranked) <= FEW else [*ranked[:5], *ranked[-5:]]
     figure = figure_of("ROC, one class against the rest", size=(6, 4.6))
@@ -204,18 +232,27 @@ def _roc_figure(labels, probabilities, class_names):
     for label, colour in zip(shown, colours, strict=False):
         false, true, _ = roc_curve(labels == label, probabilities[:, label])
         line = "-" if label in shown[: len(shown) // 2] else "--"
-        panel.plot(false, true, line, color=colour, label=f"{class_names[label]} {areas[label]:.3f}", linewidth=1.3)
+        panel.plot(
+            false,
+            true,
+            line,
+            color=colour,
+            label=f"{named([by_class[label]['class']])[0]} {areas[label]:.3f}",
+            linewidth=1.3,
+        )
     chance = np.geomspace(1e-3, 1, 50)
     panel.plot(chance, chance, ":", color=GREY, linewidth=1)
     panel.set(xlabel="share of the others taken for it (log scale)", ylabel="share of it that is found")
     panel.set(xscale="log", xlim=(1e-3, 1))
     shares(panel.xaxis), shares(panel.yaxis)
-    bare(panel)
-    panel.legend(fontsize=7.5, frameon=False, title="area", loc="lower right")
+    without_frame(panel, "both")
+    if shown:
+        panel.legend(fontsize=7.5, frameon=False, title="area", loc="lower right")
     return figure
 
 
 def _mistakes(wrong, labels, predicted, probabilities, class_names, images):
-    captions = [f"{class_names[predicted[i]]} {probabilities[i].max():.0%}\nis {class_names[labels[i]]}" for i in wrong]
+    said = (f"{class_names[predicted[i]]} {probabilities[i].max():.0%}" for i in wrong)
+    captions = [(text, f"is {class_names[labels[i]]}") for text, i in zip(said, wrong, strict=True)]
     pictures = np.stack([np.asarray(images[int(i)]) for i in wrong])
     return gallery(pictures, captions, "wrong with the highest probability")

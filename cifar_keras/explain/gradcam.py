@@ -3,21 +3,25 @@
 import keras
 import numpy as np
 
-from cifar_keras.explain.base import Section, figure_of, spread
+from cifar_keras.explain.base import NotApplicable, Section, drawn, figure_of, spread
 
 SHOWN = 6  # right predictions, and wrong ones
 
 
-def last_spatial(model):
-    """The name of the last layer whose output has places: where Grad-CAM looks if nothing else is said.
+def spatial_layers(model):
+    """The names of layers behind the first weights whose output has places, in order.
 
-    Raises: ValueError if there is none.
+    Raises: NotApplicable if there is none.
     """
-    for layer in reversed(model.layers):
-        shape = getattr(layer, "output", None) is not None and layer.output.shape
-        if shape and len(shape) == 4 and shape[1] is not None and shape[1] * shape[2] > 1:
-            return layer.name
-    raise ValueError("`model` must have a layer with height and width. Received: one without.")
+    names, weighted = [], False
+    for layer in model.layers:
+        weighted = weighted or (bool(layer.weights) and not layer.name.startswith("scaling_"))
+        shape = () if isinstance(layer.output, list) else layer.output.shape
+        if weighted and len(shape) == 4 and None not in shape[1:3] and shape[1] * shape[2] > 1:
+            names.append(layer.name)
+    if not names:
+        raise NotApplicable("the model has no layer with height and width")
+    return names
 
 
 def logits_of(model):
@@ -35,17 +39,20 @@ def gradcam(model, images, classes, *, layer=None, batch_size=32):
         model: a saved model (`artifacts.load`), functional.
         images: uint8 `(n, height, width, 3)`, RGB in [0, 255].
         classes: int `(n,)`, the class that each map is about.
-        layer: name of the layer whose places are weighed; None takes the last with any.
+        layer: name of the layer whose places are weighed; None takes the last of `spatial_layers`.
         batch_size: images at a time.
     Returns: float32 `(n, height, width)` in [0, 1], each divided by its maximum; all zero where nothing speaks for it.
-    Raises: ValueError naming the layers with places, if `layer` is none of them.
+    Raises: ValueError naming the layers with places, if `layer` is none of them; NotApplicable for a model without any,
+        and where Keras computes on another backend than TensorFlow, from which the gradient comes.
     """
-    import tensorflow as tf  # the gradient
-
-    name = layer or last_spatial(model)
-    spatial = [one.name for one in model.layers if len(one.output.shape) == 4]
+    spatial = spatial_layers(model)
+    name = layer or spatial[-1]
     if name not in spatial:
         raise ValueError(f"`layer` must be one of {', '.join(spatial)}. Received: {name!r}.")
+    if keras.backend.backend() != "tensorflow":
+        raise NotApplicable("its gradient comes from TensorFlow: KERAS_BACKEND=tensorflow")
+    import tensorflow as tf
+
     both = keras.Model(model.input, [model.get_layer(name).output, logits_of(model)])
     places, maps = centres(model, name), []
     for start in range(0, len(images), batch_size):
@@ -56,7 +63,7 @@ def gradcam(model, images, classes, *, layer=None, batch_size=32):
             features, logits = both(block, training=False)
             score = tf.reduce_sum(tf.gather(logits, chosen, batch_dims=1))
         gradient = tape.gradient(score, features)
-        maps.append(weighed(features.numpy(), gradient.numpy(), block.shape[1:3], places))
+        maps.append(weighed(*(np.asarray(x, "float32") for x in (features, gradient)), block.shape[1:3], places))
     return np.concatenate(maps)
 
 
@@ -95,11 +102,11 @@ def centres(model, name):
     Returns: `((start, step), (start, step))`, rows and columns, in pixels: cell i lies at start + i * step.
     """
     producers = {id(layer.output): layer for layer in model.layers}
-    layer, path = model.get_layer(name), []
-    while not isinstance(layer, keras.layers.InputLayer):
+    layer, path, entering = model.get_layer(name), [], None
+    while entering is not model.inputs[0]:
         entering = layer.input[0] if isinstance(layer.input, list) else layer.input  # branches are aligned
         path.append((layer, entering.shape[1:3]))
-        layer = producers[id(entering)]
+        layer = producers.get(id(entering))
     axes = []
     for axis in (0, 1):
         start, step = 0.0, 1.0
@@ -124,6 +131,7 @@ def _window(layer, axis, cells):
     return (ratio - 1) / 2, ratio
 
 
+@drawn
 def looked_at(model, images, labels, predicted, class_names, *, layer=None):
     """Overlays of right and of wrong predictions: what speaks for the predicted class.
 
@@ -142,19 +150,20 @@ def looked_at(model, images, labels, predicted, class_names, *, layer=None):
     panels = figure.subplots(max(map(len, rows.values())), 4, squeeze=False)
     for panel in panels.flat:
         panel.axis("off")
-    for side, (name, chosen) in zip((panels[:, :2], panels[:, 2:]), rows.items(), strict=False):
+    sides = {"right": panels[:, :2], "wrong": panels[:, 2:]}
+    for name, chosen in rows.items():
         pictures = np.stack([np.asarray(images[int(i)]) for i in chosen])
         maps = gradcam(model, pictures, predicted[chosen], layer=layer)
-        for (left, right), i, picture, heat in zip(side, chosen, pictures, maps, strict=False):
+        for (left, right), i, picture, heat in zip(sides[name], chosen, pictures, maps, strict=False):
             left.imshow(picture, interpolation="nearest")
             right.imshow(picture.mean(axis=-1), cmap="gray", interpolation="nearest")
             right.imshow(heat, cmap="inferno", alpha=0.55, vmin=0, vmax=1, interpolation="bilinear")
             left.set_title(f"{name}: {class_names[predicted[i]]}", fontsize=8)
             right.set_title("" if name == "right" else f"is {class_names[labels[i]]}", fontsize=8)
-    name = layer or last_spatial(model)
+    name = layer or spatial_layers(model)[-1]
     return Section(
         "gradcam", "What it looks at", {"overlays": figure},
         {"overlays": "Right predictions on the left and wrong ones on the right, each beside its Grad-CAM map."},
-        {"layer": name, "right shown": len(rows.get("right", ())), "wrong shown": len(rows.get("wrong", ()))},
+        {"layer": name, "images shown": {name: chosen.tolist() for name, chosen in rows.items()}},
         sentences=(f"Grad-CAM at layer {name}; bright places speak for the class that the model says.",),
     )  # fmt: skip

@@ -1,14 +1,17 @@
 """Feature space: what lies next to what in front of the last layer."""
 
 import numpy as np
+import seaborn
 
-from cifar_keras.explain.base import COLOURS, FEW, Section, bare, figure_of, gallery, shares
+from cifar_keras.explain.base import COLOURS, Section, drawn, figure_of, gallery, named, shares
+from cifar_keras.report.figures import FEW, without_frame
 
 NEIGHBOURS = 20  # of KNN
 SHOWN = (6, 4)  # test images and their nearest training images in the gallery
 POINTS = 3000  # of the t-SNE map and of the silhouette, whose costs grow faster than the images
 
 
+@drawn
 def feature_space(train, test, predicted, class_names, *, accuracy, seed=0):
     """Nearest training images, KNN, a t-SNE map, k-means agreement, separability a class.
 
@@ -23,20 +26,23 @@ def feature_space(train, test, predicted, class_names, *, accuracy, seed=0):
     Returns: `Section`.
     """
     (x, labels, _), (z, truth, _) = train, test
-    x, z = unit(x), unit(z)
+    x, z, predicted = unit(x), unit(z), np.asarray(predicted)
     near, knn = neighbours(x, np.asarray(labels), z)
-    knn_accuracy = float(np.mean(knn == truth))
     separability, rank = separability_of(z, truth, predicted, class_names, seed=seed)
-    agreement = kmeans_agreement(z, truth, len(class_names), seed=seed)
+    places = tsne_map(z[chosen := sample(len(z), POINTS, seed)], seed=seed)
+    shown = _shown(x, labels, z, truth, near, predicted, seed=seed)
     numbers = {
         "training embeddings": len(x), "test embeddings": len(z), "channels": x.shape[1], "accuracy": accuracy,
-        "KNN accuracy": knn_accuracy, "k-means adjusted mutual information": agreement,
+        "KNN accuracy": float(np.mean(knn == truth)),
+        "k-means adjusted mutual information": kmeans_agreement(z, truth, len(class_names), seed=seed),
         "rank correlation of separability and recall": rank,
+        "neighbours": shown,
+        "map": {"image": chosen.tolist(), "x": places[:, 0].tolist(), "y": places[:, 1].tolist()},
     }  # fmt: skip
     figures = {
-        "map": _map(z, truth, predicted, class_names, seed=seed),
+        "map": _map(places, truth[chosen], (predicted != truth)[chosen], class_names),
         "separability": _separability_figure(separability),
-        "neighbours": _neighbours_figure(train, test, near, predicted, class_names, seed=seed),
+        "neighbours": _neighbours_figure(shown, train, test, predicted, class_names),
     }
     descriptions = {
         "map": "t-SNE map of the test images' embeddings, coloured by true class, errors marked.",
@@ -90,7 +96,7 @@ def separability_of(z, truth, predicted, class_names, *, seed):
 
     chosen = sample(len(z), POINTS, seed)
     present = np.unique(truth[chosen])
-    if len(present) < 2:
+    if not 2 <= len(present) < len(chosen):  # the silhouette needs another class, and a class of two images
         return [], None
     values = silhouette_samples(z[chosen], truth[chosen], metric="cosine")
     rows = [
@@ -117,23 +123,22 @@ def tsne_map(z, *, seed):
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
+    if len(z) < 4:
+        return np.zeros((len(z), 2))
     x = PCA(min(50, *z.shape), random_state=seed).fit_transform(z)
-    perplexity = min(30, max(2, (len(z) - 1) // 3))
+    perplexity = min(30, (len(z) - 1) // 3 + 1)
     return TSNE(perplexity=perplexity, init="pca", learning_rate="auto", random_state=seed).fit_transform(x)
 
 
-def _map(z, truth, predicted, class_names, *, seed):
-    chosen = sample(len(z), POINTS, seed)
-    places, own, wrong = tsne_map(z[chosen], seed=seed), truth[chosen], (predicted != truth)[chosen]
-    figure = figure_of(f"t-SNE of {len(chosen):,} test images", size=(6, 6.4))
+def _map(places, own, wrong, class_names):
+    figure = figure_of(f"t-SNE of {len(places):,} test images", size=(6, 6.4))
     panel = figure.add_subplot()
     few = len(class_names) <= FEW
-    palette = COLOURS if len(class_names) <= 10 else _many(len(class_names))
+    palette = COLOURS if len(class_names) <= 10 else seaborn.color_palette("husl", len(class_names))
+    names = named(class_names)
     for label in np.unique(own):
         mine = own == label
-        panel.scatter(
-            *places[mine].T, s=7, color=palette[label], linewidths=0, label=class_names[label] if few else None
-        )
+        panel.scatter(*places[mine].T, s=7, color=palette[label], linewidths=0, label=names[label] if few else None)
     panel.scatter(
         *places[wrong].T, s=16, facecolors="none", edgecolors="black", linewidths=0.5, label="taken for another"
     )
@@ -141,12 +146,6 @@ def _map(z, truth, predicted, class_names, *, seed):
     panel.spines[:].set_visible(False)
     panel.legend(fontsize=8, frameon=False, markerscale=2, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=4)
     return figure
-
-
-def _many(count):
-    import seaborn
-
-    return seaborn.color_palette("husl", count)
 
 
 def _separability_figure(rows):
@@ -158,31 +157,50 @@ def _separability_figure(rows):
         if len(rows) <= FEW:
             x, side = (-6, "right") if place % 2 else (6, "left")
             panel.annotate(
-                row["class"], at, fontsize=8, xytext=(x, 0), textcoords="offset points", ha=side, va="center"
+                named([row["class"]])[0],
+                at,
+                fontsize=8,
+                xytext=(x, 0),
+                textcoords="offset points",
+                ha=side,
+                va="center",
             )
     panel.margins(x=0.15)
     panel.set(xlabel="mean silhouette (cosine)", ylabel="share found by the model")
     shares(panel.yaxis)
-    bare(panel)
+    without_frame(panel, "both")
     return figure
 
 
-def _neighbours_figure(train, test, near, predicted, class_names, *, seed):
-    """Half right and half wrong test images, each in a row with its nearest training images."""
-    (x, labels, images), (z, truth, pictures) = (unit(train[0]), *train[1:]), (unit(test[0]), *test[1:])
-    rows, columns = SHOWN
+def _shown(x, labels, z, truth, near, predicted, *, seed):
+    """Test images, half right and half wrong, with index, label and distance of the nearest training images."""
+    count, columns = SHOWN
     wrong = predicted != truth
     order = np.random.RandomState(seed).permutation(len(truth))
-    halves = (order[~wrong[order]][: rows // 2], order[wrong[order]][: rows - rows // 2])
-    shown, captions = [], []
-    for index in np.concatenate(halves).astype(int):
-        shown.append(np.asarray(pictures[int(index)]))
-        captions.append(f"TEST: {class_names[truth[index]]}\nsays {class_names[predicted[index]]}")
-        for other in near[index][:columns]:
-            shown.append(np.asarray(images[int(other)]))
-            captions.append(f"{class_names[labels[other]]}\n{1 - float(z[index] @ x[other]):.3f}")
+    chosen = np.r_[order[~wrong[order]][: count // 2], order[wrong[order]][: count - count // 2]]
+    return [
+        {
+            "image": int(i), "label": int(truth[i]), "predicted": int(predicted[i]),
+            "nearest": [
+                {"image": int(j), "label": int(labels[j]), "cosine distance": float(1 - z[i] @ x[j])}
+                for j in near[i][:columns]
+            ],
+        }
+        for i in chosen
+    ]  # fmt: skip
+
+
+def _neighbours_figure(shown, train, test, predicted, class_names):
+    """Each chosen test image in a row with its nearest training images."""
+    pictures, captions = [], []
+    for row in shown:
+        pictures.append(np.asarray(test[2][row["image"]]))
+        captions.append((f"TEST: {class_names[row['label']]}", f"says {class_names[row['predicted']]}"))
+        for other in row["nearest"]:
+            pictures.append(np.asarray(train[2][other["image"]]))
+            captions.append((class_names[other["label"]], f"{other['cosine distance']:.3f}"))
     title = "test images and their nearest training images, with the cosine distance"
-    return gallery(np.stack(shown), captions, title, columns=columns + 1)
+    return gallery(np.stack(pictures), captions, title, columns=1 + len(shown[0]["nearest"]))
 
 
 def _said(numbers):

@@ -4,11 +4,12 @@ import numpy as np
 import seaborn
 
 from cifar_keras import evaluate
-from cifar_keras.explain.base import Section, figure_of, gallery, spread
+from cifar_keras.explain.base import Section, checked, drawn, figure_of, gallery, spread
 
 SHOWN = 16  # pictures that one model alone gets right
 
 
+@drawn
 def versus(labels, probabilities, *, images=None, class_names=()):
     """Agreement, paired differences, McNemar's test, and the images that one model alone gets right.
 
@@ -18,9 +19,13 @@ def versus(labels, probabilities, *, images=None, class_names=()):
         images: uint8 `(n, height, width, 3)`, RGB in [0, 255]; None leaves out the gallery.
         class_names: one a class, for the gallery.
     Returns: `Section`.
+    Raises: ValueError for fewer than two, and for predictions that do not go with the labels.
     """
-    labels, names = np.asarray(labels), list(probabilities)
-    predicted = {name: np.asarray(values).argmax(axis=1) for name, values in probabilities.items()}
+    if len(probabilities) < 2:
+        raise ValueError(f"`probabilities` must be of two models or more. Received: {list(probabilities)}.")
+    names = list(probabilities)
+    predicted = {name: checked(labels, values, None)[1].argmax(axis=1) for name, values in probabilities.items()}
+    labels = np.asarray(labels)
     right = {name: classes == labels for name, classes in predicted.items()}
     agreement = np.array([[np.mean(predicted[a] == predicted[b]) for b in names] for a in names])
     alone = {name: only_right(right, name) for name in names}
@@ -31,6 +36,7 @@ def versus(labels, probabilities, *, images=None, class_names=()):
             a: dict(zip(names, map(float, row), strict=True)) for a, row in zip(names, agreement, strict=True)
         },
         "right alone": {name: int(found.sum()) for name, found in alone.items()},
+        "images right alone": {name: np.flatnonzero(found).tolist() for name, found in alone.items()},
         "right by all": int(np.logical_and.reduce(list(right.values())).sum()),
         "right by none": int((~np.logical_or.reduce(list(right.values()))).sum()),
     }
@@ -95,7 +101,7 @@ def _alone_figure(alone, labels, images, class_names):
     """Images of each model, the same number each as far as there are some."""
     share = -(-SHOWN // len(alone))
     chosen = [(name, int(i)) for name, found in alone.items() for i in spread(np.flatnonzero(found), labels, share)]
-    captions = [f"{class_names[labels[i]]}\nto {name} alone" for name, i in chosen]
+    captions = [(class_names[labels[i]], f"to {name} alone") for name, i in chosen]
     return gallery(np.stack([np.asarray(images[i]) for _, i in chosen]), captions, "right by one alone")
 
 

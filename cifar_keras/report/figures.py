@@ -80,7 +80,7 @@ def _spread(labels, *, rows, columns):
 
 def _caption(axes, name, column, y, *, va="top"):
     """A class name of at most two lines in the width of one cell."""
-    axes.text(column + 0.5, y, _lines(name, 13), ha="center", va=va, fontsize=7.5, linespacing=0.95)
+    axes.text(column + 0.5, y, lines(name, 13), ha="center", va=va, fontsize=7.5, linespacing=0.95)
 
 
 def label_distribution(labels_by_split, class_names, path, *, title):
@@ -228,7 +228,7 @@ def figure_of(path, title, *, size):
 def without_frame(panel, grid):
     """Takes away the box around a panel and draws a pale grid ('x', 'y' or 'both') behind the data."""
     panel.spines[["top", "right"]].set_visible(False)
-    panel.grid(axis=grid, color="0.9", linewidth=0.7)
+    panel.grid(axis=grid, color=GREY, alpha=0.25, linewidth=0.7)
     panel.set_axisbelow(True)
 
 
@@ -236,10 +236,10 @@ def _name_ticks(axis, names, *, offset=0.0):
     """One tick a class with its name, every k-th where there are more than `NAMED`."""
     shown = range(0, len(names), -(-len(names) // NAMED))
     size = 9 if len(names) <= FEW else 6.5
-    axis.set_ticks([i + offset for i in shown], [_short(names[i], 28) for i in shown], fontsize=size)
+    axis.set_ticks([i + offset for i in shown], [short(names[i], 28) for i in shown], fontsize=size)
 
 
-def _short(name, width):
+def short(name, width):
     """The name with its middle left out where it is longer than `width`: both ends tell classes apart."""
     if len(name) <= width:
         return name
@@ -247,9 +247,9 @@ def _short(name, width):
     return f"{name[: width - 1 - half]}…{name[-half:]}"
 
 
-def _lines(name, width):
+def lines(name, width):
     """The name on at most two lines of `width` characters, broken at blanks, `_`, `-` or `/` where it has them."""
-    name = _short(name, 2 * width)
+    name = short(name, 2 * width)
     if len(name) <= width:
         return name
     breaks = [i + 1 for i, character in enumerate(name) if character in " _-/" and len(name) - width <= i + 1 <= width]

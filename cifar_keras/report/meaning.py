@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from cifar_keras import evaluate
+from cifar_keras.report.pairs import Group, compared
 from cifar_keras.units import duration
 
 
@@ -14,27 +12,28 @@ class Row:
 
     Attributes:
         name: of the experiment, for people.
-        runs: records of its newest best recipe, one a seed.
-        published: accuracy on test that the source reported, or None.
-        rebuilt: records of the published recipe run here, or ().
-        right: bool `(images,)`, which test images the first run gets right, or None where that is not stored.
+        group: `pairs.Group`, runs of its newest best recipe, one a seed.
+        rebuilt: the same of the published recipe run here, or None.
     """
 
     name: str
-    runs: tuple
-    published: float | None = None
-    rebuilt: tuple = ()
-    right: np.ndarray | None = None
+    group: Group
+    rebuilt: Group | None = None
+
+    @property
+    def run(self):
+        """The record of the first seed."""
+        return self.group.runs[0]
 
     @property
     def estimate(self):
         """Accuracy on test with its interval."""
-        return evaluate.accuracy_interval([run["test_accuracy"] for run in self.runs], self.runs[0]["test_n"])
+        return self.group.estimate
 
     @property
     def seconds(self):
-        """Mean training time."""
-        return float(np.mean([run["training_seconds"] for run in self.runs]))
+        """Mean training time; features that came from the cache are counted with what they had taken."""
+        return self.group.average("training_seconds") + (self.group.average("cached_seconds") or 0.0)
 
 
 def sentences(rows):
@@ -45,7 +44,7 @@ def sentences(rows):
     Returns: list of str.
     """
     ranked = sorted(rows, key=lambda row: -row.estimate.value)
-    return [_best(*ranked[:2]), _cost(ranked), _caveat(rows)]
+    return [_best(*ranked[:2]), _cost(ranked), _caveats(rows)]
 
 
 def _said(row):
@@ -54,23 +53,13 @@ def _said(row):
 
 
 def _best(first, second):
-    difference = _difference(second, first)
-    told = "can" if difference.excludes_zero else "can't"
+    pair = compared(second.group, first.group)
+    difference, told = pair.difference, "can" if pair.distinguishable else "can't"
     return (
         f"The most accurate of them on these data is {_said(first)}, before {_said(second)}: the difference of "
         f"{100 * difference.value:.1f} points [{100 * difference.low:.1f}, {100 * difference.high:.1f}] {told} be told "
-        "from the draw of the test images."
+        "from chance."
     )
-
-
-def _difference(a, b):
-    """B minus a: paired where both were measured on the same images."""
-    if a.right is not None and b.right is not None and len(a.right) == len(b.right):
-        same = a.runs[0]["fingerprint"] == b.runs[0]["fingerprint"]
-        if same:
-            return evaluate.difference_paired(a.right, b.right)
-    pairs = ((row.estimate.value, row.runs[0]["test_n"]) for row in (a, b))
-    return evaluate.difference_unpaired(*(part for pair in pairs for part in pair))
 
 
 def _cost(ranked):
@@ -84,21 +73,29 @@ def _cost(ranked):
     )
 
 
-def _caveat(rows):
-    """The first of these that applies: other weights than called for, other budgets, other data, else the seeds."""
-    random = [row.name for row in rows if row.runs[0]["weights"] != row.runs[0]["weights_called_for"]]
-    if random:
-        return (
-            f"Nothing here speaks about pretraining on ImageNet: {_list(random)} started from other weights than the "
-            "recipe calls for."
+def _caveats(rows):
+    """All that stands between these numbers and what one would like to conclude."""
+    said = []
+    if others := [row.name for row in rows if row.run["weights_called_for"] == "imagenet" and not _pretrained(row)]:
+        said.append(f"nothing here speaks about pretraining on ImageNet, as {_list(others)} started from other weights")
+    if len({row.run["budget"] for row in rows}) > 1 or any(row.group.overrides for row in rows):
+        said.append("the rows were trained under different budgets, so the models alone do not make the differences")
+    if len({row.group.test_n for row in rows}) > 1:
+        sizes = sorted(row.group.test_n for row in rows)
+        said.append(f"they were measured on {sizes[0]:,} to {sizes[-1]:,} test images")
+    fewest = min(len(row.group.runs) for row in rows)
+    if fewest == 1:
+        said.append(
+            "one training seed may stand behind a row, and another seed moves a figure by some tenths of a point"
         )
-    for column, text in (("budget", "under different budgets"), ("dataset", "on different data")):
-        if len({row.runs[0][column] for row in rows}) > 1:
-            return f"The rows were measured {text}, so that differences between them are not those of the models alone."
-    if all(len(row.runs) == 1 for row in rows):
-        return "One training seed stands behind each row: another seed moves a figure by some tenths of a point."
-    fewest = min(len(row.runs) for row in rows)
-    return f"The intervals cover the draw of {fewest} or more training seeds, on one test set."
+    else:
+        said.append(f"the intervals cover the draw of {fewest} or more training seeds, on one test set")
+    text = "; ".join(said)
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _pretrained(row):
+    return row.run["weights"] == row.run["weights_called_for"]
 
 
 def _list(names):
