@@ -246,7 +246,7 @@ def images_of(record, config, *, dataset, data_dir):
     known = subset[1] if subset else config.dataset
     if dataset is None and known not in (*ARCHIVES, *KINDS):
         raise ConfigError(
-            f"`--dataset` must name the folder of {record['dataset']}, as {record["run_id"]} used it. Received: none."
+            f"`--dataset` must name the folder of {record['dataset']}, as {record['run_id']} used it. Received: none."
         )
     data = load(
         dataset or known,
