@@ -5,17 +5,22 @@ file carries its provenance (class names, run id, this contract): the `.keras` a
 `.h5` as an attribute. Keras reads the files without this package and ignores both.
 """
 
+import contextlib
 import json
 import zipfile
+from pathlib import Path
 
 import h5py
 import keras
 from keras import layers
 
+from cifar_keras import foreign
+from cifar_keras.config import ConfigError
 from cifar_keras.files import replacing, write_json, write_text
 
 MEMBER = "provenance.json"
 ATTRIBUTE = "provenance"
+MAX_EXPANSION = 10  # times its size that an archive may unpack to; weights hardly compress
 CONTRACT = "input: RGB in [0, 255], uint8 (batch, height, width, 3); output: float32 probabilities (batch, classes)"
 
 
@@ -64,21 +69,104 @@ def _weights_alone(complete, path):
 
 
 def load(path):
-    """Loads a saved model for inference: a `.keras` or a complete `.h5`."""
-    return keras.saving.load_model(path, compile=False)
+    """Loads a saved model for inference: a `.keras`, or a complete `.h5` of Keras 2 or 3. No stored code is run.
+
+    Raises: ConfigError where the file is none, is damaged, or holds what `foreign.checked` refuses.
+    """
+    path = Path(path)
+    with reading(path):
+        if path.suffix == ".keras":
+            foreign.checked(config := json.loads(_member(path, "config.json")))
+            foreign.check_size(config, path.stat().st_size)
+            return keras.saving.load_model(path, compile=False, safe_mode=True)
+        with h5py.File(path) as file:
+            description = file.attrs.get("model_config")
+        if description is None:
+            raise ConfigError("A complete model must hold its architecture. Received: weights alone.")
+        return _with_weights(description, path)
 
 
 def rebuild(architecture, weights):
-    """Loads a model from its architecture JSON and its weights-alone `.h5`."""
-    model = keras.models.model_from_json(architecture.read_text(encoding="utf-8"))
-    model.load_weights(weights)
+    """Loads a model from its architecture JSON and its weights-alone `.h5`.
+
+    Raises: as `load`.
+    """
+    with reading(weights):
+        return _with_weights(architecture.read_text(encoding="utf-8"), weights)
+
+
+def _with_weights(description, path):
+    """The model of a description, with the weights in a `.h5`: by name, since Keras 2 and 3 may order layers apart."""
+    config = foreign.to_keras3(json.loads(description))
+    foreign.check_size(config, path.stat().st_size)
+    model = foreign.build(config)
+    model.load_weights(path, by_name=True)
+    with h5py.File(path) as file:
+        stored = _layers_with_weights(file.get("model_weights", file))
+    if stored != (needed := {layer.name for layer in model.layers if layer.weights}):
+        raise ConfigError(
+            f"The weights must be those of the architecture's layers. Received: {len(stored)} layers' for "
+            f"{len(needed)}; first difference: {min(stored ^ needed)!r}."
+        )
     return model
 
 
+def _layers_with_weights(group):
+    """The names of the layers that have weights in a `.h5`; a long list of names is cut into several attributes."""
+    names = (name for key in group.attrs if key.startswith("layer_names") for name in group.attrs[key])
+    names = (name.decode() if isinstance(name, bytes) else name for name in names)
+    return {name for name in names if group[name].visititems(lambda _, item: isinstance(item, h5py.Dataset) or None)}
+
+
+@contextlib.contextmanager
+def reading(path):
+    """Turns whatever a file that is no whole model makes its readers raise into a sentence that names the file."""
+    if not path.is_file():
+        raise ConfigError(f"The model must be a file. Received: {str(path)!r}, which is none.")
+    try:
+        yield
+    except ConfigError as error:
+        if str(path) in str(error):
+            raise
+        raise ConfigError(f"{path} can't be used. {error}") from error
+    except Exception as error:  # a damaged file makes h5py, zipfile, Keras and the runtimes raise nearly anything
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ConfigError(
+            f"{path} must be a whole saved model. Received: one that can't be loaded ({reason}). Save or copy it again."
+        ) from error
+
+
 def provenance(path):
-    """What a file of this project says of itself, or None for a file from elsewhere."""
-    if path.suffix == ".keras":
-        with zipfile.ZipFile(path) as archive:
-            return json.loads(archive.read(MEMBER)) if MEMBER in archive.namelist() else None
-    with h5py.File(path) as file:
-        return json.loads(file.attrs[ATTRIBUTE]) if ATTRIBUTE in file.attrs else None
+    """What a file of this project says of itself, or None for a file from elsewhere.
+
+    Raises: ConfigError where the file can't be read.
+    """
+    with reading(path):
+        if path.suffix in (".keras", ".tflite"):
+            return json.loads(_member(path, MEMBER) or "null") if zipfile.is_zipfile(path) else None
+        with h5py.File(path) as file:
+            return json.loads(file.attrs[ATTRIBUTE]) if ATTRIBUTE in file.attrs else None
+
+
+def written_by(path):
+    """The Keras that wrote a `.keras` or `.h5`, as `Keras 3.15.1`; empty where the file does not say."""
+    with reading(path):
+        if path.suffix == ".keras":
+            version = json.loads(_member(path, "metadata.json") or "{}").get("keras_version")
+        else:
+            with h5py.File(path) as file:
+                version = file.get("model_weights", file).attrs.get("keras_version")
+    version = version.decode() if isinstance(version, bytes) else version
+    return f"Keras {version}" if version else ""
+
+
+def _member(path, name):
+    """A member of a model's archive, None without such a one.
+
+    Raises: ConfigError for an archive that unpacks to far more than its own size.
+    """
+    with zipfile.ZipFile(path) as archive:
+        unpacked, most = sum(info.file_size for info in archive.infolist()), MAX_EXPANSION * path.stat().st_size
+        if unpacked > most:
+            raise ConfigError(f"The archive must unpack to at most {most:,} bytes. Received: {unpacked:,}.")
+        return archive.read(name) if name in archive.namelist() else None

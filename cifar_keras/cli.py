@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 from cifar_keras import runtime
 from cifar_keras.config import BUDGETS, CifarKerasError
 from cifar_keras.paths import PROJECT
+from cifar_keras.units import printable
 
 GOES_ON = "the same command, without `--fresh`, goes on after the last finished epoch"
+MODEL = "a .keras, .h5, .onnx or .tflite file, a run id, or an experiment (its newest run)"
 PRECISIONS = ("auto", "float32", "mixed_float16", "mixed_bfloat16")
 
 
@@ -187,7 +189,7 @@ def guarded(function, *, verbose=False):
     try:
         return function()
     except CifarKerasError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"\nstopped; {GOES_ON}", file=sys.stderr)
@@ -199,7 +201,7 @@ def guarded(function, *, verbose=False):
         if verbose:
             traceback.print_exc()
         hint = "" if verbose else " `--verbose` shows where."
-        print(f"error: unexpected {type(error).__name__}: {error}.{hint}", file=sys.stderr)
+        print(f"error: unexpected {type(error).__name__}: {printable(error)}.{hint}", file=sys.stderr)
         return 3
 
 
@@ -208,12 +210,12 @@ def _terminated(number, frame):
     sys.exit(128 + number)
 
 
-VERBS = "list|run|study|collate|compare|explain|report|doctor"
+VERBS = "list|run|study|collate|compare|explain|report|predict|inspect|doctor"
 FORMATS = ("text", "csv", "markdown")
 
 
 def command(arguments=None):
-    """`cifar-keras list|run|study|collate|compare|explain|report|doctor`, the same as `python -m cifar_keras`.
+    """`cifar-keras VERB`, one of `VERBS`, the same as `python -m cifar_keras`.
 
     Raises: SystemExit with the exit code.
     """
@@ -251,14 +253,34 @@ def _parser():
     explain = verb("explain", "where a finished run fails, what it looks at, how far it can be trusted")
     explain.add_argument("name", metavar="RUN", help="a run id, an experiment (its newest run), or a saved model")
     explain.add_argument("--layer", metavar="NAME", help="of Grad-CAM (default: the last one with places)")
+    _add_predict(verb("predict", "what a saved model says of images"))
+    inspect = verb("inspect", "what a saved model is: layers, input, classes, provenance, size")
+    inspect.add_argument("model", metavar="MODEL", help=MODEL)
+    add_options(inspect, only=("root", "verbose"))
     report = verb("report", "the study on one page: results/report/index.html")
-    for parser in (explain, report):
-        parser.add_argument("--dataset", metavar="DIR", help="the folder of the images, for runs on one")
-        add_options(parser, only=("data_dir", "root", "verbose"))
+    for of_runs in (explain, report):
+        of_runs.add_argument("--dataset", metavar="DIR", help="the folder of the images, for runs on one")
+        add_options(of_runs, only=("data_dir", "root", "verbose"))
     doctor = verb("doctor", "what this machine has, what is missing, what to do about it")
     doctor.add_argument("--json", action="store_true", help="for programs")
     add_options(doctor, only=("root", "data_dir"))
     return parser
+
+
+def _add_predict(parser):
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders, patterns; - for standard input")
+    parser.add_argument("--top", type=positive, default=3, metavar="K", help="classes named for an image (default 3)")
+    form = parser.add_mutually_exclusive_group()
+    for name, text in (("json", "an object a line"), ("csv", "a row a line")):
+        form.add_argument(f"--{name}", action="store_const", const=name, dest="form", default="table", help=text)
+    parser.add_argument("--labels-from-folders", action="store_true", help="also accuracy and confusion matrix")
+    parser.add_argument(
+        "--gradcam", metavar="DIR", help="write what speaks for the predicted class, a picture an image"
+    )
+    text = "of the pixels, for models from elsewhere: raw ([0, 255], the default), unit, half, zscore, torch or caffe"
+    parser.add_argument("--input-scaling", metavar="NAME", help=text)
+    add_options(parser, only=("image_size", "root", "verbose"))
 
 
 def _dispatch(options, arguments, rest):
@@ -280,6 +302,21 @@ def _dispatch(options, arguments, rest):
 
         where = {"root": options.root, "dataset": options.dataset, "data_dir": options.data_dir}
         analyse.explain(options.name, layer=options.layer, **where)
+        return 0
+    if options.verb == "predict":
+        runtime.setup(verbose=options.verbose)
+        from cifar_keras import predict
+
+        return predict.run(
+            options.model, options.images, root=options.root, form=options.form, top=options.top,
+            labelled=options.labels_from_folders, gradcam_folder=options.gradcam, scaling=options.input_scaling,
+            image_size=options.image_size,
+        )  # fmt: skip
+    if options.verb == "inspect":
+        runtime.setup(verbose=options.verbose)
+        from cifar_keras import describe, formats, predict
+
+        print(describe.text(formats.open_network(predict.find_model(options.model, root=options.root))))
         return 0
     if options.verb == "report":
         runtime.setup(verbose=options.verbose)

@@ -21,8 +21,8 @@ def decode(source, *, size=None):
 
     Args:
         source: path, bytes, or binary file.
-        size: if given, the shorter side is resized to it (bicubic, antialiased) and the centre cut out.
-    Returns: uint8 `(height, width, 3)`, RGB in [0, 255]; `(size, size, 3)` with `size`.
+        size: if given, a side or `(height, width)`; see `fitted`.
+    Returns: uint8 `(height, width, 3)`, RGB in [0, 255], of that size if given.
     Raises: ImageError if it isn't an image, is damaged, or has more than `MAX_PIXELS` pixels.
     """
     try:
@@ -30,14 +30,31 @@ def decode(source, *, size=None):
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS:,} are allowed")
             image = _rgb(ImageOps.exif_transpose(image))
-            if size is not None:
-                image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-            return np.array(image)
+            return np.array(image if size is None else _fitted(image, size))
     except Exception as error:  # a damaged file makes the decoders raise nearly anything, even TypeError
         raise ImageError(
             f"{_name(source)} can't be decoded as an image ({_reason(error)}). "
             "Expected: a whole PNG, JPEG, BMP, GIF, PNM, TIFF or WebP file. Replace or remove it."
         ) from error
+
+
+def fitted(pixels, size):
+    """Resizes an image until it covers a size (bicubic, antialiased), and cuts out the centre.
+
+    Args:
+        pixels: uint8 `(height, width, 3)`.
+        size: a side or `(height, width)`.
+    Returns: uint8 of that size; equal to `pixels` where they have it.
+    Raises: ImageError for another shape or dtype.
+    """
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or not pixels.size:
+        raise ImageError(f"An image must be uint8 (height, width, 3). Received: {pixels.dtype} {pixels.shape}.")
+    return np.array(_fitted(Image.fromarray(pixels), size))
+
+
+def _fitted(image, size):
+    height, width = (size, size) if isinstance(size, int) else size
+    return ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
 
 
 def _rgb(image):

@@ -1,9 +1,25 @@
-"""Predicting with a saved model."""
+"""Predicting with a saved model: `load(path).predict(images)` for any file, `probabilities` for a dataset's images."""
 
+import dataclasses
+import itertools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import keras
 import numpy as np
+from keras import layers
 
+from cifar_keras import blocks
+from cifar_keras.config import ConfigError
 from cifar_keras.datasets.base import Split
+from cifar_keras.formats import Network, open_network
+from cifar_keras.images import decode, fitted
 from cifar_keras.pipeline import evaluation_pipeline
+
+BATCH = 64  # images at a time
+SCALINGS = ("raw", "unit", "half", "zscore", "torch", "caffe")  # none, and those of the zoo's models
+HOLDING = (layers.Rescaling, layers.Normalization)  # layers with which a model from elsewhere scales by itself
 
 VIEWS = (
     # arXiv:2404.00498, section 3.5: mirrored or not, each at rest and one pixel up-left and down-right
@@ -52,3 +68,126 @@ class Moved:
         first, (height, width) = 1 + self.move, self.shape[1:3]
         view = padded[:, first : first + height, first : first + width]
         return view[:, :, ::-1] if self.mirrored else view
+
+
+def load(path, *, scaling=None, image_size=None):
+    """Loads any saved model for prediction; no code stored in a file is run.
+
+    Args:
+        path: a `.keras`, a complete `.h5` (of Keras 2 or 3), a `_custom.h5` beside its `_architecture.json`, an `.onnx`
+            or a `.tflite`.
+        scaling: of `SCALINGS`; what a model from elsewhere wants its pixels to be. Default 'raw', RGB in [0, 255].
+            Models of this project scale by themselves.
+        image_size: side of the images, for a model that takes any.
+    Returns: `Classifier`.
+    Raises: ConfigError where the file is damaged, holds more than stock layers, is no classifier of RGB images, or does
+        not go with the other arguments.
+    """
+    network = open_network(path)
+    note = network.provenance if isinstance(network.provenance, dict) else {}
+    if (size := network.size or image_size and (image_size, image_size)) is None:
+        raise ConfigError(f"`--image-size` must be given, as {path} takes images of any size. Received: none.")
+    if image_size not in (None, *size):
+        raise ConfigError(f"`--image-size` must be the model's, {size[0]} x {size[1]}. Received: {image_size}.")
+    if "contract" in note and scaling is not None:
+        raise ConfigError(
+            f"`--input-scaling` is for models from elsewhere; {path} scales by itself. Received: {scaling}."
+        )
+    names = note.get("class_names") or [f"class {number}" for number in range(network.outputs)]
+    if not isinstance(names, list) or [type(name) for name in names] != [str] * network.outputs:
+        raise ConfigError(f"{path} must name its {network.outputs} classes. Received: {len(names)} names.")
+    classifier = Classifier(network, tuple(names), note, size, logits=False).scaled(scaling or "raw")
+    return dataclasses.replace(classifier, logits="contract" not in note and classifier._puts_out_logits())
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A saved model, whatever its format, that takes images, whatever theirs.
+
+    Attributes:
+        network: the opened file.
+        class_names: one a class, 'class 0' and so on where the file names none.
+        provenance: what the file says of itself: run id, class names, configuration; empty for one from elsewhere.
+        size: `(height, width)` that images are brought to.
+        logits: whether a softmax is still to come.
+        scaling: of `SCALINGS`, 'raw' where the model scales by itself.
+        scale: takes uint8 pixels, returns what the network takes.
+    """
+
+    network: Network
+    class_names: tuple[str, ...]
+    provenance: dict
+    size: tuple[int, int]
+    logits: bool
+    scaling: str = "raw"
+    scale: Callable | None = None
+
+    def predict(self, images, *, batch_size=BATCH):
+        """Class probabilities of images.
+
+        Args:
+            images: paths, bytes or binary files of images, or uint8 arrays `(height, width, 3)`, RGB in [0, 255], of
+                any size; also one array `(n, height, width, 3)`, or one path.
+            batch_size: images at a time.
+        Returns: float32 `(n, classes)`.
+        Raises: images.ImageError for an image that can't be decoded.
+        """
+        images = [images] if isinstance(images, str | bytes | os.PathLike) else images
+        parts = [self.probabilities(np.stack(block)) for block in batched(map(self.pixels, images), batch_size)]
+        return np.concatenate([np.empty((0, len(self.class_names)), "float32"), *parts])
+
+    def pixels(self, image):
+        """One image at the model's size, uint8 `(height, width, 3)`: shorter side resized, the centre cut out."""
+        return fitted(image, self.size) if isinstance(image, np.ndarray) else decode(image, size=self.size)
+
+    def probabilities(self, pixels):
+        """Class probabilities, float32 `(n, classes)`, of uint8 images `(n, height, width, 3)` at the model's size.
+
+        Raises: ConfigError where the model puts out NaN or infinity.
+        """
+        scores = np.asarray(self.network.run(self.scaled_pixels(pixels)), "float32")
+        if not np.isfinite(scores).all():
+            raise ConfigError(f"{self.network.path} must put out finite numbers. Received: NaN or infinity.")
+        return _softmax(scores) if self.logits else scores
+
+    def scaled_pixels(self, pixels):
+        """What the network is given for uint8 images at its size."""
+        return self.scale(pixels) if self.scale else pixels.astype(self.network.dtype)
+
+    def scaled(self, scaling):
+        """The same classifier with another of `SCALINGS`."""
+        if scaling not in SCALINGS:
+            raise ConfigError(f"`--input-scaling` must be one of {', '.join(SCALINGS)}. Received: {scaling!r}.")
+        scale = None if scaling == "raw" else _scale(scaling, self.size)
+        return dataclasses.replace(self, scaling=scaling, scale=scale)
+
+    @property
+    def states_scaling(self):
+        """Whether the file itself says how pixels are scaled: by its contract, or by layers that do it."""
+        own = self.network.model.layers if self.network.model else ()
+        return "contract" in self.provenance or any(isinstance(layer, HOLDING) for layer in own)
+
+    def _puts_out_logits(self):
+        """Whether the numbers for two images of noise are no probabilities."""
+        noise = np.random.default_rng(0).integers(0, 256, (2, *self.size, 3), dtype="uint8")
+        scores = self.probabilities(noise)
+        return bool(scores.min() < 0 or np.abs(scores.sum(axis=1) - 1).max() > 1e-2)
+
+
+def _scale(scaling, size):
+    """`blocks.scale` as a function of uint8 arrays."""
+    x = inputs = keras.Input((*size, 3), dtype="uint8")
+    x = layers.Rescaling(1.0, dtype="float32")(x)
+    return keras.Model(inputs, blocks.scale(x, scaling)).predict_on_batch
+
+
+def _softmax(scores):
+    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def batched(values, count):
+    """Lists of up to `count` values, one after the other (`itertools.batched` of Python 3.12)."""
+    values = iter(values)
+    while block := list(itertools.islice(values, count)):
+        yield block

@@ -8,3 +8,11 @@ def duration(seconds):
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def printable(text):
+    """Text that a terminal shows and does not obey: whatever is neither printable nor a line's end is spelled out."""
+    return "".join(
+        one if one.isprintable() or one == "\n" else one.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for one in str(text)
+    )

@@ -9,13 +9,14 @@ from cifar_keras.paths import PROJECT
 ORDER = (
     "config", "units", "paths", "files", "runtime", "images",
     "datasets.base", "datasets.cifar", "datasets.folder", "datasets.shapes", "datasets",
-    "augment", "pipeline", "blocks", "zoo", "weights", "optim", "artifacts", "train",
-    "features", "inference", "evaluate", "results", "report", "report.figures", "report.rows", "report.table",
+    "augment", "pipeline", "blocks", "zoo", "weights", "optim", "foreign", "artifacts", "train",
+    "features", "formats", "inference", "evaluate", "results",
+    "report", "report.figures", "report.rows", "report.table",
     "report.summary_plots", "report.summary",
     "report.pairs", "report.comparison",
     "explain.base", "explain.errors", "explain.calibration", "explain.space", "explain.versus", "explain.gradcam",
     "explain.activations", "explain", "explain.analyse", "report.meaning",
-    "report.page", "track", "runner", "doctor", "commands", "cli", "__main__",
+    "report.page", "track", "runner", "predict", "describe", "doctor", "commands", "cli", "__main__",
 )  # fmt: skip
 PACKAGE = PROJECT / "cifar_keras"
 WITHOUT_TENSORFLOW = (
@@ -30,7 +31,19 @@ WITHOUT_TENSORFLOW = (
     "report",
     "commands",
 )
-ONLY_KERAS = ("blocks", "zoo", "weights", "optim", "artifacts", "train", "features", "inference", "runner")
+ONLY_KERAS = (
+    "blocks",
+    "zoo",
+    "weights",
+    "optim",
+    "foreign",
+    "artifacts",
+    "train",
+    "features",
+    "formats",
+    "inference",
+    "runner",
+)
 
 
 def modules():

@@ -4,7 +4,6 @@ import hashlib
 import json
 import re
 import time
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,10 +122,7 @@ def _loaded(path, layer):
 
     Raises: ConfigError where the file is damaged, or the model has no such layer with places.
     """
-    try:
-        model = artifacts.load(path)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"{path} must be a saved model. Received: one that can't be loaded ({error}).") from None
+    model = artifacts.load(path)
     try:
         if layer is not None and layer not in (names := spatial_layers(model)):
             raise ConfigError(f"`--layer` must be one of {', '.join(names)}. Received: {layer!r}.")
@@ -187,11 +183,23 @@ def sections(subject, model, computed, peers, *, folder, layer):
 
 def find(name, *, root, dataset=None, data_dir=None):
     """The `Subject` that a name stands for. Arguments and errors as for `explain`."""
-    records = [record for record in results.read(root) if record["status"] == "finished"]
-    record = _record(str(name), records)
+    record = _record(str(name), _finished(root))
     config = RunConfig.restored(record["config"])
     path = _model_of(record, Path(name) if _is_model(name) else None, Paths.of(config, root))
     return Subject(record, config, path, images_of(record, config, dataset=dataset, data_dir=data_dir))
+
+
+def saved_model(name, *, root):
+    """The path of the saved model of a run id or an experiment (its newest run).
+
+    Raises: ConfigError where there is no such run, or its model is gone.
+    """
+    record = _record(name, _finished(root))
+    return _model_of(record, None, Paths.of(RunConfig.restored(record["config"]), Path(root)))
+
+
+def _finished(root):
+    return [record for record in results.read(root) if record["status"] == "finished"]
 
 
 def _is_model(name):
@@ -216,12 +224,7 @@ def _owner(path):
 
     Raises: ConfigError where it is no such file.
     """
-    if not path.is_file():
-        raise ConfigError(f"The model must be a file. Received: {str(path)!r}, which is none.")
-    try:
-        return (artifacts.provenance(path) or {}).get("run_id", "")
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"{path} must be a saved model. Received: a file that can't be read ({error}).") from None
+    return (artifacts.provenance(path) or {}).get("run_id", "")
 
 
 def _model_of(record, given, paths):
@@ -310,7 +313,7 @@ def passed(model, data, *, what, batch_size):
 def others(record, *, root):
     """The newest other run of each experiment and variant with predictions on the same images: run ids by name."""
     folder = Path(root) / "results"
-    finished = [one for one in results.read(root) if one["status"] == "finished" and one["run_id"] != record["run_id"]]
+    finished = [one for one in _finished(root) if one["run_id"] != record["run_id"]]
     same = [one for one in finished if all(one[c] == record[c] for c in ("fingerprint", "test_n"))]
     own, found = results.read_predictions(folder, record["run_id"]), {}
     for one in same if own is not None else ():

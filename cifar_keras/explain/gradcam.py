@@ -1,11 +1,14 @@
 """Grad-CAM: which places of an image speak for a class (Selvaraju et al., arXiv:1610.02391, section 3)."""
 
 import keras
+import matplotlib
 import numpy as np
+from PIL import Image
 
 from cifar_keras.explain.base import NotApplicable, Section, drawn, figure_of, spread
 
 SHOWN = 6  # right predictions, and wrong ones
+OPACITY = 0.55  # of a map over its image
 
 
 def spatial_layers(model):
@@ -131,6 +134,22 @@ def _window(layer, axis, cells):
     return (ratio - 1) / 2, ratio
 
 
+def overlay(pixels, heat, *, side=224):
+    """A picture of a map over its image in grey.
+
+    Args:
+        pixels: uint8 `(height, width, 3)`, RGB in [0, 255].
+        heat: float `(height, width)` in [0, 1], from `gradcam`.
+        side: in pixels, that the picture's shorter side has at least.
+    Returns: `PIL.Image.Image`, RGB.
+    """
+    grey = Image.fromarray(pixels).convert("L").convert("RGB")
+    colours = Image.fromarray(matplotlib.colormaps["inferno"](heat, bytes=True)[..., :3])
+    factor = max(1, -(-side // min(grey.size)))
+    size = (grey.width * factor, grey.height * factor)
+    return Image.blend(grey.resize(size, Image.Resampling.NEAREST), colours.resize(size), OPACITY)
+
+
 @drawn
 def looked_at(model, images, labels, predicted, class_names, *, layer=None):
     """Overlays of right and of wrong predictions: what speaks for the predicted class.
@@ -157,7 +176,7 @@ def looked_at(model, images, labels, predicted, class_names, *, layer=None):
         for (left, right), i, picture, heat in zip(sides[name], chosen, pictures, maps, strict=False):
             left.imshow(picture, interpolation="nearest")
             right.imshow(picture.mean(axis=-1), cmap="gray", interpolation="nearest")
-            right.imshow(heat, cmap="inferno", alpha=0.55, vmin=0, vmax=1, interpolation="bilinear")
+            right.imshow(heat, cmap="inferno", alpha=OPACITY, vmin=0, vmax=1, interpolation="bilinear")
             left.set_title(f"{name}: {class_names[predicted[i]]}", fontsize=8)
             right.set_title("" if name == "right" else f"is {class_names[labels[i]]}", fontsize=8)
     name = layer or spatial_layers(model)[-1]

@@ -1,0 +1,239 @@
+"""What a model's file may contain, and Keras 2's configurations in Keras 3's words. No code stored in a file is run.
+
+A model is a description (its configuration, JSON) and weights. The description is read here before Keras builds
+anything from it: whatever is no stock layer, or would bring code or files of its own, is refused by name.
+"""
+
+import copy
+import inspect
+import math
+
+import keras
+
+from cifar_keras.config import ConfigError
+
+MODELS = {"Functional": "Functional", "Model": "Functional", "Sequential": "Sequential"}  # by the names files use
+MODULES = {"Functional": "keras.src.models.functional", "Sequential": "keras"}
+CODE = "would run code or read files that come with the model"
+REFUSED = {
+    "Lambda": CODE,
+    "__lambda__": CODE,
+    "TFSMLayer": CODE,
+    "TorchModuleWrapper": CODE,
+    "JaxLayer": CODE,
+    "FlaxLayer": CODE,
+    "StringLookup": CODE,
+    "IntegerLookup": CODE,
+    "TextVectorization": CODE,
+    "TFOpLambda": "is an operation of TensorFlow, which Keras 3 can't load as a layer",
+    "SlicingOpLambda": "is an operation of TensorFlow, which Keras 3 can't load as a layer",
+}
+HOMES = ("keras", "builtins")  # modules that a description may name, and what lies below the first
+ONLY_TRAINING = ("_initializer", "_regularizer", "_constraint")  # endings of settings that inference has no use for
+RENAMED = {("LeakyReLU", "alpha"): "negative_slope"}
+LEFT_OUT = {  # what Keras 2 stored and Keras 3 does not take, with the one value that may be left out; any for ...
+    "batch_input_shape": ...,  # `_sequential` makes an InputLayer of it
+    "groups": 1,
+    "implementation": ...,
+    "ragged": False,
+    "sparse": False,
+    "time_major": False,
+    "trainable": ...,
+}
+MAX_VALUES = 2**27  # that one layer may put out for one image: 512 MiB in float32
+
+
+def checked(config):
+    """Refuses a model's description that asks for more than stock Keras layers.
+
+    Args:
+        config: the description, nested dicts and lists, as `model.to_json()` or a `.h5` has it.
+    Raises: ConfigError naming the first layer, class or function that is not Keras' own.
+    """
+    if isinstance(config, dict):
+        if isinstance(kind := config.get("class_name"), str):
+            _check_object(kind, config)
+        for value in config.values():
+            checked(value)
+    elif isinstance(config, list | tuple):
+        for value in config:
+            checked(value)
+
+
+def _check_object(kind, entry):
+    """Refuses one object of a description."""
+    inner = entry.get("config")
+    name = inner.get("name", entry.get("name", kind)) if isinstance(inner, dict) else inner
+    if kind in REFUSED:
+        raise _refusal(name, kind, REFUSED[kind])
+    registered, module = entry.get("registered_name"), entry.get("module")
+    if module is not None and not f"{module}.".startswith(tuple(f"{home}." for home in HOMES)):
+        raise _refusal(name, kind, f"belongs to {module}, not to Keras")
+    if isinstance(registered, str) and ">" in registered:
+        raise _refusal(name, kind, "is a class or function of the model's author")
+    if kind == "function" and not hasattr(keras.activations, str(inner)):
+        raise _refusal(name, kind, "is no activation of Keras")
+
+
+def _refusal(name, kind, reason):
+    return ConfigError(
+        f"The model must consist of stock Keras layers. Received: {name!r} ({kind}), which {reason}. "
+        "Save it without that layer from the program that defines it; scaling can be said here by `--input-scaling`."
+    )
+
+
+def to_keras3(config):
+    """A model's description in the words of Keras 3, whichever of Keras 2 or 3 wrote it. Pure.
+
+    What only training needs (initialisers, regularisers, constraints) is left out.
+
+    Args:
+        config: the description in a `.h5`, or of `model.to_json()`; it is not changed.
+    Returns: what `keras.saving.deserialize_keras_object` takes.
+    Raises: ConfigError as `checked` does, or naming a layer or a setting that Keras 3 does not know.
+    """
+    checked(config)
+    return _entry(config)
+
+
+def _entry(entry):
+    """A layer or a model."""
+    kind = entry["class_name"]
+    if kind in MODELS:
+        inner = _functional(entry["config"]) if MODELS[kind] == "Functional" else _sequential(entry["config"])
+        described = {"class_name": MODELS[kind], "module": MODULES[MODELS[kind]]}
+    else:
+        inner = _settings(kind, entry["config"])
+        described = {"class_name": kind, "module": "keras.layers"}
+    kept = {name: entry[name] for name in ("name", "inbound_nodes") if name in entry}
+    return {**described, "config": inner, "registered_name": None, **kept}
+
+
+def _functional(config):
+    """A graph of layers.
+
+    A single input or output is no list of one, or a model within would hand on a list. Calls of models within count
+    from 0, but for a `Functional` among the outputs, where Keras 3 subtracts the 1 that Keras 2 began with by itself.
+    """
+    layers = [_entry(layer) for layer in config["layers"]]
+    ends = {name: _single(config[name]) for name in ("input_layers", "output_layers")}
+    nodes = [layer["inbound_nodes"] for layer in layers]
+    links = {kind: [*_links(nodes), *(_links(ends) if kind == "Sequential" else ())] for kind in MODULES}
+    within = {layer["name"]: layer["class_name"] for layer in layers if layer["class_name"] in MODULES}
+    starts = {
+        name: min((link[1] for link in links[kind] if link[0] == name), default=0) for name, kind in within.items()
+    }
+    for layer in layers:
+        layer["inbound_nodes"] = _renumbered(layer["inbound_nodes"], starts)
+    stacks = {name: start for name, start in starts.items() if within[name] == "Sequential"}
+    kept = {name: config[name] for name in ("name", "trainable") if name in config}
+    return {**kept, "layers": layers, **_renumbered(ends, stacks)}
+
+
+def _single(ends):
+    return ends[0] if isinstance(ends, list) and len(ends) == 1 and isinstance(ends[0], list) else ends
+
+
+def _is_link(value):
+    """Whether this is Keras 2's way to name an output: `[layer, call, tensor]`, with arguments or without."""
+    return isinstance(value, list) and len(value) in (3, 4) and isinstance(value[0], str) and isinstance(value[1], int)
+
+
+def _links(value):
+    """Every such name within a value."""
+    if _is_link(value):
+        yield value
+    elif isinstance(value, list | dict):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _links(inner)
+
+
+def _renumbered(value, starts):
+    """The value with the calls of some layers, by name, counted from 0."""
+    if _is_link(value):
+        return [value[0], value[1] - starts.get(value[0], 0), *value[2:]]
+    if isinstance(value, dict):
+        return {name: _renumbered(inner, starts) for name, inner in value.items()}
+    return [_renumbered(inner, starts) for inner in value] if isinstance(value, list) else value
+
+
+def _sequential(config):
+    """A stack of layers, with an input layer where the first one held the shape."""
+    entries = config if isinstance(config, list) else config["layers"]  # a bare list before Keras 2.2.3
+    layers, first = [_entry(layer) for layer in entries], entries[0]["config"]
+    shape = first.get("batch_input_shape") if isinstance(first, dict) else None
+    if shape and entries[0]["class_name"] not in (*MODELS, "InputLayer"):
+        settings = {"batch_shape": shape, "dtype": "float32", "name": "input"}
+        layers.insert(0, _entry({"class_name": "InputLayer", "config": settings}))
+    return {"name": config.get("name") if isinstance(config, dict) else None, "layers": layers}
+
+
+def _settings(kind, config):
+    """The arguments of a layer.
+
+    Raises: ConfigError for a layer or an argument that Keras 3 does not have.
+    """
+    layer = getattr(keras.layers, kind, None)
+    if not inspect.isclass(layer):
+        raise _refusal(config.get("name"), kind, "Keras 3 does not have")
+    known, found = _arguments(layer), {}
+    for name, value in config.items():
+        name = RENAMED.get((kind, name), name)
+        if name == "batch_input_shape" and kind == "InputLayer":
+            name = "batch_shape"
+        if name.endswith(ONLY_TRAINING) or name == "activity_regularizer":
+            continue
+        if name in known:
+            found[name] = _value(name, value)
+        elif value is not None and LEFT_OUT.get(name) not in (..., value):
+            raise _refusal(config.get("name"), kind, f"has {name}={value!r}, which Keras 3 does not know")
+    return found
+
+
+def _arguments(layer):
+    """The names that a layer's constructor takes; what it hands on, its base classes take."""
+    names = set()
+    for base in layer.__mro__:
+        parameters = inspect.signature(base.__init__).parameters.values()
+        names |= {parameter.name for parameter in parameters}
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return names
+
+
+def _value(name, value):
+    """An argument's value: layers within a layer, policies by name, an axis as a number."""
+    if isinstance(value, dict) and value.get("class_name") in ("Policy", "DTypePolicy"):
+        return value["config"]["name"]
+    if isinstance(value, dict) and hasattr(keras.layers, value.get("class_name", "")):
+        return _entry(value)
+    return value[0] if name == "axis" and isinstance(value, list) and len(value) == 1 else value
+
+
+def build(config):
+    """The model of a description in Keras 3's words, which is not changed."""
+    return keras.saving.deserialize_keras_object(copy.deepcopy(config), safe_mode=True)
+
+
+def check_size(config, stored_bytes):
+    """Refuses a description that needs more memory than its file justifies, before any of it is taken.
+
+    Args:
+        config: in Keras 3's words.
+        stored_bytes: the size of the file with the weights.
+    Raises: ConfigError for more weights than bytes, or a layer that puts out more than `MAX_VALUES` for an image.
+    """
+    with keras.StatelessScope(initialize_variables=False):  # shapes alone: no variable gets its memory
+        model = build(config)
+        if (weights := model.count_params()) > stored_bytes:
+            raise ConfigError(
+                f"The file must hold the weights that its layers need. Received: {stored_bytes:,} bytes for "
+                f"{weights:,} weights. It is damaged or made up."
+            )
+        for layer in model.layers:
+            for output in keras.tree.flatten(layer.output):
+                if (values := math.prod(side or 1 for side in output.shape[1:])) > MAX_VALUES:
+                    raise ConfigError(
+                        f"A layer must put out at most {MAX_VALUES:,} values for an image. Received: {layer.name!r} "
+                        f"with {values:,}."
+                    )

@@ -1,0 +1,343 @@
+"""`cifar-keras predict`: images found, decoded, classified and told one block after the other, in flat memory."""
+
+import csv
+import glob
+import io
+import itertools
+import json
+import os
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tabulate import tabulate
+from tqdm import tqdm
+
+from cifar_keras import inference
+from cifar_keras.config import ConfigError
+from cifar_keras.evaluate import wilson
+from cifar_keras.files import replacing
+from cifar_keras.formats import OPENERS
+from cifar_keras.images import EXTENSIONS, ImageError
+from cifar_keras.runtime import cores
+from cifar_keras.units import printable
+
+SOME_FAILED, ALL_FAILED = 1, 2
+STANDARD_INPUT, MAX_BYTES = "-", 2**28  # an image that comes through a pipe may have
+TRIED = 200  # labelled images on which scalings are compared
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What is told of one image.
+
+    Attributes:
+        image: its path, '-' for standard input.
+        label: its class by its folder, None where none is asked for.
+        probabilities: float32 `(classes,)`; None where the image can't be used.
+        pixels: uint8 `(height, width, 3)` as the model saw them.
+        error: why it can't be used.
+    """
+
+    image: str
+    label: str | None = None
+    probabilities: np.ndarray | None = None
+    pixels: np.ndarray | None = None
+    error: str | None = None
+
+
+def find_model(name, *, root):
+    """The path of the model that a path, a run id or an experiment names.
+
+    Raises: ConfigError where there is none.
+    """
+    path = Path(name)
+    if path.suffix in OPENERS or path.exists():
+        return path
+    from cifar_keras.explain.analyse import saved_model  # scikit-learn and seaborn come with it
+
+    return saved_model(name, root=root)
+
+
+def run(
+    model, images, *, root, form="table", top=3, labelled=False, gradcam_folder=None, scaling=None, image_size=None
+):
+    """Predicts images and prints a line for each.
+
+    Args:
+        model: a file, a run id or an experiment.
+        images: files, folders, patterns, and '-' for standard input.
+        root: folder that holds `results/`.
+        form: 'table', 'json' (an object a line) or 'csv'.
+        top: classes to name for an image.
+        labelled: whether an image's folder is its class, for accuracy and confusion matrix.
+        gradcam_folder: where a Grad-CAM overlay of each image goes; None for none.
+        scaling: as for `inference.load`.
+        image_size: as for `inference.load`.
+    Returns: exit code: 0, 1 where some images can't be used, 2 where none can.
+    Raises: ConfigError where the model can't be used, or not in this way.
+    """
+    warnings.filterwarnings("ignore", module="PIL")  # damaged files are told of by name
+    classifier = inference.load(find_model(model, root=root), scaling=scaling, image_size=image_size)
+    found = list(sources(images))
+    names = _labels(classifier, found) if labelled else None
+    if not classifier.states_scaling and scaling is None:
+        classifier = _with_best_scaling(classifier, found, names) if labelled else _as_they_are(classifier)
+    painter = None if gradcam_folder is None else Painter(classifier, Path(gradcam_folder))
+    print(f"{len(found):,} images, {classifier.network.path.name}", file=sys.stderr, flush=True)
+    tally = Tally(names or classifier.class_names)
+    with tqdm(total=len(found), unit=" images", disable=None, leave=False) as bar:
+        tell = Teller(form, tally.names, min(top, len(tally.names)), labelled=labelled)
+        for prediction in predictions(classifier, found, names):
+            tell(prediction)
+            tally.add(prediction)
+            if painter and prediction.error is None:
+                painter.paint(prediction)
+            bar.update()
+    if labelled and tally.counted:
+        print(tally.text(), file=sys.stdout if form == "table" else sys.stderr)
+    return tally.exit_code
+
+
+def sources(arguments):
+    """Every image that the arguments name, in order: a path, '-', or an `ImageError` where they name none."""
+    for argument in arguments:
+        path = Path(argument)
+        if argument == STANDARD_INPUT:
+            yield argument
+        elif path.is_dir():
+            yield from _inside(argument)
+        elif path.is_file():
+            yield argument
+        elif glob.has_magic(argument) and not path.exists():
+            matches = sorted(glob.glob(argument, recursive=True))
+            yield from sources(matches) if matches else [_missing(argument, "a pattern that nothing matches")]
+        else:
+            yield _missing(argument, "no file" if path.exists() else "no such file")
+
+
+def _inside(folder):
+    """The image files in a folder and below it, sorted; hidden ones are passed over."""
+    empty = True
+    for path, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if Path(name).suffix.lower() in EXTENSIONS and not name.startswith("."):
+                empty = False
+                yield os.path.join(path, name)
+    if empty:
+        yield _missing(folder, "a folder without images")
+
+
+def _missing(argument, received):
+    return ImageError(f"IMAGE must be an image, a folder of images or a pattern. Received: {argument!r}, {received}.")
+
+
+def predictions(classifier, found, names=None):
+    """A `Prediction` for every source, block after block.
+
+    Args:
+        classifier: `inference.Classifier`.
+        found: from `sources`.
+        names: the classes that folders may be called, where these are the labels.
+    """
+    with ThreadPoolExecutor(cores()) as pool:
+        for block in inference.batched(found, inference.BATCH):
+            read = list(pool.map(lambda source: _read(classifier, source, names), block))
+            whole = [prediction.pixels for prediction in read if prediction.error is None]
+            rows = iter(classifier.probabilities(np.stack(whole)) if whole else ())
+            for one in read:
+                yield one if one.error else Prediction(one.image, one.label, next(rows), one.pixels)
+
+
+def _read(classifier, source, names):
+    """The pixels of one source, or why there are none."""
+    if isinstance(source, ImageError):
+        return Prediction("", error=str(source))
+    label = None if names is None else Path(source).resolve().parent.name
+    if label is not None and label not in names:
+        return Prediction(source, error=f"{source} must lie in a folder named after one of the model's classes.")
+    try:
+        return Prediction(source, label, pixels=classifier.pixels(_piped() if source == STANDARD_INPUT else source))
+    except ImageError as error:
+        return Prediction(source, label, error=str(error))
+
+
+def _piped():
+    """The image on standard input.
+
+    Raises: ImageError for more than `MAX_BYTES`.
+    """
+    data = sys.stdin.buffer.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ImageError(f"An image on standard input must have at most {MAX_BYTES:,} bytes. Received: more.")
+    return data
+
+
+def _labels(classifier, found):
+    """The names of the classes; of a model that names none, those of the folders, sorted, where they are as many."""
+    if "class_names" in classifier.provenance:
+        return classifier.class_names
+    paths = (source for source in found if isinstance(source, str) and source != STANDARD_INPUT)
+    folders = sorted({Path(source).resolve().parent.name for source in paths})
+    if len(folders) != len(classifier.class_names):
+        raise ConfigError(
+            f"`--labels-from-folders` needs a folder for each of the model's {len(classifier.class_names)} classes, as "
+            f"it names none itself. Received: {len(folders)} folders with images."
+        )
+    return tuple(folders)
+
+
+def _as_they_are(classifier):
+    """The classifier, after saying that nobody knows how its pixels are scaled."""
+    print(
+        f"{classifier.network.path.name} does not say how its pixels are scaled; they are given as they are, in "
+        f"[0, 255]. If that is wrong: --input-scaling {'|'.join(inference.SCALINGS)}, or labelled images, by which "
+        "--labels-from-folders tells.",
+        file=sys.stderr,
+    )
+    return classifier
+
+
+def _with_best_scaling(classifier, found, names):
+    """The classifier with the scaling that gets most of some labelled images right."""
+    some = [found[i] for i in np.unique(np.linspace(0, len(found) - 1, min(TRIED, len(found))).astype(int))]
+    right = {}
+    for scaling in inference.SCALINGS:
+        tally = Tally(names)
+        for prediction in predictions(classifier.scaled(scaling), some, names):
+            tally.add(prediction)
+        right[scaling] = tally.accuracy
+    best = max(right, key=right.get)
+    scores = ", ".join(f"{scaling} {share:.1%}" for scaling, share in right.items())
+    print(f"input scaling not given; right of {len(some)} images: {scores}. Used: {best}", file=sys.stderr)
+    return classifier.scaled(best)
+
+
+class Tally:
+    """Counts of what was predicted, in memory that does not grow with the images."""
+
+    def __init__(self, names):
+        self.names, self.counted, self.failed = names, 0, 0
+        self.confusion = np.zeros((len(names), len(names)), int)
+
+    def add(self, prediction):
+        self.failed += prediction.error is not None
+        self.counted += prediction.error is None
+        if prediction.error is None and prediction.label is not None:
+            self.confusion[self.names.index(prediction.label), prediction.probabilities.argmax()] += 1
+
+    @property
+    def accuracy(self):
+        """The share of labelled images whose most probable class is the label, in [0, 1]."""
+        return float(np.trace(self.confusion) / max(self.confusion.sum(), 1))
+
+    @property
+    def exit_code(self):
+        if not self.failed and self.counted:
+            return 0
+        return SOME_FAILED if self.counted else ALL_FAILED
+
+    def text(self):
+        """Accuracy with its interval and the confusion matrix, true classes as rows."""
+        count = int(self.confusion.sum())
+        low, high = wilson(self.accuracy, count)
+        names = [printable(name) for name in self.names]
+        rows = [[name, *row] for name, row in zip(names, self.confusion.tolist(), strict=True)]
+        said = f"accuracy {self.accuracy:.2%} [{low:.1%}, {high:.1%}] of {count:,} images"
+        return f"\n{said}\n{tabulate(rows, ['true, predicted', *names], 'plain')}"
+
+
+class Teller:
+    """Prints a line for each prediction.
+
+    Args:
+        form: 'table', 'json' or 'csv'.
+        names: of the classes.
+        top: how many to name.
+        labelled: whether a column for the label is wanted.
+    """
+
+    def __init__(self, form, names, top, *, labelled):
+        self.names, self.top, self.labelled = names, top, labelled
+        self.line = {"table": self._table, "json": self._json, "csv": self._csv}[form]
+        self.width = max(len(printable(name)) for name in names)
+        if form == "csv":
+            numbered = [(f"class_{place}", f"probability_{place}") for place in range(1, top + 1)]
+            self._print(_csv_line(["image", *itertools.chain(*numbered), *["label"] * labelled, "error"]))
+
+    def __call__(self, prediction):
+        if prediction.error:
+            tqdm.write(f"error: {printable(prediction.error)}", file=sys.stderr)
+        if line := self.line(prediction):
+            self._print(line)
+
+    @staticmethod
+    def _print(line):
+        tqdm.write(line, file=sys.stdout)
+
+    def _best(self, prediction):
+        """`(name, probability)` of the most probable classes."""
+        if prediction.error:
+            return []
+        order = np.argsort(-prediction.probabilities, kind="stable")[: self.top]
+        return [(self.names[i], round(float(prediction.probabilities[i]), 6)) for i in order]
+
+    def _table(self, prediction):
+        best = [f"{probability:6.1%} {printable(name):{self.width}}" for name, probability in self._best(prediction)]
+        return best and "  ".join([*best, printable(prediction.image)])
+
+    def _json(self, prediction):
+        best = [{"class": name, "probability": probability} for name, probability in self._best(prediction)]
+        facts = {"image": prediction.image, "top": best, "label": prediction.label, "error": prediction.error}
+        return json.dumps({name: value for name, value in facts.items() if value})
+
+    def _csv(self, prediction):
+        best = list(itertools.chain(*self._best(prediction))) or [""] * (2 * self.top)
+        return _csv_line([prediction.image, *best, *[prediction.label] * self.labelled, prediction.error])
+
+
+def _csv_line(values):
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="").writerow([printable(value) if value is not None else "" for value in values])
+    return buffer.getvalue()
+
+
+class Painter:
+    """Writes the Grad-CAM overlay of each image, `<number>_<name>.png`.
+
+    Raises: ConfigError where the model has no gradient, or no layer with height and width.
+    """
+
+    def __init__(self, classifier, folder):
+        from cifar_keras.explain.base import NotApplicable  # seaborn comes with it
+
+        self.classifier, self.folder, self.count = classifier, folder, 0
+        if classifier.network.model is None:
+            raise ConfigError(
+                f"`--gradcam` needs the model as .keras or .h5. Received: {classifier.network.path}, without gradients."
+            )
+        try:
+            self._map(np.zeros((*classifier.size, 3), "uint8"), 0)
+        except (NotApplicable, ValueError, KeyError) as error:
+            raise ConfigError(
+                f"`--gradcam` can't look into this model ({error}). It must be one graph of layers."
+            ) from None
+
+    def _map(self, pixels, chosen):
+        from cifar_keras.explain.gradcam import gradcam
+
+        (heat,) = gradcam(self.classifier.network.model, self.classifier.scaled_pixels(pixels[None]), [chosen])
+        return heat
+
+    def paint(self, prediction):
+        from cifar_keras.explain.gradcam import overlay
+
+        self.count += 1
+        name = printable(Path(prediction.image).stem).replace("/", "_")[:80]
+        heat = self._map(prediction.pixels, prediction.probabilities.argmax())
+        with replacing(self.folder / f"{self.count:06d}_{name}.png") as temporary:
+            overlay(prediction.pixels, heat).save(temporary, format="png")

@@ -1,0 +1,145 @@
+"""Models that Keras 2 wrote load and predict as they did there; what would run stored code is refused by name."""
+
+import copy
+import json
+from pathlib import Path
+
+import h5py
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from cifar_keras import artifacts, foreign
+from cifar_keras.config import ConfigError
+
+FOLDER = Path(__file__).parent / "keras2"
+REFUSED = ("with_lambda", "with_operator")
+LOADABLE = sorted(path for path in FOLDER.glob("*.h5") if not path.stem.endswith(REFUSED))
+NOISE = np.random.RandomState(0).randint(0, 256, (4, 32, 32, 3)).astype("uint8") / np.float32(255)  # as they were given
+
+
+def description(path):
+    with h5py.File(path) as file:
+        return json.loads(file.attrs["model_config"])
+
+
+@pytest.mark.parametrize("path", LOADABLE, ids=lambda path: path.stem)
+def test_a_model_of_keras_2_predicts_as_it_did_there(path):
+    expected = np.load(path.with_suffix(".npy"))
+    received = artifacts.load(path).predict(NOISE, verbose=0)
+    assert np.ptp(expected, axis=1).min() > 0.01, "the file could not show a difference"
+    np.testing.assert_allclose(received, expected, atol=1e-6)
+
+
+def test_both_versions_of_keras_2_are_there():
+    assert {path.stem[:6] for path in LOADABLE} == {"tf2.12", "tf2.15"} and len(LOADABLE) >= 7
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("with_lambda", "'lambda' \\(Lambda\\)"), ("with_operator", "SlicingOpLambda")]
+)
+def test_code_and_operations_are_refused_by_name(name, said):
+    with pytest.raises(ConfigError, match=f"{name}.h5 can't be used.*{said}.*--input-scaling"):
+        artifacts.load(FOLDER / f"tf2.15_{name}.h5")
+
+
+def test_rewriting_changes_nothing_given_and_nothing_twice():
+    before = description(FOLDER / "tf2.15_transfer.h5")
+    kept = copy.deepcopy(before)
+    once = foreign.to_keras3(before)
+    assert before == kept
+    assert foreign.to_keras3(once) == once
+
+
+def older(layer_configs):
+    """A `Sequential` as Keras 2.2 and before described it: a list, the shape in the first layer."""
+    return {"class_name": "Sequential", "config": layer_configs}
+
+
+def conv(**settings):
+    config = {"name": "a", "trainable": True, "filters": 2, "kernel_size": [3, 3], "batch_input_shape": [None, 8, 8, 3]}
+    initializer = {"class_name": "VarianceScaling", "config": {"scale": 1.0, "mode": "fan_avg", "dtype": "float32"}}
+    return {"class_name": "Conv2D", "config": {**config, "kernel_initializer": initializer, **settings}}
+
+
+def test_an_older_description_loads():
+    norm = {"class_name": "BatchNormalization", "config": {"name": "b", "axis": [3], "epsilon": 1e-3}}
+    model = foreign.build(foreign.to_keras3(older([conv(groups=1), norm])))
+    assert model.input_shape == (None, 8, 8, 3) and model.output_shape == (None, 6, 6, 2)
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        (conv(surprise=3), "'a' \\(Conv2D\\), which has surprise=3"),
+        ({"class_name": "Merge", "config": {"name": "m"}}, "'m' \\(Merge\\)"),
+        (
+            {"class_name": "Own", "config": {"name": "o"}, "registered_name": "mine>Own"},
+            "'o' \\(Own\\), which is a class",
+        ),
+        ({"class_name": "Own", "config": {"name": "o"}, "module": "os"}, "belongs to os"),
+        ({"class_name": "Own", "config": {"name": "o"}, "module": "kerasy.layers"}, "belongs to kerasy.layers"),
+        ({"class_name": "TFSMLayer", "config": {"name": "t", "filepath": "/x"}}, "TFSMLayer"),
+        (conv(activation={"class_name": "function", "module": "keras.utils", "config": "get_file"}), "get_file"),
+        (conv(activation={"class_name": "__lambda__", "config": {"value": "x"}}), "__lambda__"),
+    ],
+)
+def test_what_it_does_not_know_is_refused_by_name(entry, said):
+    with pytest.raises(ConfigError, match=said):
+        foreign.to_keras3(older([entry]))
+
+
+class Touch(layers.Layer):
+    """A layer whose making would be seen."""
+
+    made = 0
+
+    def __init__(self, **settings):
+        Touch.made += 1
+        super().__init__(**settings)
+
+
+def test_a_custom_class_is_refused_in_both_formats_even_where_it_is_registered(tmp_path):
+    keras.saving.register_keras_serializable("tests")(Touch)
+    model = keras.Sequential([keras.Input((8, 8, 3)), Touch(name="mine"), layers.Flatten(), layers.Dense(2)])
+    for name in ("a.keras", "a.h5"):
+        model.save(tmp_path / name)
+        before = Touch.made
+        with pytest.raises(ConfigError, match="\\((tests>)?Touch\\)"):
+            artifacts.load(tmp_path / name)
+        assert Touch.made == before
+
+
+def test_a_lambda_in_a_keras_file_is_refused_by_name(tmp_path):
+    model = keras.Sequential([keras.Input((8, 8, 3)), layers.Lambda(lambda x: x / 2, name="half"), layers.Flatten()])
+    model.save(tmp_path / "a.keras")
+    with pytest.raises(ConfigError, match="a.keras can't be used.*'half' \\(Lambda\\)"):
+        artifacts.load(tmp_path / "a.keras")
+
+
+def test_a_description_larger_than_its_weights_takes_no_memory(tmp_path):
+    model = keras.Sequential([keras.Input((8, 8, 3)), layers.Flatten(), layers.Dense(3)])
+    model.save(tmp_path / "a.h5")
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        file.attrs["model_config"] = file.attrs["model_config"].replace('"units": 3', '"units": 30000000000')
+    with pytest.raises(ConfigError, match="bytes for 5,7.*damaged or made up"):
+        artifacts.load(tmp_path / "a.h5")
+
+
+def test_a_layer_that_puts_out_too_much_is_refused():
+    model = keras.Sequential([keras.Input((8, 8, 3)), layers.UpSampling2D(100_000, name="huge")])
+    with pytest.raises(ConfigError, match="at most 134,217,728 values.*'huge'"):
+        foreign.check_size(foreign.to_keras3(json.loads(model.to_json())), 10**9)
+
+
+def test_weights_of_other_layers_are_refused(tmp_path):
+    def saved(name):
+        model = keras.Sequential([keras.Input((8, 8, 3)), layers.Flatten(), layers.Dense(3, name=name)])
+        model.save(tmp_path / f"{name}.h5")
+        (tmp_path / f"{name}.json").write_text(model.to_json())
+
+    saved("one")
+    saved("other")
+    with pytest.raises(ConfigError, match="first difference: 'one'"):
+        artifacts.rebuild(tmp_path / "one.json", tmp_path / "other.h5")
