@@ -52,7 +52,7 @@ def finished(root, data, *, key="exp4_scratch", run_id="run-1", name=None, limit
     record = {
         "run_id": run_id, "utc": f"2026-01-01T00:00:0{run_id[-1]}+00:00", "experiment": key, "variant": variant,
         "budget": "full", "model": "scratch_cnn", "dataset": data.label, "fingerprint": data.fingerprint, "seed": 0,
-        "weights": "none", "weights_called_for": "none", "status": "finished", "config": dataclasses.asdict(made),
+        "weights": "none", "weights_called_for": "none", "status": "finished", "config": json.loads(made.identity),
         "test_accuracy": float(np.mean(probabilities.argmax(axis=1) == data.test.labels)), "test_n": len(data.test),
         "class_names": list(data.class_names), "training_seconds": 9.0, "published_test": None, "epochs": 1,
         "train_images": len(data.train), "val_n": len(data.val), "images_per_second": 10.0, "parameters": 10,
