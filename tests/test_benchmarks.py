@@ -161,10 +161,11 @@ def test_seconds_to_an_accuracy_count_every_epoch_before_it():
 def test_of_several_runs_the_soonest_on_this_machine_counts(monkeypatch):
     against = importlib.import_module("against_tutorial")
     history = {"seconds": [100.0, 100.0, 100.0], "val_accuracy": [0.5, 0.88, 0.9]}
-    made = [("slow", [300.0] * 3), ("fast", [100.0] * 3), ("elsewhere", [1.0] * 3)]
+    took = {"slow": [300.0] * 3, "fast": [100.0] * 3, "elsewhere": [1.0] * 3}
+    devices = dict.fromkeys(took, "here") | {"elsewhere": "elsewhere"}
     found = [
-        ({"run_id": name, "device": "here" if name != "elsewhere" else name, "val_n": 5000}, history | {"seconds": took})
-        for name, took in made
+        ({"run_id": name, "device": devices[name], "val_n": 5000}, history | {"seconds": seconds})
+        for name, seconds in took.items()
     ]
     monkeypatch.setattr(against, "runs", lambda: iter(found))
     monkeypatch.setattr(against, "device", lambda: "here")
