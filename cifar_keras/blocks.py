@@ -206,11 +206,20 @@ def small_head(x, classes):
     return layers.Dense(classes, use_bias=False, kernel_initializer=initializer, dtype="float32", name="logits")(x)
 
 
-def dense_head(x, classes, *, units, dropout=0.0):
-    """Every place of every channel, a hidden layer, dropout where asked for, linear: how tutorials' CNNs end."""
+def dense_head(x, classes, *, units, dropout=0.0, dropped="hidden"):
+    """Every place of every channel, a hidden layer, linear, how tutorials' CNNs end.
+
+    Args:
+        x: features `(batch, height, width, channels)`.
+        classes: of the logits.
+        units: of the hidden layer.
+        dropout: share that is dropped.
+        dropped: what is, the 'features' or the 'hidden' units.
+    """
     x = layers.Flatten(name="head_pool")(x)  # the features, as a pooling's are
+    x = layers.Dropout(dropout, name="head_dropout")(x) if dropout and dropped == "features" else x
     x = layers.Dense(units, activation="relu", name="head_hidden")(x)
-    x = layers.Dropout(dropout, name="head_dropout")(x) if dropout else x
+    x = layers.Dropout(dropout, name="head_dropout")(x) if dropout and dropped == "hidden" else x
     return layers.Dense(classes, dtype="float32", name="logits")(x)
 
 
@@ -229,6 +238,6 @@ HEADS = {
     "plain": plain_head,
     "small": small_head,
     "dense128": partial(dense_head, units=128),
-    "dense128_dropout": partial(dense_head, units=128, dropout=0.5),
+    "dense128_dropout": partial(dense_head, units=128, dropout=0.5, dropped="features"),
     "dense512_dropout": partial(dense_head, units=512, dropout=0.5),
 }

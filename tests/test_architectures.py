@@ -81,7 +81,7 @@ def test_the_regularised_network_differs_by_its_batchnorms_and_dropout_alone():
     assert model.count_params() == 545_098 + 4 * (32 + 64)
     names = [layer.name for layer in model.layers]
     assert [n for n in names if n.endswith("_bn")] == ["group1a_bn", "group2a_bn"]
-    assert model.get_layer("head_dropout").rate == 0.5
+    assert model.get_layer("head_dropout").rate == 0.5 and names.index("head_dropout") < names.index("head_hidden")
     assert names.index("group1a") < names.index("group1a_bn") < names.index("group1a_relu")
 
 

@@ -158,6 +158,23 @@ def test_seconds_to_an_accuracy_count_every_epoch_before_it():
     assert seconds_to(history, 0.88) == 21.0 and seconds_to(history, 0.95) is None
 
 
+def test_of_several_runs_the_soonest_on_this_machine_counts(monkeypatch):
+    against = importlib.import_module("against_tutorial")
+    history = {"seconds": [100.0, 100.0, 100.0], "val_accuracy": [0.5, 0.88, 0.9]}
+    took = {"slow": [300.0] * 3, "fast": [100.0] * 3, "elsewhere": [1.0] * 3}
+    devices = dict.fromkeys(took, "here") | {"elsewhere": "elsewhere"}
+    found = [
+        ({"run_id": name, "device": devices[name], "val_n": 5000}, history | {"seconds": seconds})
+        for name, seconds in took.items()
+    ]
+    monkeypatch.setattr(against, "runs", lambda: iter(found))
+    monkeypatch.setattr(against, "device", lambda: "here")
+    row = against.ours(against.EPOCHS * against.IMAGES / 1000)  # theirs takes 1,000 s
+    assert row["value"] == 200.0 and row["ratio"] == 0.2 and row["met"] and row["note"].startswith("fast")
+    monkeypatch.setattr(against, "runs", lambda: iter(()))
+    assert against.ours(1.0)["value"] is None
+
+
 def test_both_sides_train_by_the_same_recipe(torch_models):
     for comparison in importlib.import_module("throughput").COMPARISONS:
         ours, theirs = importlib.import_module("sides").recipe(comparison.name), torch_models.RECIPES[comparison.name]

@@ -1,7 +1,9 @@
 """The report: sentences that turn with the numbers, one file that needs nothing else, and lines for what is missing."""
 
 import html.parser
+import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,10 @@ from test_table import entry, record
 from cifar_keras.config import ConfigError
 from cifar_keras.explain import errors
 from cifar_keras.report import meaning, page
+from cifar_keras.report.pairs import Group
+from cifar_keras.report.rows import from_record
 
+NOWHERE = Path("nowhere")
 KEYS = ("exp1_frozen", "exp2_augment_224", "exp3_finetune", "exp4_scratch")
 
 
@@ -27,8 +32,12 @@ def run(key, test, seconds, **changes):
     return record(**(values | changes))
 
 
-def rows_of(*runs):
-    return [meaning.Row(one["experiment"], (one,)) for one in runs]
+def group(*runs, folder=NOWHERE):
+    return Group(tuple(from_record(one) for one in runs), folder)
+
+
+def rows_of(*runs, folder=NOWHERE):
+    return [meaning.Row(one["experiment"], group(one, folder=folder)) for one in runs]
 
 
 def entries():
@@ -45,33 +54,56 @@ def test_the_sentences_turn_when_two_rows_are_swapped():
     assert swapped[1] == "It is also the one that trains soonest, in 60 s."
 
 
+def test_features_from_the_cache_are_not_for_free():
+    _, cost, _ = meaning.sentences(rows_of(run("a", 0.9, 5, cached_seconds=115), run("b", 0.8, 60)))
+    assert "takes 2 min to train, 2.0 times as long as b" in cost
+
+
 def test_a_difference_within_chance_is_said_to_be_one():
     best, *_ = meaning.sentences(rows_of(run("a", 0.901, 1, test_n=200), run("b", 0.90, 1, test_n=200)))
-    assert "can't be told from the draw" in best
+    assert "can't be told from chance" in best
 
 
-def test_stored_predictions_make_the_comparison_paired():
+def test_stored_predictions_make_the_comparison_paired(tmp_path):
     right = np.arange(1000) < 900
     other = right.copy()
     other[:12] = False  # twelve images, all in one direction: paired this can be told, unpaired it can't
-    plain = [run("a", 0.9, 1, test_n=1000), run("b", 0.888, 1, test_n=1000)]
-    unpaired, *_ = meaning.sentences(rows_of(*plain))
-    paired = [meaning.Row("a", (plain[0],), right=right), meaning.Row("b", (plain[1],), right=other)]
-    assert "can't be told" in unpaired and "can be told" in meaning.sentences(paired)[0]
+    runs = [run("a", 0.9, 1, test_n=1000), run("b", 0.888, 1, test_n=1000)]
+    unpaired, *_ = meaning.sentences(rows_of(*runs))
+    (tmp_path / "predictions").mkdir()
+    for one, correct in zip(runs, (right, other), strict=True):
+        probabilities = np.eye(2, dtype="float16")[1 - correct.astype(int)]
+        path = tmp_path / "predictions" / f"{one['run_id']}.npz"
+        np.savez(path, labels=np.zeros(1000, "int32"), probabilities=probabilities)
+    assert "can't be told" in unpaired and "can be told" in meaning.sentences(rows_of(*runs, folder=tmp_path))[0]
+
+
+def test_of_several_seeds_the_means_are_compared_with_their_spread():
+    steady, shaky = (
+        [run(name, mean + spread * k, 1, seed=k, run_id=f"{name}{k}", test_n=10_000) for k in (-1, 0, 1)]
+        for name, mean, spread in (("a", 0.90, 0.001), ("b", 0.89, 0.02))
+    )
+    rows = [meaning.Row(name, group(*runs)) for name, runs in (("a", steady), ("b", shaky))]
+    best, _, caveats = meaning.sentences(rows)
+    assert "of 1.0 points" in best and "can't be told" in best and "3 or more training seeds" in caveats
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"weights": "none", "weights_called_for": "imagenet"}, "Nothing here speaks about pretraining on ImageNet: a"),
-        ({"budget": "quick"}, "under different budgets"),
-        ({"dataset": "shapes"}, "on different data"),
-        ({}, "One training seed stands behind each row"),
+        (
+            {"weights": "none", "weights_called_for": "imagenet"},
+            "Nothing here speaks about pretraining on ImageNet, as a",
+        ),
+        ({"budget": "quick"}, "trained under different budgets"),
+        ({"test_n": 200}, "measured on 200 to 10,000 test images"),
+        ({}, "One training seed may stand behind a row"),
     ],
 )
-def test_the_caveat_is_the_one_that_applies(changes, said):
+def test_the_caveats_are_those_that_apply(changes, said):
+    texts = ("Nothing here speaks", "different budgets", "measured on 200", "ne training seed")
     *_, caveat = meaning.sentences(rows_of(run("a", 0.9, 1, **changes), run("b", 0.8, 1)))
-    assert said in caveat
+    assert said in caveat and sum(text in caveat for text in texts) == 1 + bool(changes)
 
 
 class Outside(html.parser.HTMLParser):
@@ -95,11 +127,10 @@ def built(tmp_path):
     stored = sorted((tmp_path / "results" / "runs").glob("*.json"))
     labels = np.arange(40) % 3
     probabilities = np.eye(3)[(labels + (np.arange(40) % 7 == 0)) % 3] * 0.7 + 0.1
-    run_id = "0"  # `store` numbers them
+    folder = tmp_path / "results" / "explain" / "0"  # `store` numbers them
     images = np.random.RandomState(0).randint(0, 256, (40, 8, 8, 3)).astype("uint8")
-    errors(labels, probabilities, ("<cat>", "dog", "frog"), images=images).save(
-        tmp_path / "results" / "explain" / run_id
-    )
+    errors(labels, probabilities, ("<cat>", "dog", "frog"), images=images).save(folder)
+    (folder / "index.json").write_text(json.dumps({"sections": ["errors"], "left out": {"gradcam": "no <places>"}}))
     assert len(stored) == 2
     return page.build(tmp_path, entries()).read_text()
 
@@ -115,8 +146,10 @@ def test_the_page_loads_nothing_from_elsewhere_and_its_identifiers_are_unique(bu
 
 def test_the_page_shows_what_was_measured_and_says_what_is_missing(built):
     assert "90.0% [89.4, 90.6]" in built and "10,000 images, budget full" in built and "not run" in built
+    assert "<td>0</td>" in built  # seed 0 is a seed
     assert built.count('role="img"') >= 5 and "aria-label=" in built
     assert "Not analysed yet: cifar-keras explain" in built  # exp1
+    assert "No section gradcam: no &lt;places&gt;." in built and "macro F1" in built
     assert "Where it fails" in built and "&lt;cat&gt;" in built and "<cat>" not in built
     assert "CIFAR-10 (JPEG) is not the official archive" in built
     assert "python experiments/exp4_scratch.py --dataset DIR" in built
@@ -131,13 +164,31 @@ def test_one_experiment_alone_makes_no_report(tmp_path):
 def test_the_rows_are_of_the_data_that_most_experiments_share_and_the_largest_budget(tmp_path):
     runs = [
         run("exp4_scratch", 0.9, 9), run("exp4_scratch", 0.7, 9, budget="quick"), run("exp1_frozen", 0.4, 9),
-        run("exp4_scratch", 0.99, 9, dataset="shapes (synthetic)"),
+        run("exp4_scratch", 0.99, 9, dataset="shapes (synthetic)", fingerprint="s" * 12),
         run("exp1_frozen", 0.3, 9, budget="quick", variant="published"),
-        run("exp1_frozen", 0.2, 9, variant="published"),
+        run("exp1_frozen", 0.2, 9, variant="published"), run("exp5_preprocessing", 0.1, 9, variant="best"),
     ]  # fmt: skip
-    rows = page.study_rows(runs, entries(), tmp_path)
-    assert list(rows) == ["exp1_frozen", "exp4_scratch"] and rows["exp4_scratch"].runs[0]["test_accuracy"] == 0.9
-    assert rows["exp1_frozen"].rebuilt[0]["test_accuracy"] == 0.2 and rows["exp4_scratch"].rebuilt == ()
+    store(tmp_path, *runs)
+    rows = page.study_rows(tmp_path, entries())
+    assert list(rows) == ["exp1_frozen", "exp4_scratch"] and rows["exp4_scratch"].run["test_accuracy"] == 0.9
+    assert rows["exp1_frozen"].rebuilt.runs[0]["test_accuracy"] == 0.2 and rows["exp4_scratch"].rebuilt is None
+
+
+def test_changed_recipes_are_shown_as_such_where_there_are_no_others(tmp_path):
+    changed = {"config": {"dataset": "shapes", "overrides": {"limit": 90, "deterministic": True}, "training": {}}}
+    store(
+        tmp_path,
+        run("exp4_scratch", 0.9, 9),
+        run("exp1_frozen", 0.4, 9, **changed),
+        run("exp1_frozen", 0.5, 9, seed=2, **changed),
+    )
+    rows = page.study_rows(tmp_path, entries())
+    how = {line["model"]: line["how"] for line in page.overview(rows, entries())}
+    assert "limit=90" in how["frozen"] and "2 seeds" in how["frozen"] and "limit" not in how["scratch"]
+    lines = page.commands(rows, tmp_path, "somewhere")
+    assert "python experiments/exp1_frozen.py --dataset shapes --limit 90 --deterministic" in lines
+    assert any(line.endswith("--deterministic --seed 2") for line in lines)
+    assert lines[-1] == f"cifar-keras report --root {tmp_path.name} --dataset DIR"
 
 
 def test_figures_follow_the_pages_ink():

@@ -6,6 +6,7 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -30,7 +31,6 @@ from cifar_keras.paths import Paths
 from cifar_keras.pipeline import evaluation_pipeline
 from cifar_keras.train import evaluation_batch
 from cifar_keras.units import duration
-from cifar_keras.zoo import ModelRow
 
 EMBEDDED = 10_000  # training images whose embeddings are compared, at most
 PICTURES = 2  # whose feature maps are shown
@@ -290,7 +290,7 @@ def _computed(model, subject, split):
     key = hashlib.sha256(sha256(subject.path).encode() + digests(data.images).tobytes())
     path = cache() / "explain" / f"{subject.record['run_id']}-{split}-{key.hexdigest()[:8]}.npz"
     if not path.is_file():
-        batch = evaluation_batch(ModelRow(**subject.config.row), subject.dataset)
+        batch = evaluation_batch(SimpleNamespace(**subject.config.row), subject.dataset)
         probabilities, embeddings = passed(model, data, what=split, batch_size=batch)
         with replacing(path) as temporary:
             np.savez(temporary, probabilities=probabilities, embeddings=embeddings)
