@@ -19,6 +19,7 @@ from cifar_keras.units import printable
 
 GOES_ON = "the same command, without `--fresh`, goes on after the last finished epoch"
 MODEL = "a .keras, .h5, .onnx or .tflite file, a run id, or an experiment (its newest run)"
+EXPORTS = ("onnx", "onnx-int8", "litert", "litert-int8")
 PRECISIONS = ("auto", "float32", "mixed_float16", "mixed_bfloat16")
 
 
@@ -210,7 +211,7 @@ def _terminated(number, frame):
     sys.exit(128 + number)
 
 
-VERBS = "list|run|study|collate|compare|explain|report|predict|inspect|doctor"
+VERBS = "list|run|study|collate|compare|explain|report|predict|inspect|export|doctor"
 FORMATS = ("text", "csv", "markdown")
 
 
@@ -257,6 +258,12 @@ def _parser():
     inspect = verb("inspect", "what a saved model is: layers, input, classes, provenance, size")
     inspect.add_argument("model", metavar="MODEL", help=MODEL)
     add_options(inspect, only=("root", "verbose"))
+    export = verb("export", "a saved model as ONNX or LiteRT, also with 8-bit integers, checked on test images")
+    export.add_argument("model", metavar="MODEL", help=MODEL)
+    export.add_argument("--to", required=True, choices=EXPORTS, help="the format")
+    export.add_argument("--output", metavar="FILE", help="default: beside the model")
+    export.add_argument("--input-scaling", metavar="NAME", help="as for predict")
+    add_options(export, only=("dataset", "data_dir", "image_size", "root", "verbose"))
     report = verb("report", "the study on one page: results/report/index.html")
     for of_runs in (explain, report):
         of_runs.add_argument("--dataset", metavar="DIR", help="the folder of the images, for runs on one")
@@ -317,6 +324,15 @@ def _dispatch(options, arguments, rest):
         from cifar_keras import describe, formats, predict
 
         print(describe.text(formats.open_network(predict.find_model(options.model, root=options.root))))
+        return 0
+    if options.verb == "export":
+        runtime.setup(verbose=options.verbose)
+        from cifar_keras import export, inference, predict
+
+        path = predict.find_model(options.model, root=options.root)
+        classifier = inference.load(path, scaling=options.input_scaling, image_size=options.image_size)
+        where = {"dataset": options.dataset, "data_dir": options.data_dir}
+        print(*export.export(classifier, options.to, options.output, **where), sep="\n")
         return 0
     if options.verb == "report":
         runtime.setup(verbose=options.verbose)

@@ -12,7 +12,7 @@ import numpy as np
 from cifar_keras import artifacts
 from cifar_keras.config import ConfigError
 from cifar_keras.images import MAX_PIXELS
-from cifar_keras.runtime import cores
+from cifar_keras.runtime import cores, silent
 
 CUSTOM, ARCHITECTURE = "_custom.h5", "_architecture.json"
 EXTRAS = {"onnxruntime": "onnx", "tf2onnx": "onnx", "ai_edge_litert.interpreter": "litert"}
@@ -109,7 +109,8 @@ def _onnx(path):
 
 
 def _litert(path):
-    interpreter = imported("ai_edge_litert.interpreter").Interpreter(model_path=str(path), num_threads=cores())
+    with silent():
+        interpreter = imported("ai_edge_litert.interpreter").Interpreter(model_path=str(path), num_threads=cores())
     if len(interpreter.get_input_details()) != 1 or len(interpreter.get_output_details()) != 1:
         raise _no_classifier("several inputs or outputs")
     (inside,), (outside,) = interpreter.get_input_details(), interpreter.get_output_details()
@@ -118,7 +119,8 @@ def _litert(path):
     def run(images):
         if len(images) != state["batch"]:
             interpreter.resize_tensor_input(inside["index"], images.shape)
-            interpreter.allocate_tensors()
+            with silent():
+                interpreter.allocate_tensors()
             state["batch"] = len(images)
         interpreter.set_tensor(inside["index"], images)
         interpreter.invoke()

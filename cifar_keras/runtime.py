@@ -1,5 +1,6 @@
 """What must be set before TensorFlow loads, and what the machine turns out to be. Imports nothing heavy at the top."""
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -31,22 +32,28 @@ def setup(*, verbose=False):
 
 
 def _load_tensorflow_quietly():
-    """Imports TensorFlow with file descriptor 2 closed to its C++ start-up lines, which no log level reaches."""
+    with silent():
+        import tensorflow as tf
+
+        tf.config.list_physical_devices("GPU")
+    tf.get_logger().setLevel("ERROR")
+    import absl.logging
+
+    absl.logging.set_verbosity(absl.logging.ERROR)  # "HDF5 is legacy" on every .h5 that is part of this project
+
+
+@contextlib.contextmanager
+def silent():
+    """Closes file descriptor 2 to lines of C++ libraries that no log level reaches."""
     sys.stderr.flush()
     saved = os.dup(2)
     with open(os.devnull, "w") as sink:
         os.dup2(sink.fileno(), 2)
         try:
-            import tensorflow as tf
-
-            tf.config.list_physical_devices("GPU")
+            yield
         finally:
             os.dup2(saved, 2)
             os.close(saved)
-    tf.get_logger().setLevel("ERROR")
-    import absl.logging
-
-    absl.logging.set_verbosity(absl.logging.ERROR)  # "HDF5 is legacy" on every .h5 that is part of this project
 
 
 def apply(*, precision, deterministic):

@@ -1,0 +1,262 @@
+"""`cifar-keras export`: a saved model in another format, checked on real images before it gets its name.
+
+Whatever the model was, what is written takes uint8 RGB at the model's size and returns float32 probabilities; scaling
+and softmax that a model from elsewhere lacks become part of it. Class names and provenance stand inside.
+"""
+
+import json
+import math
+import tempfile
+import warnings
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+from keras import layers
+from tqdm import tqdm
+
+from cifar_keras import artifacts, blocks, inference
+from cifar_keras.config import ConfigError, RunFailedError
+from cifar_keras.datasets import load as load_dataset
+from cifar_keras.datasets.base import stratified
+from cifar_keras.files import replacing
+from cifar_keras.formats import imported
+from cifar_keras.runtime import silent
+
+CALIBRATED = 256  # training images that int8 ranges are taken from
+TESTED = {
+    False: 1000,
+    True: 200,
+}  # test images that a format is checked on, where the model sees 128 pixels or more: True
+LARGE = 128
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format to export to.
+
+    Attributes:
+        ending: of its files.
+        int8: whether weights and activations are 8-bit integers.
+        difference: how far a probability may lie from the original's.
+        agreement: the share of images that must get the same class.
+        loss: how much accuracy may be lost, where labels are known.
+    """
+
+    ending: str
+    int8: bool
+    difference: float
+    agreement: float
+    loss: float
+
+
+FORMATS = {
+    "onnx": Format(".onnx", False, difference=1e-3, agreement=0.999, loss=0.001),
+    "onnx-int8": Format(".onnx", True, difference=1.0, agreement=0.9, loss=0.01),
+    "litert": Format(".tflite", False, difference=1e-3, agreement=0.999, loss=0.001),
+    "litert-int8": Format(".tflite", True, difference=1.0, agreement=0.9, loss=0.01),
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """How an exported model compares with the original on the same images.
+
+    Attributes:
+        images: how many.
+        difference: the largest, of probabilities.
+        agreement: share of images with the same class.
+        accuracy: of the exported model and of the original; None without labels.
+    """
+
+    images: int
+    difference: float
+    agreement: float
+    accuracy: tuple[float, float] | None
+
+    def within(self, form):
+        """Whether it stays in the bounds of a `Format`."""
+        lost = self.accuracy[1] - self.accuracy[0] if self.accuracy else 0.0
+        return self.difference <= form.difference and self.agreement >= form.agreement and lost <= form.loss
+
+    def __str__(self):
+        accuracy = f", accuracy {self.accuracy[0]:.2%} (original {self.accuracy[1]:.2%})" if self.accuracy else ""
+        return (
+            f"{self.images:,} test images: same class {self.agreement:.2%}, largest difference of a probability "
+            f"{self.difference:.1e}{accuracy}"
+        )
+
+
+def export(classifier, to, path, *, dataset=None, data_dir=None):
+    """Writes a model in another format, whole or not at all, after checking it on test images.
+
+    Args:
+        classifier: `inference.Classifier` of a `.keras` or `.h5`.
+        to: key of `FORMATS`.
+        path: of the new file; None: beside the model, ending in `_int8` where it is.
+        dataset: as `--dataset`; default what the model was trained on, where that has a name.
+        data_dir: as `--data-dir`.
+    Returns: `(path, Check)`.
+    Raises: ConfigError where the images or a package are missing; RunFailedError, with nothing written, where the new
+        model is further from the original than its format may be.
+    """
+    if (model := classifier.network.model) is None:
+        raise ConfigError(f"MODEL must be a .keras or .h5 file to be exported. Received: {classifier.network.path}.")
+    form = FORMATS[to]
+    for module in ("ai_edge_litert.interpreter",) if form.ending == ".tflite" else ("tf2onnx", "onnxruntime"):
+        imported(module)
+    name = classifier.network.path.name.removesuffix(classifier.network.path.suffix) + "_int8" * form.int8
+    path = Path(path) if path else classifier.network.path.with_name(name + form.ending)
+    if path.suffix != form.ending:
+        raise ConfigError(f"`--output` must end in {form.ending} for {to}. Received: {str(path)!r}.")
+    calibration, images, labels = real_images(classifier, dataset or _own_dataset(classifier), data_dir)
+    print(f"converting {model.name} to {to}", flush=True)
+    note = {**classifier.provenance, "class_names": list(classifier.class_names), "contract": artifacts.CONTRACT}
+    note["exported_from"] = f"{classifier.network.path.name}, to {to}"
+    with replacing(path) as temporary:
+        CONVERTERS[form.ending](exportable(classifier), temporary, calibration if form.int8 else None, note)
+        check = compared(classifier, inference.load(temporary), images, labels)
+        if not check.within(form):
+            raise RunFailedError(
+                f"{to} must agree on {form.agreement:.1%} of images, within {form.difference:g}, and lose at most "
+                f"{100 * form.loss:g} points. Received: {check}. Nothing was written."
+            )
+    return path, check
+
+
+def _own_dataset(classifier):
+    name = classifier.provenance.get("config", {}).get("dataset")
+    if name is None:
+        raise ConfigError("`--dataset` must name the images on which the new file is checked. Received: none.")
+    return name
+
+
+def real_images(classifier, dataset, data_dir):
+    """Images at the model's size, uint8: `(calibration, test images, their labels)`, labels None for other classes."""
+    big = min(classifier.size) >= LARGE
+    data = load_dataset(dataset, data_dir=data_dir, image_size=None)
+    train, test = (_some(split, count) for split, count in ((data.train, CALIBRATED), (data.test, TESTED[big])))
+    sized = [np.stack([classifier.pixels(np.asarray(split.images[i])) for i in rows]) for split, rows in (train, test)]
+    labels = np.asarray(data.test.labels)[test[1]] if data.class_names == classifier.class_names else None
+    return *sized, labels
+
+
+def _some(split, count):
+    """A split and the indices of a stratified choice of its images."""
+    return split, np.arange(len(split)) if len(split) <= count else stratified(split.labels, count, seed=0)
+
+
+def compared(original, exported, images, labels):
+    """The `Check` of two classifiers on uint8 images at their size and labels, or None in place of these."""
+    parts = []
+    with tqdm(total=len(images), unit=" images", desc="checking", disable=None, leave=False) as bar:
+        for block in np.array_split(images, math.ceil(len(images) / inference.BATCH)):
+            parts.append([one.probabilities(block) for one in (exported, original)])
+            bar.update(len(block))
+    new, old = (np.concatenate(part) for part in zip(*parts, strict=True))
+    classes = new.argmax(axis=1), old.argmax(axis=1)
+    accuracy = None if labels is None else tuple(float(np.mean(one == labels)) for one in classes)
+    return Check(len(images), float(np.abs(new - old).max()), float(np.mean(classes[0] == classes[1])), accuracy)
+
+
+def exportable(classifier):
+    """The whole of a classifier as one model of operations that the converters know: uint8 RGB to probabilities."""
+    model = keras.models.clone_model(classifier.network.model, clone_function=_exportable_layer)
+    for layer in classifier.network.model.layers:
+        if layer.weights and not isinstance(layer, layers.Normalization):
+            model.get_layer(layer.name).set_weights(layer.get_weights())
+    if "contract" in classifier.provenance:
+        return model
+    x = inputs = keras.Input((*classifier.size, 3), dtype="uint8", name="image")
+    x = layers.Rescaling(1.0, dtype="float32")(x)
+    x = model(x if classifier.scaling == "raw" else _exportable_scale(x, classifier.scaling))
+    return keras.Model(inputs, layers.Softmax(dtype="float32")(x) if classifier.logits else x, name=model.name)
+
+
+def _exportable_scale(x, scaling):
+    scaled = blocks.scale(x, scaling)
+    layer = scaled._keras_history.operation
+    return _rescaling(layer)(x) if isinstance(layer, layers.Normalization) else scaled
+
+
+def _exportable_layer(layer):
+    """The same layer, without what a converter would leave out of the file or does not know."""
+    if isinstance(layer, layers.Normalization):
+        return _rescaling(layer)
+    copy = type(layer).from_config(layer.get_config())
+    if getattr(copy, "activation", None) is keras.activations.gelu:
+        copy.activation = _gelu
+    return copy
+
+
+def _rescaling(layer):
+    """Normalization as Rescaling: its statistics are tensors, which would become further inputs of an ONNX graph."""
+    deviation = np.maximum(np.sqrt(np.asarray(layer.variance, "float64")), keras.config.epsilon())
+    factor, mean = 1 / deviation.ravel(), np.asarray(layer.mean, "float64").ravel()
+    return layers.Rescaling(factor.tolist(), (-mean * factor).tolist(), dtype=layer.dtype_policy, name=layer.name)
+
+
+def _gelu(x):
+    """GELU by the error function; TensorFlow takes its complement, which ONNX does not have."""
+    return 0.5 * x * (1 + keras.ops.erf(x / math.sqrt(2)))
+
+
+def _to_onnx(model, path, calibration, note):
+    """Writes an ONNX file; int8 weights and activations where there are calibration images."""
+    import onnx
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tf2onnx looks for what NumPy 2 no longer has
+        signature = [keras.InputSpec(shape=model.input_shape, dtype="uint8", name="image")]
+        model.export(path, format="onnx", verbose=False, input_signature=signature)
+    if calibration is not None:
+        _quantize_onnx(path, calibration)
+    graph = onnx.load(path)
+    onnx.helper.set_model_props(graph, {artifacts.ATTRIBUTE: json.dumps(note)})
+    onnx.save(graph, path)
+
+
+def _quantize_onnx(path, calibration):
+    """Replaces an ONNX file by its int8 form: weights by channel, activations by the ranges that the images reach."""
+    from onnxruntime import InferenceSession, quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    (inside,) = InferenceSession(str(path), providers=["CPUExecutionProvider"]).get_inputs()
+
+    class Reader(quantization.CalibrationDataReader):
+        blocks = inference.batched(calibration, inference.BATCH)
+
+        def get_next(self):
+            block = next(self.blocks, None)
+            return None if block is None else {inside.name: np.stack(block)}
+
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = Path(folder) / "prepared.onnx"
+        quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
+        quantization.quantize_static(
+            str(prepared),
+            str(path),
+            Reader(),
+            per_channel=True,
+            op_types_to_quantize=["Conv", "MatMul", "Gemm"],
+            weight_type=quantization.QuantType.QInt8,
+        )
+
+
+def _to_litert(model, path, calibration, note):
+    """Writes a LiteRT file; int8 weights and activations where there are calibration images."""
+    import tensorflow as tf
+
+    def representative():
+        yield from ([image[None]] for image in calibration)
+
+    int8 = {"optimizations": [tf.lite.Optimize.DEFAULT], "representative_dataset": representative}
+    with silent():
+        model.export(path, format="litert", verbose=False, **({} if calibration is None else int8))
+    with zipfile.ZipFile(path, "a") as archive:  # LiteRT's own way to carry files of other kinds
+        archive.writestr(artifacts.MEMBER, json.dumps(note))
+
+
+CONVERTERS = {".onnx": _to_onnx, ".tflite": _to_litert}
