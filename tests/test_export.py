@@ -1,0 +1,149 @@
+"""A model in another format says the same, or it is not written."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from cifar_keras import artifacts, cli, export, formats, inference
+from cifar_keras.config import ConfigError, RunFailedError
+from cifar_keras.datasets import load
+from cifar_keras.paths import Paths
+
+PACKAGES = {".onnx": ("onnx", "onnxruntime", "tf2onnx"), ".tflite": ("ai_edge_litert",)}
+
+
+def needed(to):
+    for package in PACKAGES[export.FORMATS[to].ending]:
+        pytest.importorskip(package)
+
+
+def network():
+    """The layers that converters stumble over, with logits that tell images apart."""
+    keras.utils.set_random_seed(0)
+    x = inputs = keras.Input((32, 32, 3), dtype="uint8", name="image")
+    x = layers.Rescaling(1.0, dtype="float32")(x)
+    x = layers.Normalization(mean=(125.0, 120.0, 110.0), variance=(3900.0, 3800.0, 4400.0))(x)
+    x = layers.Conv2D(32, 3, activation="gelu")(x)
+    x = layers.BatchNormalization()(layers.MaxPooling2D(4)(x))
+    x = layers.Dense(512, activation="relu")(layers.Activation("gelu")(layers.Flatten()(x)))
+    return keras.Model(inputs, layers.Dense(4, name="logits")(x))
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A saved model of this project."""
+    paths = Paths(tmp_path_factory.mktemp("model"), "m", "model")
+    names = list(load("shapes").class_names[:4])
+    note = {"run_id": "r", "class_names": names, "config": {"dataset": "shapes"}}
+    artifacts.save(artifacts.for_inference(network()), paths, provenance=note, history={})
+    return inference.load(paths.keras)
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    monkeypatch.setattr(export, "CALIBRATED", 32)
+    monkeypatch.setattr(export, "TESTED", {False: 60, True: 60})
+
+
+@pytest.mark.parametrize("to", export.FORMATS)
+def test_every_format_says_what_the_model_says(own, to, tmp_path, monkeypatch):
+    needed(to)
+    form = export.FORMATS[to]
+    monkeypatch.setitem(export.FORMATS, to, dataclasses.replace(form, loss=1.0, agreement=0.8 if form.int8 else 1.0))
+    path, check = export.export(own, to, tmp_path / f"a{form.ending}", dataset="shapes")
+    other = inference.load(path)
+    assert other.class_names == own.class_names and other.provenance["run_id"] == "r" and not other.logits
+    assert other.size == (32, 32) and other.network.dtype == "uint8"
+    images = np.asarray(load("shapes").test.images[np.arange(50)])
+    for count in (1, 50, 7):  # any batch, also after another one
+        difference = np.abs(other.predict(images[:count]) - own.predict(images[:count])).max()
+        assert difference < (0.2 if form.int8 else 1e-5)
+    assert check.images == 60 and check.difference < (0.2 if form.int8 else 1e-5)
+    ratio = own.network.path.stat().st_size / path.stat().st_size
+    assert ratio > 3 if form.int8 else ratio < 1.3
+
+
+@pytest.mark.parametrize("to", ["onnx", "litert"])
+def test_a_model_from_elsewhere_takes_its_scaling_and_softmax_along(to, tmp_path):
+    needed(to)
+    x = inputs = keras.Input((32, 32, 3))
+    x = layers.Dense(3)(layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(x)))
+    keras.Model(inputs, x).save(tmp_path / "other.h5")
+    for scaling in ("zscore", "caffe", "raw"):
+        classifier = inference.load(tmp_path / "other.h5", scaling=scaling)
+        path, check = export.export(classifier, to, tmp_path / f"a{export.FORMATS[to].ending}", dataset="shapes")
+        assert check.accuracy is None and check.difference < 1e-4
+        other = inference.load(path)
+        assert other.states_scaling and other.provenance["exported_from"].startswith("other.h5")
+        noise = np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3), dtype="uint8")
+        np.testing.assert_allclose(other.predict(noise), classifier.predict(noise), atol=1e-4)
+
+
+def test_a_format_too_far_from_the_original_is_not_written(own, tmp_path, monkeypatch):
+    needed("litert")
+    monkeypatch.setitem(export.CONVERTERS, ".tflite", _swapped(export.CONVERTERS[".tflite"]))
+    with pytest.raises(RunFailedError, match="must agree on 99.9% of images.*Nothing was written"):
+        export.export(own, "litert", tmp_path / "a.tflite", dataset="shapes")
+    assert not list(tmp_path.iterdir())
+
+
+def _swapped(convert):
+    """A converter that mixes classes up."""
+
+    def converting(model, path, calibration, note):
+        swapped = keras.Model(model.input, model.output[:, ::-1])
+        convert(swapped, path, calibration, note)
+
+    return converting
+
+
+def test_bounds_count_difference_agreement_and_lost_accuracy():
+    form, good = export.FORMATS["onnx-int8"], export.Check(100, 0.1, 0.95, (0.895, 0.9))
+    assert good.within(form) and dataclasses.replace(good, accuracy=None).within(form)
+    assert not dataclasses.replace(good, agreement=0.89).within(form)
+    assert not dataclasses.replace(good, accuracy=(0.88, 0.9)).within(form)
+    assert not dataclasses.replace(good, difference=0.01).within(export.FORMATS["onnx"])
+
+
+def test_a_missing_package_is_named_with_its_installation(own, tmp_path, monkeypatch):
+    def missing(name):
+        raise ImportError(f"No module named {name!r}")
+
+    monkeypatch.setattr(formats.importlib, "import_module", missing)
+    with pytest.raises(ConfigError, match="needs the package tf2onnx.*pip install -e '.\\[onnx\\]'"):
+        export.export(own, "onnx", tmp_path / "a.onnx", dataset="shapes")
+    (tmp_path / "a.tflite").write_bytes(b"x")
+    with pytest.raises(ConfigError, match="needs the package ai_edge_litert.*\\[litert\\]"):
+        inference.load(tmp_path / "a.tflite")
+
+
+def test_endings_and_images_must_be_right(own, tmp_path):
+    needed("litert")
+    with pytest.raises(ConfigError, match="must end in .tflite for litert"):
+        export.export(own, "litert", tmp_path / "a.onnx", dataset="shapes")
+    with pytest.raises(ConfigError, match="`--dataset` must name the images"):
+        export.export(dataclasses.replace(own, provenance={}), "litert", tmp_path / "a.tflite")
+
+
+@pytest.mark.parametrize("name", ["a.onnx", "a.tflite"])
+def test_broken_files_are_named(name, tmp_path):
+    needed("onnx" if name.endswith("onnx") else "litert")
+    for content in (b"", b"no model at all", b"\x00" * 1000, b"\x1c\x00\x00\x00TFL3" + b"\xff" * 200):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ConfigError, match=f"{name} must be a whole saved model"):
+            inference.load(tmp_path / name)
+
+
+def test_the_command_writes_beside_the_model_and_tells_the_check(own, capsys):
+    needed("litert")
+    with pytest.raises(SystemExit) as ended:
+        cli.command(["export", str(own.network.path), "--to", "litert"])
+    out = capsys.readouterr().out
+    assert not ended.value.code and "same class 100.00%" in out and "m.model.tflite" in out
+    assert own.network.path.with_name("m.model.tflite").is_file()
+    assert set(cli.EXPORTS) == set(export.FORMATS)
+    with pytest.raises(ConfigError, match="must be a .keras or .h5"):
+        export.export(inference.load(own.network.path.with_name("m.model.tflite")), "litert", None)
