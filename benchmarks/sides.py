@@ -140,6 +140,29 @@ def predict(clock, name, count):
         clock.step()
 
 
+def serve(clock, path, count):
+    """A saved model in any format on one batch in memory; of Keras the compiled call, without what `predict` adds."""
+    from cifar_keras import runtime
+
+    runtime.setup()
+    import tensorflow as tf
+
+    from cifar_keras.formats import open_network
+
+    network = open_network(path)
+    size = (int(count), *network.size, 3)
+    images, run = np.random.default_rng(0).integers(0, 256, size, dtype="uint8"), network.run
+    if network.model is not None:
+        compiled = tf.function(lambda images: network.model(images, training=False))
+
+        def run(images):
+            return compiled(tf.constant(images)).numpy()
+
+    while True:
+        run(images)
+        clock.step()
+
+
 def torch_train(clock, name, layout):
     """PyTorch's loop; `what` is the number of the loader's worker processes."""
     import torch
@@ -175,7 +198,7 @@ def torch_predict(clock, name, layout, count):
 
 
 TRAINING = {side.__name__: side for side in (fit, on_batch, torch_train)}
-PREDICTING = {side.__name__: side for side in (predict, torch_predict)}  # a step is a pass over all images
+PREDICTING = {side.__name__: side for side in (predict, serve, torch_predict)}  # a step is a pass over all images
 
 if __name__ == "__main__":
     what, *arguments = sys.argv[1:]

@@ -31,6 +31,7 @@ TESTED = {
     True: 200,
 }  # test images that a format is checked on, where the model sees 128 pixels or more: True
 LARGE = 128
+NEEDED = {".onnx": ("tf2onnx", "onnxruntime"), ".tflite": ("ai_edge_litert.interpreter",)}
 
 
 @dataclass(frozen=True)
@@ -105,18 +106,14 @@ def export(classifier, to, path, *, dataset=None, data_dir=None):
     if (model := classifier.network.model) is None:
         raise ConfigError(f"MODEL must be a .keras or .h5 file to be exported. Received: {classifier.network.path}.")
     form = FORMATS[to]
-    for module in ("ai_edge_litert.interpreter",) if form.ending == ".tflite" else ("tf2onnx", "onnxruntime"):
-        imported(module)
     name = classifier.network.path.name.removesuffix(classifier.network.path.suffix) + "_int8" * form.int8
     path = Path(path) if path else classifier.network.path.with_name(name + form.ending)
     if path.suffix != form.ending:
         raise ConfigError(f"`--output` must end in {form.ending} for {to}. Received: {str(path)!r}.")
     calibration, images, labels = real_images(classifier, dataset or _own_dataset(classifier), data_dir)
-    print(f"converting {model.name} to {to}", flush=True)
-    note = {**classifier.provenance, "class_names": list(classifier.class_names), "contract": artifacts.CONTRACT}
-    note["exported_from"] = f"{classifier.network.path.name}, to {to}"
     with replacing(path) as temporary:
-        CONVERTERS[form.ending](exportable(classifier), temporary, calibration if form.int8 else None, note)
+        print(f"converting {model.name} to {to}", flush=True)
+        convert(classifier, to, temporary, calibration)
         check = compared(classifier, inference.load(temporary), images, labels)
         if not check.within(form):
             raise RunFailedError(
@@ -124,6 +121,24 @@ def export(classifier, to, path, *, dataset=None, data_dir=None):
                 f"{100 * form.loss:g} points. Received: {check}. Nothing was written."
             )
     return path, check
+
+
+def convert(classifier, to, path, calibration):
+    """Writes a model in another format, unchecked.
+
+    Args:
+        classifier: as for `export`.
+        to: key of `FORMATS`.
+        path: of the new file.
+        calibration: uint8 images at the model's size, from whose activations int8 ranges are taken.
+    Raises: ConfigError where a package is missing.
+    """
+    form = FORMATS[to]
+    for module in NEEDED[form.ending]:
+        imported(module)
+    note = {**classifier.provenance, "class_names": list(classifier.class_names), "contract": artifacts.CONTRACT}
+    note["exported_from"] = f"{classifier.network.path.name}, to {to}"
+    CONVERTERS[form.ending](exportable(classifier), path, calibration if form.int8 else None, note)
 
 
 def _own_dataset(classifier):

@@ -144,9 +144,16 @@ def test_a_benchmark_that_fails_becomes_a_row(monkeypatch, tmp_path):
 
 def test_every_benchmark_is_found_and_keeps_the_contract(measure):
     collect = importlib.import_module("collect")
-    assert {"agreement", "against_tutorial", "features", "first_step", "predict", "throughput", "views"} <= set(
-        collect.names()
-    )
+    assert {
+        "agreement",
+        "against_tutorial",
+        "features",
+        "first_step",
+        "inference",
+        "predict",
+        "throughput",
+        "views",
+    } <= set(collect.names())
     assert {path.removesuffix(".py") for path in SCRIPTS} == {"collect", *collect.names()}
     for values in importlib.import_module("agreement").runs_agreeing(PROJECT / "nowhere", "shapes", count=1):
         assert set(values) == set(measure.COLUMNS) and json.dumps(values)
