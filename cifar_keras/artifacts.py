@@ -142,8 +142,10 @@ def provenance(path):
     Raises: ConfigError where the file can't be read.
     """
     with reading(path):
+        if path.suffix == ".tflite" and not zipfile.is_zipfile(path):
+            return None
         if path.suffix in (".keras", ".tflite"):
-            return json.loads(_member(path, MEMBER) or "null") if zipfile.is_zipfile(path) else None
+            return json.loads(_member(path, MEMBER) or "null")
         with h5py.File(path) as file:
             return json.loads(file.attrs[ATTRIBUTE]) if ATTRIBUTE in file.attrs else None
 

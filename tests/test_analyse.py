@@ -142,7 +142,7 @@ def test_bad_input_is_refused(explained, name, options, said):
 
 def test_files_that_are_no_models_of_a_run_are_refused(explained, tmp_path):
     (tmp_path / "broken.keras").write_bytes(b"PK\3\4 no zip")
-    with pytest.raises(ConfigError, match="must be a saved model. Received: a file that can't be read"):
+    with pytest.raises(ConfigError, match="must be a whole saved model"):
         analyse.find(str(tmp_path / "broken.keras"), root=explained.root)
     foreign = tmp_path / "foreign.keras"
     model_for(explained.data).save(foreign)

@@ -17,6 +17,7 @@ from cifar_keras import artifacts, cli, inference, predict
 from cifar_keras.config import ConfigError
 from cifar_keras.images import ImageError, decode
 from cifar_keras.paths import Paths
+from cifar_keras.runtime import peak_memory_mb
 from cifar_keras.zoo import MODELS, build
 
 NAMES = ["red", "green", "blue"]
@@ -341,3 +342,21 @@ def test_the_study_s_own_network_has_overlays(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype="uint8")
     painter.paint(predict.Prediction("a/b.png", probabilities=np.float32((0.2, 0.3, 0.5)), pixels=pixels))
     assert (tmp_path / "cam" / "000001_b.png").is_file()
+
+
+def test_an_image_that_claims_to_be_huge_is_reported_and_takes_no_memory(paths, folder, capsys):
+    Image.new("1", (30_000, 30_000)).save(folder / "red" / "bomb.png")  # 110 KB, 2.7 GB once decoded
+    before = peak_memory_mb()
+    assert run(paths.keras, folder) == 1
+    err = capsys.readouterr().err
+    assert "bomb.png can't be decoded" in err and "900000000 pixels" in err
+    assert peak_memory_mb() - before < 300
+
+
+def test_files_that_are_no_images_and_folders_without_any_are_named(paths, tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "hidden").mkdir()
+    (tmp_path / "hidden" / ".a.png").write_bytes(b"x")
+    assert run(paths.keras, tmp_path / "notes.txt", tmp_path / "hidden", f"{tmp_path}/*.webp") == 2
+    err = capsys.readouterr().err
+    assert "notes.txt can't be decoded" in err and "a folder without images" in err and "nothing matches" in err
