@@ -138,7 +138,14 @@ def convert(classifier, to, path, calibration):
         imported(module)
     note = {**classifier.provenance, "class_names": list(classifier.class_names), "contract": artifacts.CONTRACT}
     note["exported_from"] = f"{classifier.network.path.name}, to {to}"
-    CONVERTERS[form.ending](exportable(classifier), path, calibration if form.int8 else None, note)
+    model = exportable(classifier)
+    try:
+        CONVERTERS[form.ending](model, path, calibration if form.int8 else None, note)
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RunFailedError(
+            f"The model must consist of operations that {to} has. Received: one that can't be converted ({reason})."
+        ) from error
 
 
 def _own_dataset(classifier):
@@ -182,6 +189,7 @@ def exportable(classifier):
     for layer in classifier.network.model.layers:
         if layer.weights and not isinstance(layer, layers.Normalization):
             model.get_layer(layer.name).set_weights(layer.get_weights())
+    model.trainable = False  # or the graph would hold what moves BatchNorm's statistics
     if "contract" in classifier.provenance:
         return model
     x = inputs = keras.Input((*classifier.size, 3), dtype="uint8", name="image")
@@ -203,6 +211,12 @@ def _exportable_layer(layer):
     copy = type(layer).from_config(layer.get_config())
     if getattr(copy, "activation", None) is keras.activations.gelu:
         copy.activation = _gelu
+    if (
+        isinstance(layer, layers.Resizing)
+        and layer.input.shape[1] <= layer.height
+        and layer.input.shape[2] <= layer.width
+    ):
+        copy.antialias = False  # which only shrinking needs, and neither format has
     return copy
 
 

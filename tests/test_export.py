@@ -26,6 +26,7 @@ def network():
     x = inputs = keras.Input((32, 32, 3), dtype="uint8", name="image")
     x = layers.Rescaling(1.0, dtype="float32")(x)
     x = layers.Normalization(mean=(125.0, 120.0, 110.0), variance=(3900.0, 3800.0, 4400.0))(x)
+    x = layers.Resizing(40, 40, antialias=True)(x)
     x = layers.Conv2D(32, 3, activation="gelu")(x)
     x = layers.BatchNormalization()(layers.MaxPooling2D(4)(x))
     x = layers.Dense(512, activation="relu")(layers.Activation("gelu")(layers.Flatten()(x)))
@@ -147,3 +148,15 @@ def test_the_command_writes_beside_the_model_and_tells_the_check(own, capsys):
     assert set(cli.EXPORTS) == set(export.FORMATS)
     with pytest.raises(ConfigError, match="must be a .keras or .h5"):
         export.export(inference.load(own.network.path.with_name("m.model.tflite")), "litert", None)
+
+
+def test_what_a_converter_does_not_know_ends_in_a_sentence(own, tmp_path, monkeypatch):
+    needed("litert")
+
+    def failing(*_):
+        raise ValueError("no such\noperation")
+
+    monkeypatch.setitem(export.CONVERTERS, ".tflite", failing)
+    with pytest.raises(RunFailedError, match="can't be converted \\(no such operation\\)"):
+        export.export(own, "litert", tmp_path / "a.tflite", dataset="shapes")
+    assert not list(tmp_path.iterdir())
