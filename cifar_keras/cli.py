@@ -252,9 +252,9 @@ def _parser():
     explain.add_argument("name", metavar="RUN", help="a run id, an experiment (its newest run), or a saved model")
     explain.add_argument("--layer", metavar="NAME", help="of Grad-CAM (default: the last one with places)")
     report = verb("report", "the study on one page: results/report/index.html")
-    for parser in (explain, report):
-        parser.add_argument("--dataset", metavar="DIR", help="the folder of the images, for runs on one")
-        add_options(parser, only=("data_dir", "root", "verbose"))
+    for analysis in (explain, report):
+        analysis.add_argument("--dataset", metavar="DIR", help="the folder of the images, for runs on one")
+        add_options(analysis, only=("data_dir", "root", "verbose"))
     doctor = verb("doctor", "what this machine has, what is missing, what to do about it")
     doctor.add_argument("--json", action="store_true", help="for programs")
     add_options(doctor, only=("root", "data_dir"))
