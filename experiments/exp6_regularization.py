@@ -1,7 +1,7 @@
 """Exp 6: does regularisation close the gap between train and test, or only seem to?
 
 Run      python experiments/exp6_regularization.py
-Result   not yet run
+Result   see results/exp6*.md
 Compare  exp4_scratch.py (a better network and recipe)
 
 simple       conv 32, pool, conv 64, pool, dense 128; Adam, 25 epochs: published train 97%, test about 72%, overfitting
