@@ -125,3 +125,13 @@ def test_a_linear_model_stays_under_45_percent(few):
     model = LogisticRegression(C=1e-2, max_iter=30).fit(flat["train"], few.train.labels)
     assert model.score(flat["train"], few.train.labels) > 0.3  # it did learn something
     assert model.score(flat["test"], few.test.labels) < 0.45
+
+
+def test_a_folder_to_try_things_on_is_written_once(tmp_path):
+    folder = shapes.write(tmp_path / "images", classes=3, per_class=4)
+    data = load(str(folder))
+    assert data.class_names == shapes.KINDS["shapes"].class_names[:3] and data.image_shape == (32, 32, 3)
+    assert len(data.train) + len(data.val) + len(data.test) == 12
+    marker = folder / data.class_names[0] / "of the user.txt"
+    marker.write_text("stays")
+    assert shapes.write(folder) == folder and marker.is_file() and len(list(tmp_path.iterdir())) == 1

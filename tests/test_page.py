@@ -97,7 +97,7 @@ def test_of_several_seeds_the_means_are_compared_with_their_spread():
         ),
         ({"budget": "quick"}, "trained under different budgets"),
         ({"test_n": 200}, "measured on 200 to 10,000 test images"),
-        ({}, "One training seed may stand behind a row"),
+        ({}, "One training seed stands behind each row"),
     ],
 )
 def test_the_caveats_are_those_that_apply(changes, said):

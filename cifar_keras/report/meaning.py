@@ -83,13 +83,12 @@ def _caveats(rows):
     if len({row.group.test_n for row in rows}) > 1:
         sizes = sorted(row.group.test_n for row in rows)
         said.append(f"they were measured on {sizes[0]:,} to {sizes[-1]:,} test images")
-    fewest = min(len(row.group.runs) for row in rows)
-    if fewest == 1:
-        said.append(
-            "one training seed may stand behind a row, and another seed moves a figure by some tenths of a point"
-        )
+    seeds = [len(row.group.runs) for row in rows]
+    if min(seeds) == 1:
+        which = "each row" if max(seeds) == 1 else "some of the rows"
+        said.append(f"one training seed stands behind {which}; another moves a figure by some tenths of a point")
     else:
-        said.append(f"the intervals cover the draw of {fewest} or more training seeds, on one test set")
+        said.append(f"the intervals cover the draw of {min(seeds)} or more training seeds, on one test set")
     text = "; ".join(said)
     return f"{text[0].upper()}{text[1:]}."
 

@@ -27,6 +27,7 @@ from cifar_keras.units import duration
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 TICKS = (1, 3, 10, 30, *(60 * minutes for minutes in (1, 2, 5, 10, 20, 60, 180, 600, 1800)))  # seconds of training
+WORDS = {2: "Two", 3: "Three", 4: "Four"}
 MODES = ("imagenet", "none")  # where weights come from if not from a file
 EMBEDDED = ("cifar10", "cifar100", "shapes", "shapes100")  # datasets that go by their names
 
@@ -112,7 +113,7 @@ def render(rows, entries, root, *, dataset=None):
     folder = root / "results"
     questions = {entry.key: _sentence(entry.question.partition(": ")[2] or entry.question) for entry in entries}
     return loader.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        title=f"{len(rows)} models on {next(iter(rows.values())).run['dataset']}",
+        title=f"{WORDS[len(rows)]} models on {next(iter(rows.values())).run['dataset']}",
         subtitle=_subtitle(rows, entries),
         opening=opening(rows),
         overview=overview(rows, entries),
@@ -299,7 +300,7 @@ def _stored(place, name):
         svg = (place / f"{name}_{figure}.svg").read_text(encoding="utf-8")
         figures.append(Picture(themed(svg, f"{place.name}-{name}-{figure}"), text, text))
     plain = {key: value for key, value in facts["numbers"].items() if isinstance(value, int | float | str)}
-    return facts | {"figures": figures, "scalars": [plain]}
+    return facts | {"figures": figures, "scalars": [plain] if len(plain) > 2 else []}
 
 
 def themed(svg, prefix):
