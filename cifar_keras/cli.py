@@ -258,7 +258,7 @@ def _parser():
     inspect = verb("inspect", "what a saved model is: layers, input, classes, provenance, size")
     inspect.add_argument("model", metavar="MODEL", help=MODEL)
     add_options(inspect, only=("root", "verbose"))
-    export = verb("export", "a saved model as ONNX or LiteRT, also with 8-bit integers, checked on test images")
+    export = verb("export", "a saved model as ONNX or LiteRT, also with 8-bit integers, checked on validation images")
     export.add_argument("model", metavar="MODEL", help=MODEL)
     export.add_argument("--to", required=True, choices=EXPORTS, help="the format")
     export.add_argument("--output", metavar="FILE", help="default: beside the model")
