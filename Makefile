@@ -39,8 +39,8 @@ demo: $(STAMP) ## all four experiments on the embedded data and their report, of
 study: $(STAMP) ## the study itself; options as in: make study ARGS="--budget quick --data-dir DIR"
 	$(BIN) -m cifar_keras study $(ARGS)
 
-test: $(STAMP) ## every test but the slow ones
-	$(BIN) -m pytest -q -m "not slow" $(ARGS)
+test: $(STAMP) ## every test but the slow ones, in two processes
+	$(BIN) -m pytest -q -m "not slow" -n 2 --dist loadfile $(ARGS)
 
 test-slow: $(STAMP) ## the slow tests alone
 	$(BIN) -m pytest -q -m slow $(ARGS)

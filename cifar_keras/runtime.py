@@ -133,7 +133,7 @@ def device():
     """The first GPU's name, else the CPU's model and the number of cores this process may use."""
     if found := gpu():
         return found[0]
-    return f"{cpu_name()}, {cores()} cores"
+    return f"{cpu_name()}, {cores()} core{'s' if cores() > 1 else ''}"
 
 
 def version(package):

@@ -138,7 +138,7 @@ def training_curves(history, path, *, title, best_epoch):
         figure.supxlabel(
             "The training curve is the running metric: augmented images, weights that move during the epoch, "
             "dropout where used.\nValidation is measured after each epoch, on plain images. Both losses include "
-            "label smoothing.",
+            "label smoothing where the recipe has it.",
             fontsize=7.5,
             color=GREY,
         )
