@@ -23,6 +23,12 @@ $(STAMP): requirements.txt pyproject.toml
 	$(BIN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
+# What the tests of export need besides.
+EXTRAS := .venv/.extras
+$(EXTRAS): $(STAMP)
+	$(BIN) -m pip install --quiet --disable-pip-version-check -e '.[onnx,litert]'
+	@touch $@
+
 setup: $(STAMP) ## a virtual environment in .venv with all that is needed
 	@echo "ready: . .venv/bin/activate"
 
@@ -39,10 +45,10 @@ demo: $(STAMP) ## all four experiments on the embedded data and their report, of
 study: $(STAMP) ## the study itself; options as in: make study ARGS="--budget quick --data-dir DIR"
 	$(BIN) -m cifar_keras study $(ARGS)
 
-test: $(STAMP) ## every test but the slow ones, in two processes
+test: $(EXTRAS) ## every test but the slow ones, in two processes
 	$(BIN) -m pytest -q -m "not slow" -n 2 --dist loadfile $(ARGS)
 
-test-slow: $(STAMP) ## the slow tests alone
+test-slow: $(EXTRAS) ## the slow tests alone
 	$(BIN) -m pytest -q -m slow $(ARGS)
 
 bench: $(STAMP) ## the measurements in benchmarks/, into benchmarks/RESULTS.md; long: make bench ARGS=--full

@@ -1,11 +1,13 @@
-"""Do the saved forms of each finished run agree? `.keras`, `.h5`, and JSON + `_custom.h5`, in this new process.
+"""Do the forms of each finished run's model agree? `.keras`, `.h5`, and JSON + `_custom.h5`, in this new process.
 
-Run: python benchmarks/agreement.py [--root DIR] [--dataset NAME|DIR] [--images 256]
+Run: python benchmarks/agreement.py [--root DIR] [--dataset NAME|DIR] [--images 256] [--run ID] [--exported]
 For every finished run below the root whose data are at hand, it prints how many of the test images get the same class
 from all forms, the largest difference of probabilities, and the largest difference from the stored float16 predictions.
+With `--exported` also a line for each format of `cifar-keras export`, converted anew, against the `.keras`.
 """
 
 import argparse
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -16,38 +18,67 @@ from cifar_keras.datasets import load
 from cifar_keras.paths import PROJECT
 
 TITLE = "same class from every saved form"
+EXPORTED = "same class as the .keras"
 
 
-def agreement(record, paths, dataset, *, count):
-    """`(same class, images, largest difference between forms, largest difference from what is stored)` of one run."""
-    from cifar_keras import artifacts
-    from cifar_keras.inference import probabilities
+def said(path, images):
+    """Class probabilities, float32 `(n, classes)`, of a saved model in any format."""
+    from cifar_keras import inference
 
-    models = (
-        artifacts.load(paths.keras),
-        artifacts.load(paths.h5),
-        artifacts.rebuild(paths.architecture, paths.custom_h5),
-    )
-    images = load(dataset).limited(Limits(test=count)).test.images
-    outputs = np.stack([probabilities(model, images, batch_size=32) for model in models])
+    classifier = inference.load(path)
+    return np.concatenate([classifier.probabilities(np.stack(block)) for block in inference.batched(images, 64)])
+
+
+def agreement(record, paths, dataset, *, images):
+    """`(same class, largest difference between forms, largest difference from what is stored)` of one run."""
+    outputs = np.stack([said(path, images) for path in (paths.keras, paths.h5, paths.custom_h5)])
     classes = outputs.argmax(axis=2)
     same = int((classes == classes[0]).all(axis=0).sum())
-    own = load(dataset, limits=Limits(**record["config"]["limits"])).test.images[:count]
+    own = load(dataset, limits=Limits(**record["config"]["limits"])).test.images[: len(images)]
     with np.load(paths.predictions / f"{record['run_id']}.npz") as file:
-        stored = file["probabilities"][:count].astype("float32")
-    again = probabilities(models[0], own, batch_size=32)
-    return same, len(images), float(np.ptp(outputs, axis=0).max()), float(np.abs(again - stored).max())
+        stored = file["probabilities"][: len(images)].astype("float32")
+    return same, float(np.ptp(outputs, axis=0).max()), float(np.abs(said(paths.keras, own) - stored).max())
 
 
-def runs_agreeing(root, dataset, *, count):
-    """A row for every finished run on the dataset whose model is still there."""
+def exported(record, paths, dataset, *, split):
+    """A row for each format of `cifar-keras export`."""
+    from cifar_keras import export, inference
+    from cifar_keras.config import CifarKerasError
+
+    classifier, old = inference.load(paths.keras), said(paths.keras, split.images)
+    calibration, _, _ = export.real_images(classifier, dataset, None)
+    for to, form in export.FORMATS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"model{form.ending}"
+            try:
+                export.convert(classifier, to, path, calibration)
+            except CifarKerasError as error:
+                yield row(EXPORTED, f"{record['run_id']}, {to}", note=f"not measured: {error}")
+                continue
+            new, size = said(path, split.images), path.stat().st_size / 2**20
+        same = int((new.argmax(axis=1) == old.argmax(axis=1)).sum())
+        right, before = (100 * float(np.mean(one.argmax(axis=1) == split.labels)) for one in (new, old))
+        note = (
+            f"of {len(old):,}; probabilities differ by {np.abs(new - old).max():.1e}; accuracy {right:.2f}%, of the "
+            f".keras {before:.2f}%; {size:.2f} MiB"
+        )
+        judged = {} if form.int8 else {"target": f"{len(old)} of {len(old)}", "met": same == len(old)}
+        yield row(EXPORTED, f"{record['run_id']}, {to}", same, "images", note=note, **judged)
+
+
+def runs_agreeing(root, dataset, *, count, run=None, formats=False):
+    """A row for every finished run on the dataset whose model is still there; with `formats` also one for each."""
     lines = []
     for record, paths in runs_on(dataset, root):
-        same, n, between, stored = agreement(record, paths, dataset, count=count)
+        if run not in (None, record["run_id"]):
+            continue
+        split = load(dataset).limited(Limits(test=count)).test
+        same, between, stored = agreement(record, paths, dataset, images=split.images)
         note = f"probabilities differ by {between:.1e} between forms, by {stored:.1e} from the stored ones"
-        judged = {"target": f"{n} of {n}", "met": same == n, "note": note}
+        judged = {"target": f"{len(split)} of {len(split)}", "met": same == len(split), "note": note}
         lines.append(row(TITLE, record["run_id"], same, "images", **judged))
-    missing = f"not measured: no finished run on {dataset} there; `make demo` leaves four below demo/"
+        lines += exported(record, paths, dataset, split=split) if formats else []
+    missing = f"not measured: no such finished run on {dataset} there; `make demo` leaves four below demo/"
     return lines or [row(TITLE, root.name, note=missing)]
 
 
@@ -62,8 +93,11 @@ def main():
     parser.add_argument("--root", type=Path, default=PROJECT)
     parser.add_argument("--dataset", default="shapes")
     parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--run", help="the id of one run")
+    parser.add_argument("--exported", action="store_true", help="also what `cifar-keras export` writes")
     options = parser.parse_args()
-    print(table(runs_agreeing(options.root, options.dataset, count=options.images), "plain"))
+    wanted = {"count": options.images, "run": options.run, "formats": options.exported}
+    print(table(runs_agreeing(options.root, options.dataset, **wanted), "plain"))
 
 
 if __name__ == "__main__":
