@@ -375,7 +375,7 @@ def refreshed(records, folder=PROJECT / "experiments"):
 
 
 def _result(entry, records):
-    """The `Result` line of an experiment's docstring."""
-    if entry.summary and any(table.counts(record) for record in records if record["experiment"] == entry.key):
+    """The `Result` line of an experiment's docstring; one with tables of its own has them for runs of every kind."""
+    if entry.summary and any(record["experiment"] == entry.key for record in records):
         return f"Result   see results/exp{entry.number}*.md"
     return table.docstring_result(records, entry.key)

@@ -1,7 +1,7 @@
 """Exp 5: why did the published frozen ResNet50 get 0.42 at 32 pixels, and 0.20 at 224?
 
 Run      python experiments/exp5_preprocessing.py
-Result   not yet run
+Result   see results/exp5*.md
 Compare  exp1_frozen.py and exp2_augment_224.py (the recipes that these cells take apart)
 
 A factorial of what the source leaves open: scaling to [0, 1] or as the weights were trained with (caffe), images at 32

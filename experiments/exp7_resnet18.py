@@ -1,7 +1,7 @@
 """Exp 7: a CNN of five convolutions against ImageNet's ResNet18, and what does selecting on test add?
 
 Run      python experiments/exp7_resnet18.py
-Result   not yet run
+Result   see results/exp7*.md
 Compare  exp4_scratch.py (a better small network), exp3_finetune.py (a larger pretrained one)
 
 five_conv    conv 64, 64, pool, 128, 128, pool, 256, pool, each with BatchNorm and ReLU, dense 512, dropout 0.5; Adam

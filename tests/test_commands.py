@@ -257,7 +257,7 @@ def test_the_projects_own_tables_are_fresh():
 def test_the_readme_shows_the_study_alone_and_other_experiments_their_own_tables(tmp_path):
     made = 'EXPERIMENT = Experiment(number=6, summary="gap", variants={"a": 1})'
     folder = project(tmp_path, exp1="", exp6=made)
-    records = [record(experiment="exp1_x"), record(experiment="exp6_x", variant="a")]
+    records = [record(experiment="exp1_x"), record(experiment="exp6_x", variant="a", budget="quick")]
     texts = {path.name: text for path, text in commands.refreshed(records, folder).items()}
     assert "exp1_x" in texts["README.md"] and "exp6_x" not in texts["README.md"]
     assert "\nResult   see results/exp6*.md" in texts["exp6_x.py"] and "Result   best: 89.6%" in texts["exp1_x.py"]

@@ -108,7 +108,7 @@ def selection(family, path):
                 panel.plot(history["epoch"], followed, ":", color=colour, label=f"{variant}: test, audit")
                 best = int(np.argmax(followed))
                 panel.plot(history["epoch"][best], followed[best], "v", color=colour, markersize=9)
-            star = {"color": GREEN, "markersize": 13, "markeredgecolor": "white"}
+            star = {"color": colour, "markersize": 15, "markeredgecolor": "white"}
             panel.plot(run["best_epoch"], run["test_accuracy"], "*", **star)
         panel.set(xlabel="epoch", ylabel="accuracy")
         panel.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
