@@ -1,7 +1,7 @@
 """Exp 9: what does a network trained on CIFAR-10 know about CIFAR-100?
 
 Run      python experiments/exp9_cifar100_transfer.py --dataset cifar100 --weights model_cp/exp4.model.keras
-Result   not yet run
+Result   see results/exp9*.md
 Compare  exp4_scratch.py (which trains the network that is moved)
 
 finetune, probe  the head replaced; every layer trained, or the head alone on the frozen backbone.
