@@ -56,11 +56,11 @@ def exported(record, paths, dataset, *, split):
                 yield row(EXPORTED, f"{record['run_id']}, {to}", note=f"not measured: {error}")
                 continue
             new, size = said(path, split.images), path.stat().st_size / 2**20
-        same = int((new.argmax(axis=1) == old.argmax(axis=1)).sum())
-        right, before = (100 * float(np.mean(one.argmax(axis=1) == split.labels)) for one in (new, old))
+        check = export.check_of(new, old, split.labels)
+        same = round(check.agreement * check.images)
         note = (
-            f"of {len(old):,}; probabilities differ by {np.abs(new - old).max():.1e}; accuracy {right:.2f}%, of the "
-            f".keras {before:.2f}%; {size:.2f} MiB"
+            f"of {check.images:,}; probabilities differ by {check.difference:.1e}; accuracy {check.accuracy[0]:.2%}, "
+            f"of the .keras {check.accuracy[1]:.2%}; {size:.2f} MiB"
         )
         judged = {} if form.int8 else {"target": f"{len(old)} of {len(old)}", "met": same == len(old)}
         yield row(EXPORTED, f"{record['run_id']}, {to}", same, "images", note=note, **judged)

@@ -108,7 +108,7 @@ def _speed_row(title, side, speeds, count, failure):
 
 
 def kept_accuracy(root):
-    """What int8 does to the accuracy of the newest run of the scratch CNN below a root, on its test images."""
+    """What int8 does to the accuracy of the newest run of the scratch CNN below a root, on its validation images."""
     from cifar_keras import export, inference
     from cifar_keras.config import CifarKerasError
 

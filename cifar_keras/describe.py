@@ -2,7 +2,6 @@
 
 from tabulate import tabulate
 
-from cifar_keras.inference import HOLDING
 from cifar_keras.units import printable
 
 SHOWN = 20  # class names
@@ -39,7 +38,7 @@ def _input(network):
 def _scaling(network):
     if "contract" in (network.provenance or {}):
         return "RGB in [0, 255]; it scales by itself"
-    if any(isinstance(layer, HOLDING) for layer in (network.model.layers if network.model else ())):
+    if network.holds_scaling:
         return "RGB; layers of its own scale"
     return "RGB; it does not say how scaled: see `--input-scaling` of `cifar-keras predict`"
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from cifar_keras import artifacts, blocks, inference
 from cifar_keras.config import ConfigError, RunFailedError
 from cifar_keras.datasets import load as load_dataset
-from cifar_keras.datasets.base import stratified
+from cifar_keras.datasets.base import at_most, take
 from cifar_keras.files import replacing
 from cifar_keras.formats import imported
 from cifar_keras.runtime import silent
@@ -159,15 +159,9 @@ def real_images(classifier, dataset, data_dir):
     """Images at the model's size, uint8: `(calibration, validation, labels of these)`, None for other classes."""
     count = CHECKED_LARGE if min(classifier.size) >= LARGE else CHECKED
     data = load_dataset(dataset, data_dir=data_dir, image_size=None)
-    train, val = _some(data.train, CALIBRATED), _some(data.val, count)
-    sized = [np.stack([classifier.pixels(np.asarray(split.images[i])) for i in rows]) for split, rows in (train, val)]
-    labels = np.asarray(data.val.labels)[val[1]] if data.class_names == classifier.class_names else None
-    return *sized, labels
-
-
-def _some(split, count):
-    """A split and the indices of a stratified choice of its images."""
-    return split, np.arange(len(split)) if len(split) <= count else stratified(split.labels, count, seed=0)
+    train, val = (take(split, at_most(split, most)) for split, most in ((data.train, CALIBRATED), (data.val, count)))
+    sized = [np.stack([classifier.pixels(np.asarray(image)) for image in split.images]) for split in (train, val)]
+    return *sized, np.asarray(val.labels) if data.class_names == classifier.class_names else None
 
 
 def compared(original, exported, images, labels):
@@ -177,10 +171,14 @@ def compared(original, exported, images, labels):
         for block in np.array_split(images, math.ceil(len(images) / inference.BATCH)):
             parts.append([one.probabilities(block) for one in (exported, original)])
             bar.update(len(block))
-    new, old = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return check_of(*(np.concatenate(part) for part in zip(*parts, strict=True)), labels)
+
+
+def check_of(new, old, labels):
+    """The `Check` of an exported model's probabilities `(n, classes)` against the original's; labels int or None."""
     classes = new.argmax(axis=1), old.argmax(axis=1)
     accuracy = None if labels is None else tuple(float(np.mean(one == labels)) for one in classes)
-    return Check(len(images), float(np.abs(new - old).max()), float(np.mean(classes[0] == classes[1])), accuracy)
+    return Check(len(new), float(np.abs(new - old).max()), float(np.mean(classes[0] == classes[1])), accuracy)
 
 
 def exportable(classifier):

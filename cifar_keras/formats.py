@@ -17,6 +17,7 @@ from cifar_keras.runtime import cores, silent
 CUSTOM, ARCHITECTURE = "_custom.h5", "_architecture.json"
 EXTRAS = {"onnxruntime": "onnx", "tf2onnx": "onnx", "ai_edge_litert.interpreter": "litert"}
 DTYPES = ("uint8", "float32")
+SCALING = (keras.layers.Rescaling, keras.layers.Normalization)
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,11 @@ class Network:
     run: Callable
     model: keras.Model | None = None
     written_by: str = ""
+
+    @property
+    def holds_scaling(self):
+        """Whether the model has layers that scale pixels, as one from elsewhere may."""
+        return any(isinstance(layer, SCALING) for layer in (self.model.layers if self.model else ()))
 
 
 def open_network(path):

@@ -19,7 +19,6 @@ from cifar_keras.pipeline import evaluation_pipeline
 
 BATCH = 64  # images at a time
 SCALINGS = ("raw", "unit", "half", "zscore", "torch", "caffe")  # none, and those of the zoo's models
-HOLDING = (layers.Rescaling, layers.Normalization)  # layers with which a model from elsewhere scales by itself
 
 VIEWS = (
     # arXiv:2404.00498, section 3.5: mirrored or not, each at rest and one pixel up-left and down-right
@@ -164,8 +163,7 @@ class Classifier:
     @property
     def states_scaling(self):
         """Whether the file itself says how pixels are scaled: by its contract, or by layers that do it."""
-        own = self.network.model.layers if self.network.model else ()
-        return "contract" in self.provenance or any(isinstance(layer, HOLDING) for layer in own)
+        return "contract" in self.provenance or self.network.holds_scaling
 
     def _puts_out_logits(self):
         """Whether the numbers for two images of noise are no probabilities."""

@@ -174,6 +174,11 @@ def stratified(labels, count, *, seed):
     return np.sort(np.concatenate(chosen))
 
 
+def at_most(split, count):
+    """Indices of all images of a split, or of a stratified choice of `count` where it has more."""
+    return np.arange(len(split)) if len(split) <= count else stratified(split.labels, count, seed=0)
+
+
 def carve(labels, count):
     """Takes `count` images out of a split, stratified and always the same: `(indices left, indices taken)`."""
     taken = stratified(labels, count, seed=SPLIT_SEED)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from cifar_keras import artifacts, results
 from cifar_keras.config import ConfigError, Limits, RunConfig
 from cifar_keras.datasets import load
-from cifar_keras.datasets.base import Dataset, Split, digests, stratified, take
+from cifar_keras.datasets.base import Dataset, Split, at_most, digests, take
 from cifar_keras.datasets.cifar import ARCHIVES
 from cifar_keras.datasets.folder import cache
 from cifar_keras.datasets.shapes import KINDS
@@ -269,7 +269,7 @@ def images_of(record, config, *, dataset, data_dir):
 
 def chosen(split):
     """Indices of the images whose embeddings are compared: all, or a stratified choice of `EMBEDDED`."""
-    return np.arange(len(split)) if len(split) <= EMBEDDED else stratified(split.labels, EMBEDDED, seed=0)
+    return at_most(split, EMBEDDED)
 
 
 def embedding_of(model):
