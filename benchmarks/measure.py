@@ -60,11 +60,16 @@ class Side:
     def ready(self):
         """Waits for the end of the warm-up; returns the side."""
         if self.pace is None and self.failure is None:
-            self.pace = self._answer()
+            (self.pace,) = self._answer() or (None,)
         return self
 
     def speed(self, *, seconds=0.0, what="", lead=1, steps=None):
-        """Images a second over a window, or None once the side has failed.
+        """Images a second over a window, or None once the side has failed; arguments as for `times`."""
+        times = self.times(seconds=seconds, what=what, lead=lead, steps=steps)
+        return len(times) * self.images / sum(times) if times else None
+
+    def times(self, *, seconds=0.0, what="", lead=1, steps=None):
+        """The seconds of each step of a window, or None once the side has failed.
 
         Args:
             seconds: of the window, about; at least one step is timed.
@@ -77,15 +82,14 @@ class Side:
         steps = steps or max(1, round(seconds / self.pace))
         self.process.stdin.write(f"{lead} {steps} {what}\n")
         self.process.stdin.flush()
-        if (taken := self._answer()) is None:
-            return None
-        self.pace = taken / steps  # better known than after the warm-up
-        return steps * self.images / taken
+        if times := self._answer():
+            self.pace = sum(times) / steps  # better known than after the warm-up
+        return times
 
     def _answer(self):
-        """The seconds that the process sends; what it said last where it ends instead."""
+        """The seconds that the process sends, a list; where it ends instead, None, and what it said last is kept."""
         if line := self.process.stdout.readline():
-            return float(line)
+            return [float(seconds) for seconds in line.split()]
         code = self.process.wait()
         self.errors.seek(0)
         said = [line.strip() for line in self.errors if line.strip()] or [f"exit code {code}"]

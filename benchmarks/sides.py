@@ -1,7 +1,7 @@
 """The processes that are compared: each is one side, endlessly taking steps, timed when the parent asks for it.
 
 Started by the other benchmarks: `python benchmarks/sides.py fit scratch_cnn`. A line on stdin, `<lead> <steps> <what>`,
-starts a window; the answer is the seconds of the steps, without those of the lead. The end of stdin ends the process.
+starts a window; the answer is the seconds of each step, without those of the lead. The end of stdin ends the process.
 """
 
 import os
@@ -27,15 +27,16 @@ class Clock:
         self.answers = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)  # whatever the libraries print goes elsewhere
         self.count, self.lead, self.steps, self.what = 0, lead, 1, ""
-        self.start = time.perf_counter()
+        self.ends = [time.perf_counter()]
 
     def step(self):
         """To be called after every step."""
         self.count += 1
-        if self.count == self.lead:
-            self.start = time.perf_counter()
+        if self.count <= self.lead:
+            self.ends.clear()
+        self.ends.append(time.perf_counter())
         if self.count == self.lead + self.steps:
-            print(time.perf_counter() - self.start, file=self.answers, flush=True)
+            print(*np.diff(self.ends), file=self.answers, flush=True)
             self.wait()
 
     def wait(self):
@@ -45,7 +46,7 @@ class Clock:
             os._exit(0)  # out of the midst of `fit`
         lead, steps, self.what = line.rstrip("\n").split(" ", 2)
         self.count, self.lead, self.steps = 0, int(lead), int(steps)
-        self.start = time.perf_counter()
+        self.ends = [time.perf_counter()]
 
 
 def noise(count):

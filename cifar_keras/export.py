@@ -267,8 +267,9 @@ def _quantize_onnx(path, calibration):
             str(path),
             Reader(),
             per_channel=True,
-            op_types_to_quantize=["Conv", "MatMul", "Gemm"],
+            op_types_to_quantize=["Conv", "MatMul", "Gemm", "Relu"],
             weight_type=quantization.QuantType.QInt8,
+            activation_type=quantization.QuantType.QUInt8,  # signed ones leave onnxruntime's convolutions in float32
         )
 
 

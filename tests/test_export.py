@@ -67,6 +67,27 @@ def test_every_format_says_what_the_model_says(own, to, tmp_path, monkeypatch):
     assert ratio > 3 if form.int8 else ratio < 1.3
 
 
+def test_int8_convolutions_of_onnx_are_computed_in_int8(tmp_path):
+    """Also those whose input somebody else reads too, as in a residual block."""
+    needed("onnx-int8")
+    import onnx
+    import onnxruntime
+
+    inputs = keras.Input((16, 16, 3))
+    x = shortcut = layers.Conv2D(8, 3, activation="relu", padding="same")(inputs)
+    x = layers.Conv2D(8, 1)(layers.Conv2D(8, 3, activation="relu", padding="same")(x))
+    x = layers.ReLU()(layers.Add()([x, shortcut]))
+    keras.Model(inputs, layers.Dense(3, activation="softmax")(layers.Flatten()(x))).save(tmp_path / "a.keras")
+    classifier = inference.load(tmp_path / "a.keras", scaling="unit")
+    calibration = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype="uint8")
+    export.convert(classifier, "onnx-int8", tmp_path / "a.onnx", calibration)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    onnxruntime.InferenceSession(str(tmp_path / "a.onnx"), options)
+    nodes = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert nodes.count("QLinearConv") == 3 and "Conv" not in nodes and "FusedConv" not in nodes, nodes
+
+
 @pytest.mark.parametrize("to", ["onnx", "litert"])
 def test_a_model_from_elsewhere_takes_its_scaling_and_softmax_along(to, tmp_path):
     needed(to)
