@@ -72,7 +72,16 @@ def sizes(name, files, notes):
 
 
 def timed(name, files, *, count, rounds, lead, calls):
-    """The rows of one batch size: latency of a call, or images a second. In `lead` calls a side gets the caches back."""
+    """The rows of one batch size: latency of a call, or images a second.
+
+    Args:
+        name: of the model.
+        files: its path in every format.
+        count: images in a batch.
+        rounds: windows of each side.
+        lead: calls before a window, in which a side gets the caches back.
+        calls: in a window.
+    """
     turns = {to: Turn(Side(("serve", str(path), str(count)), images=count)) for to, path in files.items()}
     if measure.installed("torch"):
         sides = {one: Side(("torch_predict", name, one, str(count)), images=count) for one in LAYOUTS}
