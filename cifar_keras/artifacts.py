@@ -120,9 +120,16 @@ def _layers_with_weights(group):
 
 @contextlib.contextmanager
 def reading(path):
-    """Turns whatever a file that is no whole model makes its readers raise into a sentence that names the file."""
+    """As `using`, for a file that is to be read."""
     if not path.is_file():
         raise ConfigError(f"The model must be a file. Received: {str(path)!r}, which is none.")
+    with using(path):
+        yield
+
+
+@contextlib.contextmanager
+def using(path):
+    """Turns whatever a file that is no whole model makes its readers raise into a sentence that names the file."""
     try:
         yield
     except ConfigError as error:
@@ -130,9 +137,11 @@ def reading(path):
             raise
         raise ConfigError(f"{path} can't be used. {error}") from error
     except Exception as error:  # a damaged file makes h5py, zipfile, Keras and the runtimes raise nearly anything
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = reason if len(reason) <= 200 else f"{reason[:90]} ... {reason[-105:]}"
         raise ConfigError(
-            f"{path} must be a whole saved model. Received: one that can't be loaded ({reason}). Save or copy it again."
+            f"{path} must be a whole saved model. Received: one that can't be loaded or run ({reason}). "
+            "Save or copy it again."
         ) from error
 
 

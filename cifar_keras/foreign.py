@@ -40,7 +40,7 @@ LEFT_OUT = {  # what Keras 2 stored and Keras 3 does not take, with the one valu
     "time_major": False,
     "trainable": ...,
 }
-MAX_VALUES = 2**27  # that one layer may put out for one image: 512 MiB in float32
+MAX_VALUES = 2**25  # that one layer may put out for one image: 128 MiB in float32, 8 GiB for 64 images
 
 
 def checked(config):

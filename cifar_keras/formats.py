@@ -1,7 +1,9 @@
 """Opening a model's file in any format: `.keras`, `.h5`, `.onnx`, `.tflite`. What comes out looks the same."""
 
+import dataclasses
 import importlib
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +13,13 @@ import numpy as np
 
 from cifar_keras import artifacts
 from cifar_keras.config import ConfigError
+from cifar_keras.foreign import MAX_VALUES
 from cifar_keras.images import MAX_PIXELS
 from cifar_keras.runtime import cores, silent
 
 CUSTOM, ARCHITECTURE = "_custom.h5", "_architecture.json"
 EXTRAS = {"onnxruntime": "onnx", "tf2onnx": "onnx", "ai_edge_litert.interpreter": "litert"}
+MAX_BYTES = 2**32  # that onnxruntime may take for what its layers put out
 DTYPES = ("uint8", "float32")
 SCALING = (keras.layers.Rescaling, keras.layers.Normalization)
 
@@ -53,7 +57,7 @@ class Network:
 def open_network(path):
     """Opens a model's file; a weights-alone `_custom.h5` with the `_architecture.json` beside it.
 
-    Returns: `Network`.
+    Returns: `Network`; its `run` raises ConfigError where the file turns out to be damaged.
     Raises: ConfigError where the file is none, is damaged, would run code, or holds no classifier of RGB images.
     """
     path = Path(path)
@@ -62,7 +66,13 @@ def open_network(path):
             f"The model must be a file that ends in {', '.join(OPENERS)}, or a run id. Received: {str(path)!r}."
         )
     with artifacts.reading(path):
-        return OPENERS[path.suffix](path)
+        network = OPENERS[path.suffix](path)
+
+    def run(images):
+        with artifacts.using(path):  # some damage shows no sooner
+            return network.run(images)
+
+    return dataclasses.replace(network, run=run)
 
 
 def imported(module):
@@ -100,7 +110,11 @@ def _onnx(path):
     onnxruntime = imported("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = cores(), 4
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    arena = onnxruntime.OrtArenaCfg({"max_mem": MAX_BYTES})
+    kind = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    onnxruntime.create_and_register_allocator(onnxruntime.OrtMemoryInfo("Cpu", *kind), arena)
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0)
     if len(session.get_inputs()) != 1 or len(session.get_outputs()) != 1:
         raise _no_classifier(f"{len(session.get_inputs())} inputs and {len(session.get_outputs())} outputs")
     (inside,), (outside,) = session.get_inputs(), session.get_outputs()
@@ -120,6 +134,8 @@ def _litert(path):
     if len(interpreter.get_input_details()) != 1 or len(interpreter.get_output_details()) != 1:
         raise _no_classifier("several inputs or outputs")
     (inside,), (outside,) = interpreter.get_input_details(), interpreter.get_output_details()
+    if (most := max(math.prod(map(int, one["shape"])) for one in interpreter.get_tensor_details())) > MAX_VALUES:
+        raise ConfigError(f"A layer must put out at most {MAX_VALUES:,} values for an image. Received: {most:,}.")
     state = {"batch": None}
 
     def run(images):

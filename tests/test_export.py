@@ -160,6 +160,48 @@ def test_broken_files_are_named(name, tmp_path):
             inference.load(tmp_path / name)
 
 
+def test_a_litert_layer_that_puts_out_too_much_is_refused(tmp_path):
+    needed("litert")
+    x = layers.Rescaling(1.0, dtype="float32")(inputs := keras.Input((8, 8, 3), dtype="uint8"))
+    model = keras.Model(inputs, layers.GlobalMaxPooling2D()(layers.UpSampling2D(3000)(x)))
+    export.CONVERTERS[".tflite"](model, tmp_path / "huge.tflite", None, {})
+    with pytest.raises(ConfigError, match="huge.tflite.*at most 33,554,432 values"):
+        inference.load(tmp_path / "huge.tflite")
+
+
+def test_onnx_gets_no_more_memory_than_it_may(tmp_path):
+    """However the graph comes by its shapes."""
+    needed("onnx")
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    nodes = [
+        helper.make_node("ConstantOfShape", ["count"], ["zeros"]),
+        helper.make_node("ReduceMax", ["zeros"], ["zero"], keepdims=0),
+        helper.make_node("ReduceMean", ["image"], ["means"], axes=[1, 2], keepdims=0),
+        helper.make_node("Add", ["means", "zero"], ["scores"]),
+    ]
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [None, 8, 8, 3])
+    scores = helper.make_tensor_value_info("scores", TensorProto.FLOAT, [None, 3])
+    for count in (10, formats.MAX_BYTES // 4 + 1):
+        graph = helper.make_graph(nodes, "g", [image], [scores], [numpy_helper.from_array(np.array([count]), "count")])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        save(model, tmp_path / f"{count}.onnx")
+    assert inference.load(tmp_path / "10.onnx").predict(np.zeros((1, 8, 8, 3), "uint8")).shape == (1, 3)
+    with pytest.raises(ConfigError, match="Available memory of .* is smaller than requested"):
+        inference.load(tmp_path / f"{count}.onnx")
+
+
+def test_a_damaged_onnx_leaves_standard_output_alone(own, tmp_path, capfd):
+    needed("onnx")
+    export.convert(own, "onnx", tmp_path / "whole.onnx", None)
+    content = (tmp_path / "whole.onnx").read_bytes()
+    (tmp_path / "a.onnx").write_bytes(content.replace(b'"contract"', b'"\xff\xffntract"'))
+    capfd.readouterr()
+    with pytest.raises(ConfigError, match="a.onnx must be a whole saved model"):
+        inference.load(tmp_path / "a.onnx")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_the_command_writes_beside_the_model_and_tells_the_check(own, capsys):
     needed("litert")
     with pytest.raises(SystemExit) as ended:

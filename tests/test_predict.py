@@ -192,6 +192,16 @@ def test_broken_models_are_named_in_a_sentence(paths, folder, tmp_path, capsys):
         assert path.name in err and said in err and err.count("\n") == 1 and not out, err
 
 
+def test_damage_that_shows_when_the_model_runs_is_named(folder, tmp_path, capsys):
+    pooled = layers.MaxPooling2D(2)(inputs := keras.Input((8, 8, 3)))
+    keras.Model(inputs, layers.GlobalAveragePooling2D()(pooled)).save(tmp_path / "strides.h5")
+    with h5py.File(tmp_path / "strides.h5", "a") as file:
+        file.attrs["model_config"] = file.attrs["model_config"].replace('"strides": [2, 2]', '"strides": [1e30, 2]')
+    assert run(tmp_path / "strides.h5", folder) == 2
+    out, err = capsys.readouterr()
+    assert "strides.h5 must be a whole saved model" in err and err.count("\n") == 1 and not out, err
+
+
 def test_a_truncated_h5_is_named(paths, folder, tmp_path, capsys):
     whole = paths.h5.read_bytes()
     for share in (0.1, 0.5, 0.9):
