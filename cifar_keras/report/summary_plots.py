@@ -143,7 +143,10 @@ def transfer(family, path, points):
         panel.set_xticks([], minor=True)
         seeds = mean(len(runs) for *_, runs in points)
         panel.set(xlabel="labelled images a class", ylabel=f"test accuracy, n = {family.first['test_n']:,}")
-        panel.set_title(f"{seeds:.2g} seeds a point, 95% intervals", fontsize=9, color=GREY)
+        drawn = (
+            "one seed a point, 95% intervals over images" if seeds == 1 else f"{seeds:.2g} seeds a point, 95% intervals"
+        )
+        panel.set_title(drawn, fontsize=9, color=GREY)
         _shares(panel.yaxis)
         without_frame(panel, "both")
         panel.legend(frameon=False)
