@@ -4,6 +4,7 @@ Whatever the model was, what is written takes uint8 RGB at the model's size and 
 and softmax that a model from elsewhere lacks become part of it. Class names and provenance stand inside.
 """
 
+import gc
 import json
 import math
 import tempfile
@@ -26,6 +27,7 @@ from cifar_keras.formats import imported
 from cifar_keras.runtime import silent
 
 CALIBRATED = 256  # training images that int8 ranges are taken from
+AT_ONCE = 8  # of them: onnxruntime keeps every layer's output meanwhile, at 224 pixels 0.2 GB an image
 CHECKED, CHECKED_LARGE, LARGE = 1000, 500, 128  # validation images; of models that see so many pixels a side or more
 NEEDED = {".onnx": ("tf2onnx", "onnxruntime"), ".tflite": ("ai_edge_litert.interpreter",)}
 
@@ -238,6 +240,7 @@ def _to_onnx(model, path, calibration, note):
         warnings.simplefilter("ignore")  # tf2onnx looks for what NumPy 2 no longer has
         signature = [keras.InputSpec(shape=model.input_shape, dtype="uint8", name="image")]
         model.export(path, format="onnx", verbose=False, input_signature=signature)
+    gc.collect()  # tf2onnx leaves gigabytes in cycles
     if calibration is not None:
         _quantize_onnx(path, calibration)
     graph = onnx.load(path)
@@ -253,7 +256,7 @@ def _quantize_onnx(path, calibration):
     (inside,) = InferenceSession(str(path), providers=["CPUExecutionProvider"]).get_inputs()
 
     class Reader(quantization.CalibrationDataReader):
-        blocks = inference.batched(calibration, inference.BATCH)
+        blocks = inference.batched(calibration, AT_ONCE)
 
         def get_next(self):
             block = next(self.blocks, None)
