@@ -19,6 +19,7 @@ from cifar_keras.units import printable
 
 GOES_ON = "the same command, without `--fresh`, goes on after the last finished epoch"
 MODEL = "a .keras, .h5, .onnx or .tflite file, a run id, or an experiment (its newest run)"
+SIDE = "side of the images, for a model that takes any size"
 EXPORTS = ("onnx", "onnx-int8", "litert", "litert-int8")
 PRECISIONS = ("auto", "float32", "mixed_float16", "mixed_bfloat16")
 
@@ -259,11 +260,14 @@ def _parser():
     inspect.add_argument("model", metavar="MODEL", help=MODEL)
     add_options(inspect, only=("root", "verbose"))
     export = verb("export", "a saved model as ONNX or LiteRT, also with 8-bit integers, checked on validation images")
-    export.add_argument("model", metavar="MODEL", help=MODEL)
+    export.add_argument("model", metavar="MODEL", help=MODEL.replace(", .h5, .onnx or .tflite", " or .h5"))
     export.add_argument("--to", required=True, choices=EXPORTS, help="the format")
     export.add_argument("--output", metavar="FILE", help="default: beside the model")
     export.add_argument("--input-scaling", metavar="NAME", help="as for predict")
-    add_options(export, only=("dataset", "data_dir", "image_size", "root", "verbose"))
+    export.add_argument("--image-size", type=positive, metavar="PIXELS", help=SIDE)
+    checked = "the images that it is checked on, as for an experiment (default: those the model was trained on)"
+    export.add_argument("--dataset", metavar="NAME|DIR", help=checked)
+    add_options(export, only=("data_dir", "root", "verbose"))
     report = verb("report", "the study on one page: results/report/index.html")
     for of_runs in (explain, report):
         of_runs.add_argument("--dataset", metavar="DIR", help="the folder of the images, for runs on one")
@@ -287,7 +291,8 @@ def _add_predict(parser):
     )
     text = "of the pixels, for models from elsewhere: raw ([0, 255], the default), unit, half, zscore, torch or caffe"
     parser.add_argument("--input-scaling", metavar="NAME", help=text)
-    add_options(parser, only=("image_size", "root", "verbose"))
+    parser.add_argument("--image-size", type=positive, metavar="PIXELS", help=SIDE)
+    add_options(parser, only=("root", "verbose"))
 
 
 def _dispatch(options, arguments, rest):
