@@ -125,6 +125,8 @@ def rounds_of(turns, *, rounds, seconds, lead=1):
     Returns: lists of images a second by name, an entry a round; empty for a side that failed.
     """
     speeds = {name: [] for name in turns}
+    for turn in turns.values():
+        turn.side.ready()  # or the first windows would share the machine with those that still start
     for _ in range(rounds):
         for name, turn in turns.items():
             speed = turn.side.speed(seconds=seconds, what=turn.what, lead=lead)

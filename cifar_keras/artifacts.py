@@ -6,6 +6,7 @@ file carries its provenance (class names, run id, this contract): the `.keras` a
 """
 
 import contextlib
+import io
 import json
 import zipfile
 from pathlib import Path
@@ -18,7 +19,7 @@ from cifar_keras import foreign
 from cifar_keras.config import ConfigError
 from cifar_keras.files import replacing, write_json, write_text
 
-MEMBER = "provenance.json"
+MEMBER, WEIGHTS = "provenance.json", "model.weights.h5"  # of a `.keras`; the second is Keras' own
 ATTRIBUTE = "provenance"
 MAX_EXPANSION = 10  # times its size that an archive may unpack to; weights hardly compress
 CONTRACT = "input: RGB in [0, 255], uint8 (batch, height, width, 3); output: float32 probabilities (batch, classes)"
@@ -78,6 +79,8 @@ def load(path):
         if path.suffix == ".keras":
             foreign.checked(config := json.loads(_member(path, "config.json")))
             foreign.check_size(config, path.stat().st_size)
+            with h5py.File(io.BytesIO(_member(path, WEIGHTS))) as file:
+                _check_datasets(file, path.stat().st_size)
             return keras.saving.load_model(path, compile=False, safe_mode=True)
         with h5py.File(path) as file:
             description = file.attrs.get("model_config")
@@ -97,6 +100,8 @@ def rebuild(architecture, weights):
 
 def _with_weights(description, path):
     """The model of a description, with the weights in a `.h5`: by name, since Keras 2 and 3 may order layers apart."""
+    with h5py.File(path) as file:
+        _check_datasets(file, path.stat().st_size)
     config = foreign.to_keras3(json.loads(description))
     foreign.check_size(config, path.stat().st_size)
     model = foreign.build(config)
@@ -109,6 +114,20 @@ def _with_weights(description, path):
             f"{len(needed)}; first difference: {min(stored ^ needed)!r}."
         )
     return model
+
+
+def _check_datasets(file, stored_bytes):
+    """Refuses weights that stand in other files, or that claim to be far larger than their own.
+
+    Raises: ConfigError for one of these.
+    """
+    found = []
+    file.visititems(lambda _, item: found.append(item) if isinstance(item, h5py.Dataset) else None)
+    if elsewhere := [item.name for item in found if item.external or item.is_virtual]:
+        raise ConfigError(f"The weights must stand in the file itself. Received: {elsewhere[0]!r}, which does not.")
+    claimed, most = sum((item.size or 0) * item.dtype.itemsize for item in found), MAX_EXPANSION * stored_bytes
+    if claimed > most:
+        raise ConfigError(f"The weights must unpack to at most {most:,} bytes. Received: {claimed:,}.")
 
 
 def _layers_with_weights(group):

@@ -18,7 +18,8 @@ from cifar_keras.paths import PROJECT
 from cifar_keras.units import printable
 
 GOES_ON = "the same command, without `--fresh`, goes on after the last finished epoch"
-MODEL = "a .keras, .h5, .onnx or .tflite file, a run id, or an experiment (its newest run)"
+MODEL = "a {} file, a run id, or an experiment (its newest run)"
+ANY_MODEL, KERAS_MODEL = MODEL.format(".keras, .h5, .onnx or .tflite"), MODEL.format(".keras or .h5")
 SIDE = "side of the images, for a model that takes any size"
 EXPORTS = ("onnx", "onnx-int8", "litert", "litert-int8")
 PRECISIONS = ("auto", "float32", "mixed_float16", "mixed_bfloat16")
@@ -257,10 +258,10 @@ def _parser():
     explain.add_argument("--layer", metavar="NAME", help="of Grad-CAM (default: the last one with places)")
     _add_predict(verb("predict", "what a saved model says of images"))
     inspect = verb("inspect", "what a saved model is: layers, input, classes, provenance, size")
-    inspect.add_argument("model", metavar="MODEL", help=MODEL)
+    inspect.add_argument("model", metavar="MODEL", help=ANY_MODEL)
     add_options(inspect, only=("root", "verbose"))
     export = verb("export", "a saved model as ONNX or LiteRT, also with 8-bit integers, checked on validation images")
-    export.add_argument("model", metavar="MODEL", help=MODEL.replace(", .h5, .onnx or .tflite", " or .h5"))
+    export.add_argument("model", metavar="MODEL", help=KERAS_MODEL)
     export.add_argument("--to", required=True, choices=EXPORTS, help="the format")
     export.add_argument("--output", metavar="FILE", help="default: beside the model")
     export.add_argument("--input-scaling", metavar="NAME", help="as for predict")
@@ -279,7 +280,7 @@ def _parser():
 
 
 def _add_predict(parser):
-    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    parser.add_argument("model", metavar="MODEL", help=ANY_MODEL)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders, patterns; - for standard input")
     parser.add_argument("--top", type=positive, default=3, metavar="K", help="classes named for an image (default 3)")
     form = parser.add_mutually_exclusive_group()

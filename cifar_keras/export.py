@@ -76,12 +76,17 @@ class Check:
     agreement: float
     accuracy: tuple[float, float] | None
 
+    @property
+    def lost(self):
+        """Accuracy lost by the exported model, as a share of the images; None without labels."""
+        return self.accuracy and round((self.accuracy[1] - self.accuracy[0]) * self.images) / self.images
+
     def within(self, form):
         """Whether it stays in the bounds of a `Format`."""
         if self.accuracy is None:
             alike = self.agreement >= form.agreement
         else:
-            alike = self.accuracy[1] - self.accuracy[0] <= form.loss
+            alike = self.lost <= form.loss
         return alike and self.difference <= form.difference
 
     def __str__(self):
@@ -152,7 +157,7 @@ def convert(classifier, to, path, calibration):
 
 def _own_dataset(classifier):
     name = classifier.provenance.get("config", {}).get("dataset")
-    if name is None:
+    if not isinstance(name, str):
         raise ConfigError("`--dataset` must name the images on which the new file is checked. Received: none.")
     return name
 
@@ -185,10 +190,8 @@ def check_of(new, old, labels):
 
 def exportable(classifier):
     """The whole of a classifier as one model of operations that the converters know: uint8 RGB to probabilities."""
-    model = keras.models.clone_model(classifier.network.model, clone_function=_exportable_layer)
-    for layer in classifier.network.model.layers:
-        if layer.weights and not isinstance(layer, layers.Normalization):
-            model.get_layer(layer.name).set_weights(layer.get_weights())
+    model = keras.models.clone_model(classifier.network.model, clone_function=_exportable_layer, recursive=True)
+    _copy_weights(classifier.network.model, model)
     model.trainable = False  # or the graph would hold what moves BatchNorm's statistics
     if "contract" in classifier.provenance:
         return model
@@ -196,6 +199,15 @@ def exportable(classifier):
     x = layers.Rescaling(1.0, dtype="float32")(x)
     x = model(x if classifier.scaling == "raw" else _exportable_scale(x, classifier.scaling))
     return keras.Model(inputs, layers.Softmax(dtype="float32")(x) if classifier.logits else x, name=model.name)
+
+
+def _copy_weights(model, copy):
+    """Gives a copy made by `_exportable_layer` its weights, those of models within included."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            _copy_weights(layer, copy.get_layer(layer.name))
+        elif layer.weights and not isinstance(layer, layers.Normalization):
+            copy.get_layer(layer.name).set_weights(layer.get_weights())
 
 
 def _exportable_scale(x, scaling):

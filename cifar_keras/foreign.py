@@ -24,6 +24,7 @@ REFUSED = {
     "FlaxLayer": CODE,
     "StringLookup": CODE,
     "IntegerLookup": CODE,
+    "IndexLookup": CODE,
     "TextVectorization": CODE,
     "TFOpLambda": "is an operation of TensorFlow, which Keras 3 can't load as a layer",
     "SlicingOpLambda": "is an operation of TensorFlow, which Keras 3 can't load as a layer",
@@ -66,6 +67,8 @@ def _check_object(kind, entry):
     name = inner.get("name", entry.get("name", kind)) if isinstance(inner, dict) else inner
     if kind in REFUSED:
         raise _refusal(name, kind, REFUSED[kind])
+    if not kind.isidentifier():  # Keras follows dots, so that `layers.Lambda` would be one
+        raise _refusal(name, kind, "is no name of a layer")
     registered, module = entry.get("registered_name"), entry.get("module")
     if module is not None and not f"{module}.".startswith(tuple(f"{home}." for home in HOMES)):
         raise _refusal(name, kind, f"belongs to {module}, not to Keras")
@@ -230,10 +233,27 @@ def check_size(config, stored_bytes):
                 f"The file must hold the weights that its layers need. Received: {stored_bytes:,} bytes for "
                 f"{weights:,} weights. It is damaged or made up."
             )
-        for layer in model.layers:
-            for output in keras.tree.flatten(layer.output):
-                if (values := math.prod(side or 1 for side in output.shape[1:])) > MAX_VALUES:
-                    raise ConfigError(
-                        f"A layer must put out at most {MAX_VALUES:,} values for an image. Received: {layer.name!r} "
-                        f"with {values:,}."
-                    )
+        _check_outputs(model)
+
+
+def check_outputs(model, size):
+    """Refuses a model that takes images of any size where it needs too much memory for one.
+
+    Args:
+        model: a `keras.Model` whose input leaves height and width open.
+        size: `(height, width)`.
+    Raises: ConfigError for a layer that puts out more than `MAX_VALUES` for an image.
+    """
+    with keras.StatelessScope(initialize_variables=False):
+        _check_outputs(keras.models.clone_model(model, input_tensors=keras.Input((*size, 3), dtype=model.input.dtype)))
+
+
+def _check_outputs(model):
+    """Looks at every call of every layer, those of models within included."""
+    for layer in model._flatten_layers(include_self=False):
+        for output in keras.tree.flatten([node.output_tensors for node in layer._inbound_nodes]):
+            if (values := math.prod(side or 1 for side in output.shape[1:])) > MAX_VALUES:
+                raise ConfigError(
+                    f"A layer must put out at most {MAX_VALUES:,} values for an image. Received: {layer.name!r} with "
+                    f"{values:,}."
+                )

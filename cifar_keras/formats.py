@@ -19,7 +19,8 @@ from cifar_keras.runtime import cores, silent
 
 CUSTOM, ARCHITECTURE = "_custom.h5", "_architecture.json"
 EXTRAS = {"onnxruntime": "onnx", "tf2onnx": "onnx", "ai_edge_litert.interpreter": "litert"}
-MAX_BYTES = 2**32  # that onnxruntime may take for what its layers put out
+NOTE = {"class_names": list, "config": dict, "contract": str}  # what is read of a file's provenance
+MAX_BYTES = 64 * 4 * MAX_VALUES  # that onnxruntime may take for what its layers put out: of 64 images, in float32
 DTYPES = ("uint8", "float32")
 SCALING = (keras.layers.Rescaling, keras.layers.Normalization)
 
@@ -67,6 +68,7 @@ def open_network(path):
         )
     with artifacts.reading(path):
         network = OPENERS[path.suffix](path)
+        _check_note(network.provenance)
 
     def run(images):
         with artifacts.using(path):  # some damage shows no sooner
@@ -134,8 +136,10 @@ def _litert(path):
     if len(interpreter.get_input_details()) != 1 or len(interpreter.get_output_details()) != 1:
         raise _no_classifier("several inputs or outputs")
     (inside,), (outside,) = interpreter.get_input_details(), interpreter.get_output_details()
-    if (most := max(math.prod(map(int, one["shape"])) for one in interpreter.get_tensor_details())) > MAX_VALUES:
-        raise ConfigError(f"A layer must put out at most {MAX_VALUES:,} values for an image. Received: {most:,}.")
+    _check_tensors(interpreter)
+    with silent():
+        interpreter.allocate_tensors()
+    _check_tensors(interpreter)  # the shapes that it came to, whatever the file said
     state = {"batch": None}
 
     def run(images):
@@ -150,6 +154,21 @@ def _litert(path):
 
     shapes = [[None if side == -1 else int(side) for side in end["shape_signature"]] for end in (inside, outside)]
     return Network(path, artifacts.provenance(path), *_sized(*shapes, np.dtype(inside["dtype"]).name), run)
+
+
+def _check_tensors(interpreter):
+    if (most := max(math.prod(map(int, one["shape"])) for one in interpreter.get_tensor_details())) > MAX_VALUES:
+        raise ConfigError(f"A layer must put out at most {MAX_VALUES:,} values for an image. Received: {most:,}.")
+
+
+def _check_note(note):
+    """Raises: ConfigError for provenance that is not as this project writes it."""
+    for name, kind in NOTE.items() if note is not None else ():
+        value = note.get(name, kind()) if isinstance(note, dict) else note
+        if not isinstance(note, dict) or not isinstance(value, kind):
+            raise ConfigError(f"Its provenance must hold {name} as {kind.__name__}. Received: {type(value).__name__}.")
+    if note and not all(isinstance(name, str) for name in note.get("class_names", ())):
+        raise ConfigError("Its provenance must name classes in words. Received: something else.")
 
 
 def _sized(inside, outside, dtype):

@@ -9,6 +9,7 @@ from PIL import Image, ImageOps
 from cifar_keras.config import ConfigError
 
 EXTENSIONS = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # of Pillow's: EPS would start an interpreter
 MAX_PIXELS = 2**26  # 8192 x 8192: 200 MB once decoded; a few kilobytes of PNG can claim far more
 
 
@@ -26,7 +27,7 @@ def decode(source, *, size=None):
     Raises: ImageError if it isn't an image, is damaged, or has more than `MAX_PIXELS` pixels.
     """
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS:,} are allowed")
             image = _rgb(ImageOps.exif_transpose(image))

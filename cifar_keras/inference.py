@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from cifar_keras import blocks
+from cifar_keras import blocks, foreign
 from cifar_keras.config import ConfigError
 from cifar_keras.datasets.base import Split
 from cifar_keras.formats import Network, open_network
@@ -83,7 +83,7 @@ def load(path, *, scaling=None, image_size=None):
         not go with the other arguments.
     """
     network = open_network(path)
-    note = network.provenance if isinstance(network.provenance, dict) else {}
+    note = network.provenance or {}
     if (size := network.size or image_size and (image_size, image_size)) is None:
         raise ConfigError(f"`--image-size` must be given, as {path} takes images of any size. Received: none.")
     if image_size not in (None, *size):
@@ -93,8 +93,10 @@ def load(path, *, scaling=None, image_size=None):
             f"`--input-scaling` is for models from elsewhere; {path} scales by itself. Received: {scaling}."
         )
     names = note.get("class_names") or [f"class {number}" for number in range(network.outputs)]
-    if not isinstance(names, list) or [type(name) for name in names] != [str] * network.outputs:
+    if len(names) != network.outputs:
         raise ConfigError(f"{path} must name its {network.outputs} classes. Received: {len(names)} names.")
+    if network.model and not network.size:
+        foreign.check_outputs(network.model, size)
     classifier = Classifier(network, tuple(names), note, size, logits=False).scaled(scaling or "raw")
     return dataclasses.replace(classifier, logits="contract" not in note and classifier._puts_out_logits())
 
@@ -129,7 +131,8 @@ class Classifier:
                 any size; also one array `(n, height, width, 3)`, or one path.
             batch_size: images at a time.
         Returns: float32 `(n, classes)`.
-        Raises: images.ImageError for an image that can't be decoded.
+        Raises: images.ImageError for an image that can't be decoded; ConfigError where the model can't be run, or needs
+            more than `formats.MAX_BYTES` in onnxruntime, which a smaller `batch_size` mends.
         """
         images = [images] if isinstance(images, str | bytes | os.PathLike) else images
         parts = [self.probabilities(np.stack(block)) for block in batched(map(self.pixels, images), batch_size)]

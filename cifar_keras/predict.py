@@ -125,9 +125,10 @@ def _inside(folder):
     for path, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
-            if Path(name).suffix.lower() in EXTENSIONS and not name.startswith("."):
+            file = os.path.join(path, name)
+            if Path(name).suffix.lower() in EXTENSIONS and not name.startswith(".") and os.path.isfile(file):
                 empty = False
-                yield os.path.join(path, name)
+                yield file
     if empty:
         yield _missing(folder, "a folder without images")
 
@@ -337,7 +338,7 @@ class Painter:
         from cifar_keras.explain.gradcam import overlay
 
         self.count += 1
-        name = printable(Path(prediction.image).stem).replace("/", "_")[:80]
+        name = os.fsencode(printable(Path(prediction.image).stem).replace("/", "_"))[:80].decode(errors="ignore")
         heat = self._map(prediction.pixels, prediction.probabilities.argmax())
         with replacing(self.folder / f"{self.count:06d}_{name}.png") as temporary:
             overlay(prediction.pixels, heat).save(temporary, format="png")

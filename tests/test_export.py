@@ -104,6 +104,19 @@ def test_a_model_from_elsewhere_takes_its_scaling_and_softmax_along(to, tmp_path
         np.testing.assert_allclose(other.predict(noise), classifier.predict(noise), atol=1e-4)
 
 
+def test_models_within_a_model_are_converted_too(tmp_path):
+    needed("onnx")
+    x = inner = keras.Input((8, 8, 3))
+    x = layers.Normalization(mean=(0.5, 0.4, 0.3), variance=(0.04, 0.05, 0.06))(x)
+    backbone = keras.Model(inner, layers.Conv2D(4, 3, activation="gelu")(x))
+    x = layers.GlobalAveragePooling2D()(backbone(inputs := keras.Input((8, 8, 3))))
+    keras.Model(inputs, layers.Dense(3, activation="softmax")(x)).save(tmp_path / "nested.keras")
+    classifier = inference.load(tmp_path / "nested.keras", scaling="unit")
+    export.convert(classifier, "onnx", tmp_path / "a.onnx", None)
+    noise = np.random.default_rng(1).integers(0, 256, (3, 8, 8, 3), dtype="uint8")
+    np.testing.assert_allclose(inference.load(tmp_path / "a.onnx").predict(noise), classifier.predict(noise), atol=1e-5)
+
+
 def test_a_format_too_far_from_the_original_is_not_written(own, tmp_path, monkeypatch):
     needed("litert")
     monkeypatch.setitem(export.CONVERTERS, ".tflite", _swapped(export.CONVERTERS[".tflite"]))
@@ -128,6 +141,7 @@ def test_bounds_count_difference_agreement_and_lost_accuracy():
     assert dataclasses.replace(good, agreement=0.8).within(form)
     assert not dataclasses.replace(good, agreement=0.89, accuracy=None).within(form)
     assert not dataclasses.replace(good, accuracy=(0.88, 0.9)).within(form)
+    assert dataclasses.replace(good, accuracy=(0.89, 0.9)).within(form), "one point exactly"
     assert not dataclasses.replace(good, difference=0.01).within(export.FORMATS["onnx"])
 
 
@@ -167,6 +181,19 @@ def test_a_litert_layer_that_puts_out_too_much_is_refused(tmp_path):
     export.CONVERTERS[".tflite"](model, tmp_path / "huge.tflite", None, {})
     with pytest.raises(ConfigError, match="huge.tflite.*at most 33,554,432 values"):
         inference.load(tmp_path / "huge.tflite")
+
+
+def test_a_litert_file_that_lies_about_its_shapes_is_refused(tmp_path):
+    needed("litert")
+    x = layers.Rescaling(1.0, dtype="float32")(inputs := keras.Input((8, 8, 3), dtype="uint8"))
+    model = keras.Model(inputs, layers.GlobalMaxPooling2D()(layers.UpSampling2D(500)(x)))
+    export.CONVERTERS[".tflite"](model, path := tmp_path / "forged.tflite", None, {})
+    details = formats.imported("ai_edge_litert.interpreter").Interpreter(model_path=str(path)).get_tensor_details()
+    true = max((one["shape"] for one in details), key=np.prod).astype("<i4")
+    assert (content := path.read_bytes()).count(true.tobytes()) == 1
+    path.write_bytes(content.replace(true.tobytes(), np.minimum(true, 2).tobytes()))
+    with pytest.raises(ConfigError, match="forged.tflite.*at most 33,554,432 values"):
+        inference.load(path)
 
 
 def test_onnx_gets_no_more_memory_than_it_may(tmp_path):

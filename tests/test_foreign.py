@@ -1,7 +1,9 @@
 """Models that Keras 2 wrote load and predict as they did there; what would run stored code is refused by name."""
 
 import copy
+import io
 import json
+import zipfile
 from pathlib import Path
 
 import h5py
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from cifar_keras import artifacts, foreign
+from cifar_keras import artifacts, foreign, inference
 from cifar_keras.config import ConfigError
 
 FOLDER = Path(__file__).parent / "keras2"
@@ -131,6 +133,72 @@ def test_a_layer_that_puts_out_too_much_is_refused():
     model = keras.Sequential([keras.Input((8, 8, 3)), layers.UpSampling2D(100_000, name="huge")])
     with pytest.raises(ConfigError, match="at most 33,554,432 values.*'huge'"):
         foreign.check_size(foreign.to_keras3(json.loads(model.to_json())), 10**9)
+
+
+@pytest.mark.parametrize("name", ["layers.Lambda", "layers.TFSMLayer", "layers.StringLookup"])
+def test_a_name_with_dots_leads_nowhere(name):
+    with pytest.raises(ConfigError, match="is no name of a layer"):
+        foreign.checked({"class_name": "Dense", "config": {"activation": {"class_name": name, "module": "keras"}}})
+
+
+def huge_within():
+    inner = keras.Sequential([keras.Input((8, 8, 3)), layers.UpSampling2D(3000, name="huge")])
+    return keras.Model(inputs := keras.Input((8, 8, 3)), layers.GlobalMaxPooling2D()(inner(inputs)))
+
+
+def huge_at_its_second_call():
+    shared = layers.UpSampling2D(100, name="huge")
+    return keras.Model(inputs := keras.Input((8, 8, 3)), layers.GlobalMaxPooling2D()(shared(shared(inputs))))
+
+
+@pytest.mark.parametrize("make", [huge_within, huge_at_its_second_call])
+def test_every_call_of_every_layer_counts(make):
+    with pytest.raises(ConfigError, match="at most 33,554,432 values"):
+        foreign.check_size(foreign.to_keras3(json.loads(make().to_json())), 10**9)
+
+
+def test_a_model_for_any_size_is_checked_for_the_size_it_gets(tmp_path):
+    large = layers.UpSampling2D(100, name="huge")(inputs := keras.Input((None, None, 3)))
+    keras.Model(inputs, layers.GlobalMaxPooling2D()(large)).save(tmp_path / "a.keras")
+    assert inference.load(tmp_path / "a.keras", image_size=4).size == (4, 4)
+    with pytest.raises(ConfigError, match="at most 33,554,432 values.*'huge'"):
+        inference.load(tmp_path / "a.keras", image_size=64)
+
+
+@pytest.mark.parametrize("ending", ["h5", "keras"])
+def test_weights_that_claim_to_be_large_take_no_memory(ending, tmp_path):
+    path = tmp_path / f"a.{ending}"
+    keras.Sequential([keras.Input((8, 8, 3)), layers.Flatten(), layers.Dense(3, name="dense")]).save(path)
+    if ending == "h5":
+        with h5py.File(path, "a") as file:
+            _claim_to_be_large(file)
+    else:
+        with zipfile.ZipFile(path) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        with h5py.File(weights := io.BytesIO(members["model.weights.h5"]), "a") as file:
+            _claim_to_be_large(file)
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in {**members, "model.weights.h5": weights.getvalue()}.items():
+                archive.writestr(name, content)
+    with pytest.raises(ConfigError, match="weights must unpack to at most .* Received: 800,"):
+        artifacts.load(path)
+
+
+def _claim_to_be_large(file):
+    """Puts a dataset without content in place of the first one."""
+    found = []
+    file.visititems(lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None)
+    del file[found[0]]
+    file.create_dataset(found[0], (200_000_000,), "float32", chunks=(1000,))
+
+
+def test_weights_in_another_file_are_refused(tmp_path):
+    keras.Sequential([keras.Input((8, 8, 3)), layers.Flatten(), layers.Dense(3)]).save(tmp_path / "a.h5")
+    (tmp_path / "secret").write_bytes(b"0" * 40)
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        file["model_weights"].create_dataset("there", (10,), "float32", external=[(str(tmp_path / "secret"), 0, 40)])
+    with pytest.raises(ConfigError, match="must stand in the file itself.*/model_weights/there"):
+        artifacts.load(tmp_path / "a.h5")
 
 
 def test_weights_of_other_layers_are_refused(tmp_path):

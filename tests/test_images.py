@@ -1,6 +1,7 @@
 """Whatever the file, RGB uint8 comes out, or a sentence that names the file."""
 
 import io
+import os
 
 import numpy as np
 import pytest
@@ -103,6 +104,17 @@ def test_damaged_files_are_named(tmp_path):
 def test_an_upload_without_a_name_gets_a_message_too():
     with pytest.raises(ImageError, match="The upload can't be decoded"):
         decode(b"no image")
+
+
+def test_no_interpreter_is_started_for_a_picture_in_postscript(tmp_path, monkeypatch):
+    marker, fake = tmp_path / "started", tmp_path / "gs"
+    fake.write_text(f"#!/bin/sh\ntouch {marker}\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+    with pytest.raises(ImageError, match="a.png can't be decoded"):
+        decode(tmp_path / "a.png")
+    assert not marker.exists()
 
 
 def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path, monkeypatch):

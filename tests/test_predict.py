@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -110,6 +111,13 @@ def test_nothing_that_can_be_predicted_is_bad_input(paths, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert run(paths.keras, tmp_path / "empty") == 2
     assert "a folder without images" in capsys.readouterr().err
+
+
+def test_only_files_of_a_folder_are_read_and_overlays_have_names_that_fit(paths, folder, tmp_path):
+    os.mkfifo(folder / "pipe.png")  # reading it would never end
+    (folder / "red" / "RGB.png").rename(folder / ("\u4e2d" * 80 + ".png"))
+    assert run(paths.keras, folder, "--gradcam", tmp_path / "overlays") == 0
+    assert len(list((tmp_path / "overlays").iterdir())) == 9
 
 
 def test_patterns_and_csv(paths, folder, capsys):
@@ -223,6 +231,18 @@ def test_what_is_no_classifier_of_images_is_refused(make, said, tmp_path):
     make().save(tmp_path / "a.keras")
     with pytest.raises(ConfigError, match=f"a.keras can't be used.*{said}"):
         inference.load(tmp_path / "a.keras")
+
+
+@pytest.mark.parametrize(
+    "note", [5, [1], "x", {"class_names": 5}, {"class_names": "red"}, {"class_names": [1, 2, 3]}, {"contract": 5}]
+)
+def test_provenance_of_another_kind_is_named(note, tmp_path, capsys):
+    colour_model().save(tmp_path / "a.keras")
+    with zipfile.ZipFile(tmp_path / "a.keras", "a") as archive:
+        archive.writestr(artifacts.MEMBER, json.dumps(note))
+    with pytest.raises(SystemExit) as ended:
+        cli.command(["inspect", str(tmp_path / "a.keras")])
+    assert ended.value.code == 2 and "Its provenance must" in capsys.readouterr().err
 
 
 def test_class_names_must_be_as_many_as_outputs(tmp_path):
