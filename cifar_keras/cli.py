@@ -5,6 +5,7 @@ TensorFlow is imported after `runtime.setup`, by what needs it; `--help`, `list`
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import os
 import signal
@@ -18,7 +19,7 @@ from cifar_keras.paths import PROJECT
 from cifar_keras.units import printable
 
 GOES_ON = "the same command, without `--fresh`, goes on after the last finished epoch"
-MODEL = "a {} file, a run id, or an experiment (its newest run)"
+MODEL = "a {} file, a run id, or an experiment (its newest model)"
 ANY_MODEL, KERAS_MODEL = MODEL.format(".keras, .h5, .onnx or .tflite"), MODEL.format(".keras or .h5")
 SIDE = "side of the images, for a model that takes any size"
 EXPORTS = ("onnx", "onnx-int8", "litert", "litert-int8")
@@ -186,16 +187,23 @@ def each(experiment, arguments, *, variants, seeds):
     return commands.combined(commands.series("runs", jobs, plan=[1] * len(jobs)))
 
 
-def guarded(function, *, verbose=False):
-    """Calls `function` and turns what it raises into a sentence on stderr and an exit code."""
-    signal.signal(signal.SIGTERM, _terminated)
+def guarded(function, *, verbose=False, goes_on=True):
+    """Calls `function` and turns what it raises into a sentence on stderr and an exit code.
+
+    Args:
+        function: takes nothing, returns an exit code.
+        verbose: also print where an unexpected error came from.
+        goes_on: whether the same command would continue where a signal ended it.
+    """
+    advice = f"; {GOES_ON}" if goes_on else ""
+    signal.signal(signal.SIGTERM, functools.partial(_terminated, advice))
     try:
         return function()
     except CifarKerasError as error:
         print(f"error: {printable(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print(f"\nstopped; {GOES_ON}", file=sys.stderr)
+        print(f"\nstopped{advice}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output went away, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -208,8 +216,8 @@ def guarded(function, *, verbose=False):
         return 3
 
 
-def _terminated(number, frame):
-    print(f"\nterminated; {GOES_ON}", file=sys.stderr)
+def _terminated(advice, number, _):
+    print(f"\nterminated{advice}", file=sys.stderr)
     sys.exit(128 + number)
 
 
@@ -226,7 +234,8 @@ def command(arguments=None):
     options, rest = _parser().parse_known_args(arguments)
     if rest and options.verb != "run":
         _parser().error(f"unrecognized arguments: {' '.join(rest)}")
-    sys.exit(guarded(lambda: _dispatch(options, arguments[1:], rest), verbose=getattr(options, "verbose", False)))
+    told = {"verbose": getattr(options, "verbose", False), "goes_on": options.verb in ("run", "study")}
+    sys.exit(guarded(lambda: _dispatch(options, arguments[1:], rest), **told))
 
 
 def _parser():

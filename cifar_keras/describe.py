@@ -57,7 +57,7 @@ def _classes(note, outputs):
 def _layers(model):
     """A line a layer, and how many weights there are."""
     if model is None:
-        return ["no layers are listed of this format"]
+        return ["the layers of this format are not listed"]
     rows = [(one.name, type(one).__name__, _shape(one.output), f"{one.count_params():,}") for one in model.layers]
     table = tabulate(rows, ("layer", "kind", "output", "weights"), "plain", colalign=("left", "left", "left", "right"))
     return [table, "", f"{len(model.layers)} layers, {model.count_params():,} weights"]

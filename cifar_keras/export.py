@@ -22,6 +22,8 @@ from cifar_keras import artifacts, blocks, inference
 from cifar_keras.config import ConfigError, RunFailedError
 from cifar_keras.datasets import load as load_dataset
 from cifar_keras.datasets.base import at_most, take
+from cifar_keras.datasets.cifar import ARCHIVES
+from cifar_keras.datasets.shapes import KINDS
 from cifar_keras.files import replacing
 from cifar_keras.formats import imported
 from cifar_keras.runtime import silent
@@ -121,7 +123,13 @@ def export(classifier, to, path, *, dataset=None, data_dir=None):
     with replacing(path) as temporary:
         print(f"converting {model.name} to {to}", flush=True)
         convert(classifier, to, temporary, calibration)
-        check = compared(classifier, inference.load(temporary), images, labels)
+        try:
+            exported = inference.load(temporary)
+        except ConfigError as error:
+            raise RunFailedError(
+                f"The converter must write what {to} can open. Received: a file that it can't ({error})."
+            ) from error
+        check = compared(classifier, exported, images, labels)
         if not check.within(form):
             raise RunFailedError(
                 f"{to} must lose at most {100 * form.loss:g} points of accuracy (without labels: agree on "
@@ -157,8 +165,13 @@ def convert(classifier, to, path, calibration):
 
 def _own_dataset(classifier):
     name = classifier.provenance.get("config", {}).get("dataset")
-    if not isinstance(name, str):
-        raise ConfigError("`--dataset` must name the images on which the new file is checked. Received: none.")
+    if name not in (*ARCHIVES, *KINDS):
+        known = (
+            f"the model was trained on a folder, {name}" if name else "the model does not say what it was trained on"
+        )
+        raise ConfigError(
+            f"`--dataset` must name the images on which the new file is checked. Received: none; {known}."
+        )
     return name
 
 

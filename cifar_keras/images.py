@@ -73,7 +73,7 @@ def _rgb(image):
 def _name(source):
     if isinstance(source, str | os.PathLike):
         return os.fspath(source)
-    return str(getattr(source, "name", "The upload"))
+    return str(getattr(source, "name", "The image"))
 
 
 def _reason(error):

@@ -81,13 +81,18 @@ def run(
     Raises: ConfigError where the model can't be used, or not in this way.
     """
     warnings.filterwarnings("ignore", module="PIL")  # damaged files are told of by name
+    if images.count(STANDARD_INPUT) > 1:
+        raise ConfigError("Standard input must be named once, as it holds one image. Received: `-` twice.")
+    if gradcam_folder is not None:
+        _make_folder(gradcam_folder)
     classifier = inference.load(find_model(model, root=root), scaling=scaling, image_size=image_size)
     found = list(sources(images))
     names = _labels(classifier, found) if labelled else None
     if not classifier.states_scaling and scaling is None:
         classifier = _with_best_scaling(classifier, found, names) if labelled else _as_they_are(classifier)
     painter = None if gradcam_folder is None else Painter(classifier, Path(gradcam_folder))
-    print(f"{len(found):,} images, {classifier.network.path.name}", file=sys.stderr, flush=True)
+    count = "1 image" if len(found) == 1 else f"{len(found):,} images"
+    print(f"{count}, {classifier.network.path.name}", file=sys.stderr, flush=True)
     tally = Tally(names or classifier.class_names)
     with tqdm(total=len(found), unit=" images", disable=None, leave=False) as bar:
         tell = Teller(form, tally.names, min(top, len(tally.names)), labelled=labelled)
@@ -102,8 +107,27 @@ def run(
     return tally.exit_code
 
 
+class Missing(ImageError):
+    """An argument names no image."""
+
+    def __init__(self, argument, received):
+        super().__init__(
+            f"IMAGE must be an image, a folder of images or a pattern. Received: {argument!r}, {received}."
+        )
+        self.argument = argument
+
+
+def _make_folder(folder):
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"`--gradcam` must be a folder, or the name of one to make. Received: {folder!r} ({error.strerror})."
+        ) from None
+
+
 def sources(arguments):
-    """Every image that the arguments name, in order: a path, '-', or an `ImageError` where they name none."""
+    """Every image that the arguments name, in order: a path, '-', or a `Missing` where they name none."""
     for argument in arguments:
         path = Path(argument)
         if argument == STANDARD_INPUT:
@@ -114,9 +138,9 @@ def sources(arguments):
             yield argument
         elif glob.has_magic(argument) and not path.exists():
             matches = sorted(glob.glob(argument, recursive=True))
-            yield from sources(matches) if matches else [_missing(argument, "a pattern that nothing matches")]
+            yield from sources(matches) if matches else [Missing(argument, "a pattern that nothing matches")]
         else:
-            yield _missing(argument, "no file" if path.exists() else "no such file")
+            yield Missing(argument, "no file" if path.exists() else "no such file")
 
 
 def _inside(folder):
@@ -130,11 +154,7 @@ def _inside(folder):
                 empty = False
                 yield file
     if empty:
-        yield _missing(folder, "a folder without images")
-
-
-def _missing(argument, received):
-    return ImageError(f"IMAGE must be an image, a folder of images or a pattern. Received: {argument!r}, {received}.")
+        yield Missing(folder, "a folder without images")
 
 
 def predictions(classifier, found, names=None):
@@ -156,11 +176,12 @@ def predictions(classifier, found, names=None):
 
 def _read(classifier, source, names):
     """The pixels of one source, or why there are none."""
-    if isinstance(source, ImageError):
-        return Prediction("", error=str(source))
+    if isinstance(source, Missing):
+        return Prediction(source.argument, error=str(source))
     label = None if names is None else Path(source).resolve().parent.name
     if label is not None and label not in names:
-        return Prediction(source, error=f"{source} must lie in a folder named after one of the model's classes.")
+        said = f"{source} must lie in a folder named after one of the model's classes. Received: {label!r}."
+        return Prediction(source, error=said)
     try:
         return Prediction(source, label, pixels=classifier.pixels(_piped() if source == STANDARD_INPUT else source))
     except ImageError as error:
@@ -175,15 +196,25 @@ def _piped():
     data = sys.stdin.buffer.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise ImageError(f"An image on standard input must have at most {MAX_BYTES:,} bytes. Received: more.")
-    return data
+    image = io.BytesIO(data)
+    image.name = "standard input"
+    return image
 
 
 def _labels(classifier, found):
-    """The names of the classes; of a model that names none, those of the folders, sorted, where they are as many."""
-    if "class_names" in classifier.provenance:
-        return classifier.class_names
+    """The names of the classes; of a model that names none, those of the folders, sorted, where they are as many.
+
+    Raises: ConfigError where the folders can't be the classes.
+    """
     paths = (source for source in found if isinstance(source, str) and source != STANDARD_INPUT)
     folders = sorted({Path(source).resolve().parent.name for source in paths})
+    if "class_names" in classifier.provenance:
+        if folders and not {*folders} & {*classifier.class_names}:
+            raise ConfigError(
+                "`--labels-from-folders` needs folders named after the model's classes "
+                f"({', '.join(classifier.class_names[:10])}). Received: {', '.join(folders[:10])}."
+            )
+        return classifier.class_names
     if len(folders) != len(classifier.class_names):
         raise ConfigError(
             f"`--labels-from-folders` needs a folder for each of the model's {len(classifier.class_names)} classes, as "
@@ -302,13 +333,15 @@ class Teller:
 
 
 def _csv_line(values):
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="").writerow([printable(value) if value is not None else "" for value in values])
-    return buffer.getvalue()
+    buffer = io.StringIO()  # the writer quotes a line's end within a value only where its own lines end so
+    csv.writer(buffer, lineterminator="\n").writerow(
+        [printable(value) if value is not None else "" for value in values]
+    )
+    return buffer.getvalue().removesuffix("\n")
 
 
 class Painter:
-    """Writes the Grad-CAM overlay of each image, `<number>_<name>.png`.
+    """Writes the Grad-CAM overlay of each image for its most probable class, `<number>_<name>_<class>.png`.
 
     Raises: ConfigError where the model has no gradient, or no layer with height and width.
     """
@@ -338,7 +371,9 @@ class Painter:
         from cifar_keras.explain.gradcam import overlay
 
         self.count += 1
-        name = os.fsencode(printable(Path(prediction.image).stem).replace("/", "_"))[:80].decode(errors="ignore")
-        heat = self._map(prediction.pixels, prediction.probabilities.argmax())
-        with replacing(self.folder / f"{self.count:06d}_{name}.png") as temporary:
+        chosen = prediction.probabilities.argmax()
+        names = (Path(prediction.image).stem, self.classifier.class_names[chosen])
+        short = (os.fsencode(printable(name).replace("/", "_"))[:80].decode(errors="ignore") for name in names)
+        heat = self._map(prediction.pixels, chosen)
+        with replacing(self.folder / f"{self.count:06d}_{'_'.join(short)}.png") as temporary:
             overlay(prediction.pixels, heat).save(temporary, format="png")

@@ -153,6 +153,21 @@ def test_files_that_are_no_models_of_a_run_are_refused(explained, tmp_path):
         analyse.find(str(weights), root=explained.root)
 
 
+def test_an_experiment_stands_for_its_newest_run_whose_model_is_there(tmp_path):
+    data = load("shapes", limits=Limits(40, 20, 20))
+    finished(tmp_path, data, run_id="run-1")
+    older = analyse.saved_model("exp4", root=tmp_path)
+    finished(tmp_path, data, run_id="run-2", variant="wide")
+    newer = analyse.saved_model("exp4", root=tmp_path)
+    assert newer != older and newer == analyse.saved_model("run-2", root=tmp_path)
+    for path in tmp_path.glob("M*/*wide*"):
+        path.unlink()
+    newer.unlink()
+    assert analyse.saved_model("exp4", root=tmp_path) == older
+    with pytest.raises(ConfigError, match="The model of run-2 must be"):
+        analyse.saved_model("run-2", root=tmp_path)
+
+
 def test_another_model_under_the_runs_name_is_refused(tmp_path):
     data = load("shapes", limits=Limits(60, 20, 40))
     record = finished(tmp_path, data)

@@ -120,8 +120,10 @@ def test_exit_codes_without_stack_traces(error, code, capsys):
     def failing():
         raise error
 
-    assert guarded(failing) == code
-    assert "Traceback" not in capsys.readouterr().err
+    for goes_on in (True, False):
+        assert guarded(failing, goes_on=goes_on) == code
+        err = capsys.readouterr().err
+        assert "Traceback" not in err and ("goes on" in err) == (goes_on and code == 130)
 
 
 def test_only_what_deviates_becomes_part_of_a_name():

@@ -163,6 +163,8 @@ def test_endings_and_images_must_be_right(own, tmp_path):
         export.export(own, "litert", tmp_path / "a.onnx", dataset="shapes")
     with pytest.raises(ConfigError, match="`--dataset` must name the images"):
         export.export(dataclasses.replace(own, provenance={}), "litert", tmp_path / "a.tflite")
+    with pytest.raises(ConfigError, match="Received: none; the model was trained on a folder, holidays"):
+        export.export(dataclasses.replace(own, provenance={"config": {"dataset": "holidays"}}), "litert")
 
 
 @pytest.mark.parametrize("name", ["a.onnx", "a.tflite"])

@@ -102,7 +102,7 @@ def test_damaged_files_are_named(tmp_path):
 
 
 def test_an_upload_without_a_name_gets_a_message_too():
-    with pytest.raises(ImageError, match="The upload can't be decoded"):
+    with pytest.raises(ImageError, match="The image can't be decoded"):
         decode(b"no image")
 
 

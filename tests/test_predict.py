@@ -1,5 +1,6 @@
 """Any saved model, any images: predicted, told, and where that can't be, said so in a sentence."""
 
+import csv
 import io
 import json
 import os
@@ -118,6 +119,29 @@ def test_only_files_of_a_folder_are_read_and_overlays_have_names_that_fit(paths,
     (folder / "red" / "RGB.png").rename(folder / ("\u4e2d" * 80 + ".png"))
     assert run(paths.keras, folder, "--gradcam", tmp_path / "overlays") == 0
     assert len(list((tmp_path / "overlays").iterdir())) == 9
+
+
+def test_a_line_s_end_in_a_name_stays_in_its_cell(paths, folder, capsys):
+    name = folder / "red" / "new\nline.png"
+    (folder / "red" / "RGB.png").rename(name)
+    assert run(paths.keras, name, "missing.png", "--csv", "--top", 1) == 1
+    header, first, second = csv.reader(io.StringIO(capsys.readouterr().out))
+    assert header[0] == "image" and first[0] == str(name)
+    assert second[0] == "missing.png" and "no such file" in second[-1]
+
+
+def test_what_can_t_go_on_is_said_before_anything_is_predicted(paths, folder, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for options, said in (
+        ([folder, "--gradcam", tmp_path / "file"], "`--gradcam` must be a folder"),
+        (["-", "-"], "Standard input must be named once"),
+    ):
+        assert run(paths.keras, *options) == 2
+        out, err = capsys.readouterr()
+        assert said in err and err.count("\n") == 1 and not out
+    (folder / "red").rename(folder / "ruby")
+    assert run(paths.keras, folder / "ruby", "--labels-from-folders") == 2
+    assert "(red, green, blue). Received: ruby." in capsys.readouterr().err
 
 
 def test_patterns_and_csv(paths, folder, capsys):

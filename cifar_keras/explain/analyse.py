@@ -190,12 +190,17 @@ def find(name, *, root, dataset=None, data_dir=None):
 
 
 def saved_model(name, *, root):
-    """The path of the saved model of a run id or an experiment (its newest run).
+    """The path of the saved model of a run id, or of an experiment: that of its newest run whose model is there.
 
     Raises: ConfigError where there is no such run, or its model is gone.
     """
-    record = _record(name, _finished(root))
-    return _model_of(record, None, Paths.of(RunConfig.restored(record["config"]), Path(root)))
+    missing = []
+    for record in _matching(name, records := _finished(root)):
+        try:
+            return _model_of(record, None, Paths.of(RunConfig.restored(record["config"]), Path(root)))
+        except ConfigError as error:
+            missing.append(error)
+    raise missing[0] if missing else _unknown(name, records)
 
 
 def _finished(root):
@@ -208,13 +213,23 @@ def _is_model(name):
 
 def _record(name, records):
     """The record that a run id, an experiment or a saved model's file stands for; the newest of an experiment."""
+    if (found := next(_matching(name, records), None)) is None:
+        raise _unknown(name, records)
+    return found
+
+
+def _matching(name, records):
+    """The records that a run id, an experiment or a saved model's file stands for, the newest first."""
     wanted = _owner(Path(name)) if _is_model(name) else name
     for record in reversed(records):
         number = f"{record['config'].get('number')}"
         if wanted in (record["run_id"], record["experiment"], f"exp{number}", number):
-            return record
+            yield record
+
+
+def _unknown(name, records):
     known = ", ".join(dict.fromkeys(record["run_id"] for record in records[-5:])) or "none has finished below this root"
-    raise ConfigError(
+    return ConfigError(
         f"RUN must be a run id, an experiment or a saved model of a recorded run. Received: {name!r}. Runs: {known}."
     )
 
