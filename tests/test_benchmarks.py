@@ -87,6 +87,9 @@ def test_the_fastest_turn_goes_on_and_the_others_end(measure):
         def __init__(self, speed):
             self.found, self.closed = speed, False
 
+        def ready(self):
+            return self
+
         def speed(self, **_):
             return self.found
 

@@ -164,7 +164,8 @@ def test_endings_and_images_must_be_right(own, tmp_path):
     with pytest.raises(ConfigError, match="`--dataset` must name the images"):
         export.export(dataclasses.replace(own, provenance={}), "litert", tmp_path / "a.tflite")
     with pytest.raises(ConfigError, match="Received: none; the model was trained on a folder, holidays"):
-        export.export(dataclasses.replace(own, provenance={"config": {"dataset": "holidays"}}), "litert")
+        from_a_folder = dataclasses.replace(own, provenance={"config": {"dataset": "holidays"}})
+        export.export(from_a_folder, "litert", tmp_path / "a.tflite")
 
 
 @pytest.mark.parametrize("name", ["a.onnx", "a.tflite"])

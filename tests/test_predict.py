@@ -161,7 +161,7 @@ def test_an_image_on_standard_input(paths, folder, capsys, monkeypatch):
 def test_overlays_are_pictures_of_every_image(paths, folder, tmp_path):
     assert run(paths.keras, folder / "red", "--gradcam", tmp_path / "cam") == 0
     pictures = sorted((tmp_path / "cam").iterdir())
-    assert [path.name for path in pictures] == ["000001_P.png", "000002_RGB.png", "000003_RGBA.png"]
+    assert [path.name for path in pictures] == ["000001_P_red.png", "000002_RGB_red.png", "000003_RGBA_red.png"]
     assert decode(pictures[0]).shape == (224, 224, 3)
 
 
@@ -395,7 +395,7 @@ def test_the_study_s_own_network_has_overlays(tmp_path):
     painter = predict.Painter(inference.load(paths.keras), tmp_path / "cam")
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype="uint8")
     painter.paint(predict.Prediction("a/b.png", probabilities=np.float32((0.2, 0.3, 0.5)), pixels=pixels))
-    assert (tmp_path / "cam" / "000001_b.png").is_file()
+    assert (tmp_path / "cam" / "000001_b_blue.png").is_file()
 
 
 def test_an_image_that_claims_to_be_huge_is_reported_and_takes_no_memory(paths, folder, capsys):
