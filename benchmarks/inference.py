@@ -88,11 +88,8 @@ def timed(name, files, *, count, rounds, lead, calls):
     turns = {}
     try:
         for to, command in commands.items():
-            turns[to] = Turn(Side(command, images=count).ready(), str(count))
-        windows = {to: [] for to in turns}
-        for _ in range(rounds):
-            for to, turn in turns.items():
-                windows[to] += filter(None, [turn.side.times(what=turn.what, lead=lead, steps=calls)])
+            turns[to] = Turn(Side(command, images=count), str(count))
+        windows = measure.rounds_of(turns, rounds=rounds, of="times", lead=lead, steps=calls)
         failures = {to: turn.side.failure for to, turn in turns.items()}
     finally:
         for turn in turns.values():

@@ -114,24 +114,24 @@ class Turn:
     what: str = ""
 
 
-def rounds_of(turns, *, rounds, seconds, lead=1):
+def rounds_of(turns, *, rounds, of="speed", **window):
     """Lets every side run in every round.
 
     Args:
         turns: `Turn` by name.
         rounds: how many windows each gets.
-        seconds: of a window.
-        lead: untimed steps before it.
-    Returns: lists of images a second by name, an entry a round; empty for a side that failed.
+        of: which method of `Side` is asked: 'speed' for images a second, 'times' for the seconds of each step.
+        window: arguments of that method.
+    Returns: lists of what it said by name, an entry a round; empty for a side that failed.
     """
-    speeds = {name: [] for name in turns}
+    found = {name: [] for name in turns}
     for turn in turns.values():
         turn.side.ready()  # or the first windows would share the machine with those that still start
     for _ in range(rounds):
         for name, turn in turns.items():
-            speed = turn.side.speed(seconds=seconds, what=turn.what, lead=lead)
-            speeds[name] += [speed] if speed else []
-    return speeds
+            said = getattr(turn.side, of)(what=turn.what, **window)
+            found[name] += [said] if said else []
+    return found
 
 
 @contextlib.contextmanager

@@ -20,10 +20,9 @@ from tqdm import tqdm
 
 from cifar_keras import artifacts, blocks, inference
 from cifar_keras.config import ConfigError, RunFailedError
+from cifar_keras.datasets import NAMES
 from cifar_keras.datasets import load as load_dataset
 from cifar_keras.datasets.base import at_most, take
-from cifar_keras.datasets.cifar import ARCHIVES
-from cifar_keras.datasets.shapes import KINDS
 from cifar_keras.files import replacing
 from cifar_keras.formats import imported
 from cifar_keras.runtime import silent
@@ -165,7 +164,7 @@ def convert(classifier, to, path, calibration):
 
 def _own_dataset(classifier):
     name = classifier.provenance.get("config", {}).get("dataset")
-    if name not in (*ARCHIVES, *KINDS):
+    if name not in NAMES:
         known = (
             f"the model was trained on a folder, {name}" if name else "the model does not say what it was trained on"
         )

@@ -163,11 +163,14 @@ def _check_tensors(interpreter):
 
 def _check_note(note):
     """Raises: ConfigError for provenance that is not as this project writes it."""
-    for name, kind in NOTE.items() if note is not None else ():
-        value = note.get(name, kind()) if isinstance(note, dict) else note
-        if not isinstance(note, dict) or not isinstance(value, kind):
+    if note is None:
+        return
+    if not isinstance(note, dict):
+        raise ConfigError(f"Its provenance must be an object. Received: {type(note).__name__}.")
+    for name, kind in NOTE.items():
+        if not isinstance(value := note.get(name, kind()), kind):
             raise ConfigError(f"Its provenance must hold {name} as {kind.__name__}. Received: {type(value).__name__}.")
-    if note and not all(isinstance(name, str) for name in note.get("class_names", ())):
+    if not all(isinstance(name, str) for name in note.get("class_names", ())):
         raise ConfigError("Its provenance must name classes in words. Received: something else.")
 
 

@@ -6,8 +6,9 @@ from cifar_keras.config import ConfigError, Limits
 from cifar_keras.datasets import cifar, folder, shapes
 from cifar_keras.datasets.base import Dataset, Rows, Split
 
-__all__ = ["CIFAR10", "Dataset", "Rows", "Split", "load"]
+__all__ = ["CIFAR10", "NAMES", "Dataset", "Rows", "Split", "load"]
 
+NAMES = (*cifar.ARCHIVES, *shapes.KINDS)  # of the datasets that have one; the others are paths of folders
 CIFAR10 = ("cifar10", "cifar10-jpeg")  # slugs of data that show CIFAR-10's images: published figures apply to these
 
 

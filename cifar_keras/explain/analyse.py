@@ -14,11 +14,9 @@ from tqdm import tqdm
 
 from cifar_keras import artifacts, results
 from cifar_keras.config import ConfigError, Limits, RunConfig
-from cifar_keras.datasets import load
+from cifar_keras.datasets import NAMES, load
 from cifar_keras.datasets.base import Dataset, Split, at_most, digests, take
-from cifar_keras.datasets.cifar import ARCHIVES
 from cifar_keras.datasets.folder import cache
-from cifar_keras.datasets.shapes import KINDS
 from cifar_keras.explain.activations import activations
 from cifar_keras.explain.base import NotApplicable
 from cifar_keras.explain.calibration import calibration
@@ -262,7 +260,7 @@ def images_of(record, config, *, dataset, data_dir):
     """
     subset = re.fullmatch(r"(.+?)-([^-]*\+.*|\d+classes-\w{6})", config.dataset)
     known = subset[1] if subset else config.dataset
-    if dataset is None and known not in (*ARCHIVES, *KINDS):
+    if dataset is None and known not in NAMES:
         raise ConfigError(
             f"`--dataset` must name the folder of {record['dataset']}, as {record['run_id']} used it. Received: none."
         )
