@@ -291,6 +291,7 @@ def facts(job, progress):
         "best_epoch": progress.best_epoch,
         "train_images": images,
         "training_seconds": round(seconds, 1),
+        "cpu_seconds": round(progress.cpu_seconds, 1),
         "cached_seconds": round(progress.feature_seconds(cached=True), 1),
         "images_per_second": round(progress.epochs * (images - images % batch) / seconds, 1) if seconds else None,
         "deterministic": config.deterministic,

@@ -34,6 +34,7 @@ class Progress:
         best_epoch: the one whose weights val selected, counted from 1.
         best: its (val accuracy, -val loss).
         seconds: wall time in `fit` so far.
+        cpu_seconds: processor time of this process in the same span, all threads together.
         history: lists by the names in HISTORY.
         features: what each file of features took, and where it came from: {name: {"seconds": 1.5, "cached": False}}.
     """
@@ -45,6 +46,7 @@ class Progress:
     best_epoch: int = 0
     best: tuple[float, float] = (-1.0, 0.0)
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     history: dict = field(default_factory=lambda: {name: [] for name in HISTORY})
     features: dict = field(default_factory=dict)
 
@@ -166,7 +168,7 @@ class Recorder(keras.callbacks.Callback):
         self.progress, self.resume, self.stage = progress, resume, stage
 
     def on_train_begin(self, logs=None):
-        self.mark = time.perf_counter()
+        self.mark, self.cpu_mark = time.perf_counter(), time.process_time()
 
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch = epoch
@@ -189,6 +191,7 @@ class Recorder(keras.callbacks.Callback):
         # From mark to mark: tracing the first step, validation and saving all count.
         progress, before, self.mark = self.progress, self.mark, time.perf_counter()
         seconds = self.mark - before
+        cpu_before, self.cpu_mark = self.cpu_mark, time.process_time()
         row = {
             **{name: float(value) for name, value in logs.items()},
             "epoch": epoch + 1,
@@ -202,6 +205,7 @@ class Recorder(keras.callbacks.Callback):
             progress.history.setdefault(name, []).append(value)
         progress.epochs = epoch + 1
         progress.seconds += seconds
+        progress.cpu_seconds += self.cpu_mark - cpu_before
         if (score := (row["val_accuracy"], -row["val_loss"])) > tuple(progress.best):
             progress.best, progress.best_epoch = score, epoch + 1
         self.resume.save(self.model, progress)

@@ -22,7 +22,7 @@ from cifar_keras.report.rows import read_csv
 
 CHILD = Path(__file__).with_name("killed_run.py")
 PHASES = ("data", "model", "stage 1", "stage 2", "validation", "epoch's state", "artifacts", "results")
-MEASURED = {"run_id", "utc", "training_seconds", "images_per_second", "peak_memory_mb"}
+MEASURED = {"run_id", "utc", "training_seconds", "cpu_seconds", "images_per_second", "peak_memory_mb"}
 
 
 @pytest.fixture(scope="module", autouse=True)

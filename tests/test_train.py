@@ -73,6 +73,7 @@ def test_history_has_an_entry_an_epoch_and_says_which_stage(noise_data, tmp_path
     assert progress.history["stage"] == [1, 1, 2, 2]
     assert all(len(values) == 4 for values in progress.history.values())
     assert sum(progress.history["seconds"]) == pytest.approx(progress.seconds, abs=0.01)
+    assert progress.cpu_seconds > 0
 
 
 def test_the_returned_weights_are_those_that_val_selected(noise_data, tmp_path):

@@ -36,7 +36,7 @@ KINDS = {  # column: (cast, check, words); the others are text, among them versi
         (float, lambda number: 0 <= number <= 1, "a share, between 0 and 1"),
     ),
     **dict.fromkeys(
-        ("test_loss", "training_seconds", "cached_seconds", "images_per_second", "peak_memory_mb"),
+        ("test_loss", "training_seconds", "cpu_seconds", "cached_seconds", "images_per_second", "peak_memory_mb"),
         (float, math.isfinite, "a number"),
     ),
     "test_n": (_whole, lambda number: number > 0, "a whole number above 0"),
