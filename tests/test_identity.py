@@ -1,0 +1,59 @@
+"""Stored runs keep their names and identities: the experiment files still describe exactly what was run then.
+
+`data/stored_configurations.jsonl` holds the configurations of the first 104 runs, as their records have them. A field
+that is added to `Training`, `RunConfig` or a model's row must leave no trace at its default.
+"""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from test_experiments import FILES, experiment_of
+
+from cifar_keras import runner
+from cifar_keras.cli import Options
+from cifar_keras.config import RunConfig
+from cifar_keras.paths import PROJECT, Paths
+
+STORED = [json.loads(line) for line in (PROJECT / "tests/data/stored_configurations.jsonl").read_text().splitlines()]
+EXPERIMENTS = {path.stem: experiment_of(path) for path in FILES}
+RECIPES_OF_THEN = {"exp2_augment_224": {"views": 4}}  # its recipe has changed since those runs
+
+
+def canonical(config):
+    return json.dumps(config, sort_keys=True, separators=(",", ":"))
+
+
+def experiment_of_then(key):
+    experiment = EXPERIMENTS[key]
+    recipes = {name: replace(one, **RECIPES_OF_THEN.get(key, {})) for name, one in experiment.variants.items()}
+    return replace(experiment, variants=recipes)
+
+
+def options_of(config, root):
+    """The command line that a stored configuration came from."""
+    changes = {name.replace("-", "_"): value for name, value in config["overrides"].items()}
+    named = {name: config[name] for name in ("variant", "budget", "seed")}
+    return Options(**{**changes, **named, "root": str(root), "dataset": config["dataset"]})
+
+
+@pytest.mark.parametrize("stored", STORED, ids=[stored["run_id"] for stored in STORED])
+def test_a_stored_run_has_the_same_name_and_identity_today(stored, tmp_path, monkeypatch):
+    config = stored["config"]
+    data = SimpleNamespace(slug=config["dataset"], fingerprint=config["fingerprint"])
+    data.train, data.with_per_class = np.empty(stored["train_images"]), lambda *_, **__: data
+    monkeypatch.setattr(runner, "load", lambda *_, **__: data)
+    monkeypatch.setattr(runner, "resolve", lambda *_, **__: (config["weights"], None))
+    job = runner.prepare(experiment_of_then(config["experiment"]), options_of(config, tmp_path))
+    assert job.config.identity == canonical(config)
+    assert job.paths.stem == stored["run_id"].rpartition("_")[0]
+
+
+def test_a_record_s_configuration_gives_back_its_identity_and_name():
+    for stored in STORED:
+        config = RunConfig.restored(stored["config"])
+        assert config.identity == canonical(stored["config"])
+        assert Paths.of(config, ".").stem == stored["run_id"].rpartition("_")[0]
+    assert len(STORED) == 104
