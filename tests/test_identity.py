@@ -19,7 +19,7 @@ from cifar_keras.paths import PROJECT, Paths
 
 STORED = [json.loads(line) for line in (PROJECT / "tests/data/stored_configurations.jsonl").read_text().splitlines()]
 EXPERIMENTS = {path.stem: experiment_of(path) for path in FILES}
-RECIPES_OF_THEN = {"exp2_augment_224": {"views": 4}}  # its recipe has changed since those runs
+RECIPES_OF_THEN = {"exp2_augment_224": {"views": None}}  # its recipe has changed since those runs
 
 
 def canonical(config):
