@@ -1,4 +1,4 @@
-# Every target sets itself up: the first one makes .venv and installs requirements.txt; later ones only when that changed.
+# Every target sets itself up: the first one makes .venv and installs the project; later ones only when pyproject.toml changed.
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo study test test-slow bench lint clean
@@ -19,14 +19,14 @@ $(STAMP): requirements.txt pyproject.toml
 	@test -x $(BIN) || test -n "$(PYTHON)" || { \
 	  echo "Expected Python 3.11 to 3.13 with venv. Found none. Install one, or name it: make PYTHON=/path/to/python3"; exit 2; }
 	@$(BIN) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv
-	@echo "installing requirements.txt into .venv (TensorFlow is large: a few minutes the first time)"
+	@echo "installing the project into .venv (TensorFlow is large: a few minutes the first time)"
 	$(BIN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-# What the tests of export need besides.
-EXTRAS := .venv/.extras
-$(EXTRAS): $(STAMP)
-	$(BIN) -m pip install --quiet --disable-pip-version-check -e '.[onnx,litert]'
+# What tests and linting need besides.
+DEV := .venv/.dev
+$(DEV): $(STAMP)
+	$(BIN) -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
 setup: $(STAMP) ## a virtual environment in .venv with all that is needed
@@ -45,16 +45,16 @@ demo: $(STAMP) ## all four experiments on the embedded data and their report, of
 study: $(STAMP) ## the study itself; options as in: make study ARGS="--budget quick --data-dir DIR"
 	$(BIN) -m cifar_keras study $(ARGS)
 
-test: $(EXTRAS) ## every test but the slow ones, in two processes
-	$(BIN) -m pytest -q -m "not slow" -n 2 --dist loadfile $(ARGS)
+test: $(DEV) ## every test but the slow ones, in two processes
+	$(BIN) -m pytest -q -m "not slow" -n 2 --dist loadfile --durations 10 $(ARGS)
 
-test-slow: $(EXTRAS) ## the slow tests alone
+test-slow: $(DEV) ## the slow tests alone
 	$(BIN) -m pytest -q -m slow $(ARGS)
 
 bench: $(STAMP) ## the measurements in benchmarks/, into benchmarks/RESULTS.md; long: make bench ARGS=--full
 	$(BIN) benchmarks/collect.py $(ARGS)
 
-lint: $(STAMP) ## style and formatting, as in CI
+lint: $(DEV) ## style and formatting, as in CI
 	$(BIN) -m ruff check .
 	$(BIN) -m ruff format --check .
 

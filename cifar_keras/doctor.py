@@ -4,15 +4,16 @@ Modules that need an installed package are imported where they are used: a broke
 """
 
 import dataclasses
+import importlib.metadata
 import importlib.util
 import itertools
 import json
 import os
 import platform
-import re
 import shutil
 import tempfile
 import textwrap
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,8 +38,7 @@ WHY = {
     "mixed_bfloat16": "the GPU has tensor cores for bfloat16, which needs no loss scaling",
 }
 REINSTALL = (
-    "Install it again: `rm -rf .venv`, then `make setup`; in another environment "
-    "`pip install --force-reinstall -r requirements.txt`."
+    "Install it again: `rm -rf .venv`, then `make setup`; in another environment `pip install --force-reinstall -e .`."
 )
 
 
@@ -240,7 +240,7 @@ def gpu(found, backend, *, driver):
 
 
 def packages():
-    """Python, and the packages of requirements.txt against the versions that were tested together."""
+    """Python, and the packages that this one requires, against the versions that were tested together."""
     yield Finding("packages", "python", platform.python_version(), "info")
     for name, requirement in _requirements().items():
         if name != "tensorflow":  # it has lines of its own, and other distributions of it have other names
@@ -258,30 +258,24 @@ def package(name, version, requirement):
     Args:
         name: of the distribution.
         version: the installed one, or None.
-        requirement: its line in requirements.txt: 'keras>=3.15,<3.16'.
+        requirement: the `Requirement`, for example 'keras>=3.15,<3.16'.
     """
     if version is None:
         return Finding("packages", name, "not installed", "missing", f"`pip install '{requirement}'`.")
-    if within(version, requirement):
+    if requirement.specifier.contains(version, prereleases=True):
         return Finding("packages", name, version)
-    value = f"{version}, tested with {requirement.removeprefix(name)}"
+    value = f"{version}, tested with {requirement.specifier}"
     return Finding("packages", name, value, "warning", f"`pip install '{requirement}'` installs a tested version.")
 
 
-def within(version, requirement):
-    """Whether a version lies in a range made of >= and <, as those of requirements.txt are, by its first numbers."""
-
-    def numbers(text):
-        return [int(number) for number in re.findall(r"\d+", text)[:3]]
-
-    bounds = re.findall(r"(>=|<)([\d.]+)", requirement)
-    return all((numbers(version) >= numbers(bound)) == (operator == ">=") for operator, bound in bounds)
-
-
 def _requirements():
-    """The lines of requirements.txt by distribution name, without the project itself."""
-    lines = (PROJECT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    return {re.match(r"[\w-]+", line)[0]: line for line in lines if line[:1].isalpha()}
+    """What the package requires, `packaging`'s `Requirement` by name, extras left out."""
+    from packaging.requirements import Requirement
+
+    file = PROJECT / "pyproject.toml"  # of a checkout; an installed package knows its own
+    stated = tomllib.loads(file.read_text(encoding="utf-8"))["project"]["dependencies"] if file.is_file() else None
+    found = (Requirement(text) for text in stated or importlib.metadata.requires("cifar-keras") or ())
+    return {one.name: one for one in found if not (one.marker and "extra" in str(one.marker))}
 
 
 def project():
