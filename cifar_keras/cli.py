@@ -128,7 +128,7 @@ def main(experiment, arguments=None):
     Args:
         experiment: `config.Experiment`.
         arguments: list of strings; default `sys.argv[1:]`.
-    Raises: SystemExit with the exit code (README, "Exit codes").
+    Raises: SystemExit with the exit code (docs/usage.md).
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     document = sys.modules["__main__"].__doc__ or ""
@@ -256,7 +256,7 @@ def _parser():
     collate = verb("collate", "the table of all results")
     collate.add_argument("--format", choices=FORMATS, default="text", help="default text")
     collate.add_argument(
-        "--write", action="store_true", help="refresh the README's table and the experiments' docstrings"
+        "--write", action="store_true", help="refresh README.md, docs/results.md and the experiments' docstrings"
     )
     add_options(collate, only=("root",))
     compare = verb("compare", "is it better? results files against the first of them, with intervals")

@@ -300,8 +300,8 @@ def collate(root, *, fmt="text", write=False, folder=PROJECT / "experiments"):
     Args:
         root: folder that holds `results/`.
         fmt: 'text', 'csv' or 'markdown'.
-        write: also refresh README.md's table and the experiments' `Result` lines.
-        folder: where the experiments are; README.md stands beside it.
+        write: also refresh README.md, docs/results.md and the experiments' `Result` lines.
+        folder: where the experiments are; README.md and docs/ stand beside it.
     Returns: exit code 0.
     Raises: ConfigError if `write` is asked for with results from elsewhere.
     """
@@ -362,16 +362,23 @@ def comparison(records, entries, fmt):
 
 
 def refreshed(records, folder=PROJECT / "experiments"):
-    """What README.md and the experiment files should say, given these records: path -> text. Nothing is written."""
+    """What README.md, docs/results.md and the experiment files should say, given these records: path -> text.
+
+    Nothing is written.
+    """
     entries, folder = experiments(folder), Path(folder)
     texts = {entry.path: entry.path.read_text(encoding="utf-8") for entry in entries}
     found = {entry.path: _result(entry, records) for entry in entries}
     texts = {path: table.with_result(text, found[path]) for path, text in texts.items()}
-    readme = folder.parent / "README.md"
-    markdown = readme.read_text(encoding="utf-8")
     study = study_entries(folder)  # the others have tables of their own in results/
     own = [record for record in records if record["experiment"] in {entry.key for entry in study}]
-    return texts | {readme: table.generated(markdown, "results", comparison(own, study, "markdown"))}
+    pages = {
+        folder.parent / "README.md": ("results", table.summarised(own, study)),
+        folder.parent / "docs" / "results.md": ("tables", comparison(own, study, "markdown")),
+    }
+    for path, (name, content) in pages.items():
+        texts[path] = table.generated(path.read_text(encoding="utf-8"), name, content)
+    return texts
 
 
 def _result(entry, records):

@@ -33,6 +33,8 @@ def project(folder, **bodies):
         path.parent.mkdir(exist_ok=True)
         path.write_text(EXPERIMENT.format(number=name.removeprefix("exp"), body=body))
     (folder / "README.md").write_text("# R\n<!-- generated: results -->\n<!-- /generated -->\nend\n")
+    (folder / "docs").mkdir(exist_ok=True)
+    (folder / "docs" / "results.md").write_text("# T\n<!-- generated: tables -->\n<!-- /generated -->\n")
     return folder / "experiments"
 
 
@@ -210,7 +212,7 @@ def test_signals_are_handled_as_before_once_a_child_has_ended(tmp_path):
 def test_collate_writes_only_when_asked_and_then_nothing_is_stale(tmp_path, capsys):
     folder = project(tmp_path, exp1="", exp4="x = 'Result   not yet run'")
     store(tmp_path, record(experiment="exp4_x"), record(experiment="exp1_x", budget="quick"))
-    sources = {path: path.read_text() for path in (tmp_path / "README.md", *folder.iterdir())}
+    sources = {path: path.read_text() for path in (tmp_path / "README.md", tmp_path / "docs" / "results.md", *folder.iterdir())}
     commands.collate(tmp_path, fmt="csv", folder=folder)
     assert sources == {path: path.read_text() for path in sources}
     rows = csv.DictReader(capsys.readouterr().out.splitlines())
@@ -236,6 +238,13 @@ def test_readme_and_docstrings_never_take_results_from_elsewhere(tmp_path):
 def test_the_projects_readme_and_docstrings_are_fresh():
     for path, text in commands.refreshed(commands.results.read(PROJECT)).items():
         assert path.read_text(encoding="utf-8") == text, f"{path.name} is stale: run `cifar-keras collate --write`"
+
+
+def test_the_readme_stays_short_and_links_each_page_of_docs():
+    text = (PROJECT / "README.md").read_text(encoding="utf-8")
+    assert len(text.encode()) <= 8 * 1024
+    for page in (PROJECT / "docs").glob("*.md"):
+        assert f"(docs/{page.name})" in text, f"README.md does not link {page.name}"
 
 
 def test_make_alone_prints_every_target():

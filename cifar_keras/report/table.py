@@ -47,6 +47,37 @@ def collated(records, experiments=()):
     return results, others
 
 
+def summarised(records, experiments):
+    """The README's table: measured results alone, in six columns, then one line on what is not measured yet.
+
+    Args:
+        records: as for `collated`.
+        experiments: as for `collated`.
+    Returns: Markdown.
+    """
+    results, _ = collated(records, experiments)
+    rows = [_summary(row) for row in results if row["test [95% interval] (n)"] != DASH]
+    missing = {}
+    for row in results:
+        if row["test [95% interval] (n)"] == DASH:
+            missing.setdefault(row["experiment"], []).append(row["variant"])
+    parts = [render(rows, "markdown")] if rows else []
+    if missing:
+        named = ", ".join(f"{_link(key)} ({', '.join(variants)})" for key, variants in missing.items())
+        parts.append(f"Not measured yet: {named}. To run one: `python experiments/NAME.py --variant VARIANT`.")
+    return "\n\n".join(parts)
+
+
+def _summary(row):
+    names = ("experiment", "variant", "dataset", "test [95% interval] (n)", "published test")
+    cost = f"{row['minutes']} min, {row['hardware']}, {row['seeds']} seed{'s' * (row['seeds'] != '1')}"
+    return {name: row[name] for name in names} | {"experiment": _link(row["experiment"]), "training": cost}
+
+
+def _link(key):
+    return f"[{key}](experiments/{key}.py)"
+
+
 def counts(record):
     """Whether a finished run is a result of the study: whole recipe, whole data, the weights its model calls for."""
     whole = record["budget"] == "full" and not overrides(record)
@@ -131,7 +162,7 @@ def _hardware(group):
 
 
 def render(rows, form):
-    """Prints rows as 'text', 'csv' or 'markdown' (there the experiment links to its file). Returns a string.
+    """Prints rows as 'text', 'csv' or 'markdown'. Returns a string.
 
     Raises: ConfigError if `form` is none of them.
     """
@@ -154,9 +185,8 @@ def render(rows, form):
 
 
 def _markdown(row):
-    """The row with what Markdown would take for a new cell escaped, and a link to the experiment."""
-    row = {heading: text.replace("|", "\\|") for heading, text in row.items()}
-    return row | {"experiment": f"[{row['experiment']}](experiments/{row['experiment']}.py)"}
+    """The row with what Markdown would take for a new cell escaped."""
+    return {heading: text.replace("|", "\\|") for heading, text in row.items()}
 
 
 def generated(markdown, name, content):
