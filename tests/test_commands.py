@@ -1,10 +1,10 @@
 import csv
 import json
 import os
-import runpy
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 
 import pytest
@@ -20,18 +20,26 @@ EXPERIMENT = '''"""Exp {number}: question {number}?
 Run      python experiments/exp{number}_x.py
 Result   not yet run
 """
-{body}
-EXPERIMENT = Experiment(number={number}, variants={{"best": Training(), "published": 1}}, published={{"test": 0.5}})
+from cifar_keras.config import Experiment, Stage, Training
+
+RECIPE = Training("scratch_cnn", (Stage(1, 0.1),))
+EXPERIMENT = Experiment({number}, "x", {{"best": RECIPE, "published": RECIPE}}, published={{"test": 0.5}}{more})
+if __name__ == "__main__":
+    {body}
 '''
 EXIT = "import sys; print('child', sys.argv[1:], flush=True); sys.exit({})"
 
 
-def project(folder, **bodies):
-    """A project whose experiments are these scripts: `exp1="..."`. Returns its experiments folder."""
+def project(folder, *, more="", **bodies):
+    """A project whose experiments do this when they are started: `exp1="..."`. Returns its experiments folder."""
     for name, body in bodies.items():
         path = folder / "experiments" / f"{name}_x.py"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(EXPERIMENT.format(number=name.removeprefix("exp"), body=body))
+        path.write_text(
+            EXPERIMENT.format(
+                number=name.removeprefix("exp"), body=textwrap.indent(body or "pass", "    ").strip(), more=more
+            )
+        )
     (folder / "README.md").write_text("# R\n<!-- generated: results -->\n<!-- /generated -->\nend\n")
     (folder / "docs").mkdir(exist_ok=True)
     (folder / "docs" / "results.md").write_text("# T\n<!-- generated: tables -->\n<!-- /generated -->\n")
@@ -49,7 +57,7 @@ def store(root, *records):
         path.write_text(json.dumps(one | {"run_id": str(place)}))
 
 
-def test_experiments_are_read_by_number_and_never_run(tmp_path):
+def test_experiments_come_by_number_and_are_never_run(tmp_path):
     folder = project(tmp_path, exp10="raise SystemExit('imported')", exp2="raise SystemExit('imported')")
     (folder / "helper.py").write_text("not python at all")
     two, ten = commands.experiments(folder)
@@ -60,7 +68,7 @@ def test_experiments_are_read_by_number_and_never_run(tmp_path):
 
 def test_an_experiment_that_is_not_python_is_named(tmp_path):
     folder = project(tmp_path, exp1="def (")
-    with pytest.raises(ConfigError, match="exp1_x.py is not Python"):
+    with pytest.raises(ConfigError, match="exp1_x.py must be an experiment.*SyntaxError"):
         commands.experiments(folder)
 
 
@@ -212,7 +220,9 @@ def test_signals_are_handled_as_before_once_a_child_has_ended(tmp_path):
 def test_collate_writes_only_when_asked_and_then_nothing_is_stale(tmp_path, capsys):
     folder = project(tmp_path, exp1="", exp4="x = 'Result   not yet run'")
     store(tmp_path, record(experiment="exp4_x"), record(experiment="exp1_x", budget="quick"))
-    sources = {path: path.read_text() for path in (tmp_path / "README.md", tmp_path / "docs" / "results.md", *folder.iterdir())}
+    sources = {
+        path: path.read_text() for path in (tmp_path / "README.md", tmp_path / "docs" / "results.md", *folder.iterdir())
+    }
     commands.collate(tmp_path, fmt="csv", folder=folder)
     assert sources == {path: path.read_text() for path in sources}
     rows = csv.DictReader(capsys.readouterr().out.splitlines())
@@ -256,16 +266,15 @@ def test_make_alone_prints_every_target():
 def test_the_projects_own_tables_are_fresh():
     records = commands.results.read(PROJECT)
     for entry in commands.experiments():
-        experiment = runpy.run_path(str(entry.path))["EXPERIMENT"]
-        assert entry.summary == bool(experiment.summary)
+        experiment = entry.experiment
         for family in summary.families(experiment, records) if experiment.summary else ():
             path = PROJECT / "results" / f"{family.name}.md"
             assert path.read_text(encoding="utf-8") == summary.text_of(family), "run `cifar-keras collate --write`"
 
 
 def test_the_readme_shows_the_study_alone_and_other_experiments_their_own_tables(tmp_path):
-    made = 'EXPERIMENT = Experiment(number=6, summary="gap", variants={"a": 1})'
-    folder = project(tmp_path, exp1="", exp6=made)
+    project(tmp_path, exp6="", more=', summary="gap"')
+    folder = project(tmp_path, exp1="")
     records = [record(experiment="exp1_x"), record(experiment="exp6_x", variant="a", budget="quick")]
     texts = {path.name: text for path, text in commands.refreshed(records, folder).items()}
     assert "exp1_x" in texts["README.md"] and "exp6_x" not in texts["README.md"]

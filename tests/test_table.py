@@ -1,9 +1,10 @@
 import csv
+from pathlib import Path
 
 import pytest
 
 from cifar_keras.commands import Entry
-from cifar_keras.config import ConfigError
+from cifar_keras.config import ConfigError, Experiment, Stage, Training
 from cifar_keras.report import table
 
 
@@ -19,8 +20,10 @@ def record(**changes):
 
 
 def entry(key, *variants, test=None):
-    number = int(key[3])
-    return Entry(key, f"experiments/{key}.py", number, "A question?", variants, {"test": test} if test else {})
+    recipes = dict.fromkeys(variants, Training("scratch_cnn", (Stage(1, 0.1),)))
+    number, _, name = key.removeprefix("exp").partition("_")
+    published = {"test": test} if test else {}
+    return Entry(Path(f"{key}.py"), "A question?", Experiment(int(number), name, recipes, published))
 
 
 def test_a_row_states_accuracy_interval_n_data_hardware_and_time():
