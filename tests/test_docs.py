@@ -1,0 +1,34 @@
+"""The documents stay true: what a table says is tested is tested, what they link exists, what they show is an option."""
+
+import ast
+import re
+
+import pytest
+
+from cifar_keras.paths import PROJECT
+
+PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
+FORMS = PROJECT / "docs" / "saved_models.md"
+
+
+def tested_rows():
+    """`(form, file, test)` of every row of the table of forms."""
+    rows = [line.split("|")[1:-1] for line in FORMS.read_text(encoding="utf-8").splitlines() if "::test_" in line]
+    return [(row[0].strip(), *re.search(r"`(test_\w+\.py)::(test_\w+)`", row[-1]).groups()) for row in rows]
+
+
+def test_the_table_of_forms_is_there():
+    assert len(tested_rows()) >= 20
+
+
+@pytest.mark.parametrize(("form", "file", "test"), tested_rows())
+def test_every_row_of_the_table_of_forms_is_a_test(form, file, test):
+    tree = ast.parse((PROJECT / "tests" / file).read_text(encoding="utf-8"))
+    assert test in {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}, form
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_of_a_page_leads_to_a_file(page):
+    for target in re.findall(r"\]\(([^)#]+)\)|src=\"([^\"]+)\"", page.read_text(encoding="utf-8")):
+        target = "".join(target)
+        assert target.startswith("http") or (page.parent / target).exists(), f"{page.name} links {target}"
