@@ -1,4 +1,4 @@
-"""The documents stay true: what a table says is tested is tested, what they link exists, what they show is an option."""
+"""The documents stay true: each row of the table of forms is a test, and each link leads to a file."""
 
 import ast
 import re
