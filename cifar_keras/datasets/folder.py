@@ -71,13 +71,13 @@ class UnreadableError(ConfigError):
 def load(root, *, image_size=None, skip_unreadable=False):
     """Loads `train/<class>/*`, with or without `val/` and `test/`, or `<class>/*` alone.
 
-    Splits may be called otherwise (`Training`, `test_set`, `valid`; see `layout`): the notes then say what was taken for
-    what. A class is a folder that directly holds images; folders may be nested, and the class is then called
+    Splits may be called otherwise (`Training`, `test_set`, `valid`; see `layout`): the notes then say what was taken
+    for what. A class is a folder that directly holds images; folders may be nested, and the class is then called
     `animal/cat`. Of a link its own path counts, never its target's. A tenth of train is carved off for each of val and
     test that is missing, stratified and always the same; a class of three images or more is in all three. Hidden files
-    and those that are no images are passed over; images of other kinds are counted in the notes. The decoded images lie
-    in a cache (`$CIFAR_KERAS_CACHE`, else `$XDG_CACHE_HOME/cifar_keras` or `~/.cache/cifar_keras`), so a second start is
-    fast and a folder larger than memory streams from disk.
+    and those that are no images are passed over; images of other kinds are counted in the notes. The decoded images
+    lie in a cache (`$CIFAR_KERAS_CACHE`, else `$XDG_CACHE_HOME/cifar_keras` or `~/.cache/cifar_keras`), so a second
+    start is fast and a folder larger than memory streams from disk.
 
     Args:
         root: the folder.
@@ -95,25 +95,21 @@ def load(root, *, image_size=None, skip_unreadable=False):
         _check_layout(root, scan.files, "".join(f" ({line})" for line in scan.left_out))
         found, facts, pixels, hashes = _readable(root, scan.files, image_size, skip_unreadable=skip_unreadable)
     except OSError as error:
-        raise ConfigError(f"Could not read {error.filename}: {error.strerror}. Mend or remove it. {SKIP}.") from error
+        hint = f" {SKIP}." if Path(str(error.filename)).suffix.lower() in images.EXTENSIONS else ""
+        raise ConfigError(f"Could not read {error.filename}: {error.strerror}. Mend or remove it.{hint}") from error
     class_names = tuple(sorted({file.class_name for file in found}))
     numbers = {name: number for number, name in enumerate(class_names)}
     labels = np.array([numbers[file.class_name] for file in found], np.int32)
     parts = _parts(root, found, labels)
     slug, label = KNOWN.get(facts["fingerprint"], (_slug(name, facts["fingerprint"]), name))
     skipped = tuple(sorted({file.path for file in scan.files} - {file.path for file in found}))
-    notes = (
-        identical_pixels(*(hashes[parts[name]] for name in SPLITS)),
-        *filter(None, (scan.assumed,)),
-        *scan.left_out,
-        *_on_skipped(skipped),
-    )
+    twins = identical_pixels(*(hashes[parts[name]] for name in SPLITS))
     return Dataset(
         slug=slug,
         label=label,
         fingerprint=facts["fingerprint"],
         class_names=class_names,
-        notes=notes,
+        notes=tuple(filter(None, (twins, scan.assumed, *scan.left_out, _on_skipped(skipped)))),
         skipped=skipped,
         **{name: Split(Rows(pixels, parts[name]), labels[parts[name]]) for name in SPLITS},
     )
@@ -128,7 +124,7 @@ def _scan(root, *, skip_unreadable=False):
             folders.add(path.parts)
         elif path.suffix.lower() in images.EXTENSIONS:
             states[path] = _state(entry, skip_unreadable=skip_unreadable)
-        elif (kind := images.unused(entry.path)) is not None:
+        elif entry.is_file() and (kind := images.unused(entry.path)) is not None:  # a pipe would never end
             kinds[kind] += 1
     plan = layout.of(root, {path.parent.parts for path in states})
     used = {path: state for path, state in states.items() if path.parts[0] not in plan.unlabelled}
@@ -180,8 +176,8 @@ def _on_empty(folders, paths):
 
 def _on_skipped(paths):
     if not paths:
-        return ()
-    return (printable(f"{len(paths):,} damaged image{'s' * (len(paths) > 1)} left out: {_some(paths)}"),)
+        return None
+    return printable(f"{len(paths):,} damaged image{'s' * (len(paths) > 1)} left out: {_some(paths)}")
 
 
 def _some(names):

@@ -12,7 +12,7 @@ WORDS = {
     "val": "val|valid|validation|dev|development",
     "test": "test|testing|tst|eval|evaluation",
 }
-AROUND = "seg|the|data|dataset|images?|imgs?|pics?|pictures?|photos?|set|split|samples?|folder|dir"  # `seg_train`, `train_set`
+AROUND = "seg|the|data|images?|imgs?|pics?|pictures?|photos?|set|split|samples?|folder|dir"  # `seg_train`, `TestSet`
 UNLABELLED = re.compile(rf"(?:(?:{AROUND})_?)*(?:pred|predict|predictions?|unlabell?ed)(?:_?(?:{AROUND}))*")
 ALIKE = 0.5  # share of the names of two folders' subfolders that both have, from which on the two look like splits
 
@@ -55,7 +55,7 @@ class Layout:
 
 
 def split_of(name):
-    """The split that a folder's name is a spelling of: `Training`, `seg_train`, `test-set`, `valid`; None for others."""
+    """The split that a folder's name is a spelling of (`Training`, `seg_train`, `test-set`, `valid`), or None."""
     plain = _plain(name)
     for split, words in WORDS.items():
         if re.fullmatch(rf"(?:(?:{AROUND})_?)*(?:{words})(?:_?(?:{AROUND}))*_?\d*", plain):
