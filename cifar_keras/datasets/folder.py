@@ -28,7 +28,7 @@ MAX_DEFAULT_SIZE = 224  # photographs of 4000 pixels would fill the disk before 
 BLOCK = 256  # images decoded at a time: memory stays flat however many there are
 PASSED_OVER = ("__MACOSX",)  # besides hidden ones
 NAMED = 5  # files or folders that a sentence names before it says "..."
-SKIP = "`--skip-unreadable` leaves such images out and lists them in the run's record"
+SKIP = "An experiment's `--skip-unreadable` leaves such images out and lists them in the run's record"
 
 
 @dataclass(frozen=True, slots=True)
