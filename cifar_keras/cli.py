@@ -91,7 +91,11 @@ class Options:
     views: int | None = _option(
         None, "views of an image that a frozen backbone sees (default: the recipe's)", type=positive, metavar="N"
     )
+    class_weights: str | None = _option(
+        None, "balanced: a rare class counts as much in the loss as a frequent one", choices=("balanced",)
+    )
     on_the_fly: bool = _option(False, "send every epoch through a frozen backbone instead of storing its features")
+    skip_unreadable: bool = _option(False, "leave out a folder's damaged images; the record lists them")
     seed: range = _option(range(1), "0, or 0-4 for five runs", type=seeds, metavar="0|0-4")
     limit: int | None = _option(None, "most images of each split", type=positive, metavar="N")
     precision: str = _option("auto", "auto: 16 bit on GPUs that gain, else float32", choices=PRECISIONS)
@@ -106,7 +110,7 @@ class Options:
     def changes(self):
         """What deviates from the recipe, by option name: it becomes part of every file name."""
         names = (
-            *("epochs", "batch_size", "learning_rate", "views", "on_the_fly"),
+            *("epochs", "batch_size", "learning_rate", "class_weights", "views", "on_the_fly"),
             *("limit", "image_size", "precision", "deterministic"),
         )
         plain = {f.name: f.default for f in dataclasses.fields(self)}

@@ -84,6 +84,8 @@ class Training:
         per_class: most training images of a class, drawn anew by every seed; None: all. Val and test stay whole.
         also_score: 'last' also measures the last epoch's weights, as studies without selection do; 'epochs' moreover
             follows test after every epoch, an audit whose figures select nothing; None: only the selected weights.
+        class_weights: 'balanced' weighs every training image by images / (classes * images of its class), so that each
+            class counts alike in the loss; None: each image does.
     """
 
     model: str
@@ -98,11 +100,13 @@ class Training:
     weights: str | None = None
     per_class: int | None = None
     also_score: str | None = None
+    class_weights: str | None = None
 
     def __post_init__(self):
         _one_of("optimizer", self.optimizer, ("adam", "adamw", "sgd", "muon"))
         _one_of("weights", self.weights, (None, "none"))
         _one_of("also_score", self.also_score, (None, "last", "epochs"))
+        _one_of("class_weights", self.class_weights, (None, "balanced"))
 
     @property
     def epochs(self):
@@ -236,6 +240,11 @@ def with_batch_size(training, batch_size):
 def with_views(training, views):
     """Sets the number of views; see `Training.views`."""
     return dataclasses.replace(training, views=views)
+
+
+def with_class_weights(training, class_weights):
+    """Sets what the classes count in the loss; see `Training.class_weights`."""
+    return dataclasses.replace(training, class_weights=class_weights)
 
 
 def limits_of(budget, training, *, pixels, images_per_second):

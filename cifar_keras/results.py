@@ -38,6 +38,8 @@ COLUMNS = {
     "test_accuracy": "the saved model on test, read once, after training; audits besides select nothing",
     "test_n": "images of test",
     "test_loss": "mean cross-entropy on test, nats",
+    "balanced_accuracy": "mean over classes of their accuracy on test, where classes there differ by more than a fifth",
+    "majority_share": "what naming the largest class of test for every image would score, the same",
     "tta_accuracy": "the same with test-time augmentation (six views), where the recipe asks for it",
     "coarse_accuracy": "on superclasses, by summed probabilities, where the data have them",
     "last_train_accuracy": "of the last epoch's weights, as `train_accuracy`, where the recipe asks for it",

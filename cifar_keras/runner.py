@@ -23,6 +23,7 @@ from cifar_keras.config import (
     limits_of,
     published_of,
     with_batch_size,
+    with_class_weights,
     with_epochs,
     with_learning_rate,
     with_views,
@@ -134,6 +135,7 @@ def prepare(experiment, options):
         image_size=options.image_size,
         classes=options.classes,
         limits=limits,
+        skip_unreadable=options.skip_unreadable,
     )
     if training.per_class is not None:
         dataset = dataset.with_per_class(training.per_class, seed=options.seed)
@@ -171,6 +173,7 @@ def recipe(training, options, row, *, budget, images):
         (with_epochs, options.epochs),
         (with_batch_size, options.batch_size),
         (with_learning_rate, options.learning_rate),
+        (with_class_weights, options.class_weights),
         (with_views, 0 if options.on_the_fly else options.views),
     ):
         training = change(training, value) if value is not None else training
@@ -229,6 +232,7 @@ def conclude(job, model, progress):
     for name, (labels, predicted) in scored.items():
         record |= {f"{name}_accuracy": evaluate.accuracy(labels, predicted), f"{name}_n": len(labels)}
     record["test_loss"] = evaluate.cross_entropy(*scored["test"])
+    record |= beside_accuracy(*scored["test"])
     record |= {"history": progress.history, "class_names": list(dataset.class_names)}
     by_class = evaluate.class_accuracy(*scored["test"], classes=len(dataset.class_names))
     record["class_accuracy"] = [None if math.isnan(value) else value for value in by_class.tolist()]
@@ -241,6 +245,18 @@ def conclude(job, model, progress):
         record["tta_accuracy"] = evaluate.accuracy(dataset.test.labels, augmented)
     record["peak_memory_mb"] = runtime.peak_memory_mb()
     return record, scored["test"]
+
+
+def beside_accuracy(labels, probabilities):
+    """What belongs beside accuracy where some classes have more test images than others; else None."""
+    matrix = evaluate.confusion(labels, probabilities)
+    counts = matrix.sum(axis=1)
+    if not evaluate.imbalanced(counts):
+        return {"balanced_accuracy": None, "majority_share": None}
+    return {
+        "balanced_accuracy": evaluate.balanced_accuracy(matrix),
+        "majority_share": evaluate.majority_share(counts),
+    }
 
 
 def few_of_train(job):
@@ -300,8 +316,14 @@ def facts(job, progress):
         **runtime.environment(),
         "git_commit": progress.git_commit,
         "notes": list(dataset.notes),
+        **({"skipped": skipped(dataset)} if dataset.skipped else {}),
         "config": json.loads(config.identity),
     }
+
+
+def skipped(dataset):
+    """The damaged images that were left out: how many, and the first thousand paths."""
+    return {"count": len(dataset.skipped), "files": list(dataset.skipped[:1000])}
 
 
 def parameter_counts(model, row, training):
@@ -363,22 +385,52 @@ def headline(job, progress):
         f"{dataset.label}: {len(dataset.train):,} train, {len(dataset.val):,} val, {len(dataset.test):,} test; "
         f"{epochs} epochs of batch {config.training.batch_size}" + (f", going on after epoch {done}" if done else ""),
         *dataset.notes,
+        *on_balance(dataset, config.training),
     ]
     if config.weights == "none" and (config.training.weights or config.row["weights"]) != "none":
         lines.append("random weights: frozen rows show random features")
     return "\n".join(lines)
 
 
+def on_balance(dataset, training):
+    """Warnings, a line each: classes of different sizes, and classes that no test image shows."""
+    counts = {
+        name: np.bincount(getattr(dataset, name).labels, minlength=len(dataset.class_names))
+        for name in ("train", "test")
+    }
+    if evaluate.imbalanced(counts["train"]):
+        most, fewest = (dataset.class_names[pick(counts["train"])] for pick in (np.argmax, np.argmin))
+        line = (
+            f"classes differ in size: {counts['train'].max():,} training images of {most}, {counts['train'].min():,} "
+            f"of {fewest}; naming the largest class always would score "
+            f"{evaluate.majority_share(counts['test']):.1%} on test"
+        )
+        yield line if training.class_weights else f"{line}; `--class-weights balanced` makes classes count alike"
+    if absent := [dataset.class_names[label] for label in np.flatnonzero(counts["test"] == 0)]:
+        yield f"without a test image: {', '.join(absent[:5])}{', ...' * (len(absent) > 5)}"
+
+
 def last_line(record, root):
-    """The run in one line: result with its 95% interval, published figure, the run before it below `root`, time."""
+    """The run in one line: result with its 95% interval, published figure, the run before it below `root`, time.
+
+    Where classes differ in size, balanced accuracy and the largest class's share follow the result.
+    """
     low, high = evaluate.wilson(record["test_accuracy"], record["test_n"])
     parts = (
         f"{record['experiment']}  {record['test_accuracy']:.4f} [{low:.4f}, {high:.4f}] n={record['test_n']}",
+        balance(record),
         f"published {record['published_test']}" if record["published_test"] else None,
         comparison.against_previous(record, results.read(root), root),
         duration(record["training_seconds"]),
     )
     return "  ".join(part for part in parts if part)
+
+
+def balance(record):
+    """Balanced accuracy and the largest class's share; None where accuracy needs neither, or in an older record."""
+    if record.get("balanced_accuracy") is None:
+        return None
+    return f"balanced {record['balanced_accuracy']:.4f}, largest class {record['majority_share']:.1%} of test"
 
 
 def describe(job):
@@ -389,6 +441,7 @@ def describe(job):
     print(json.dumps(json.loads(config.identity), indent=1))
     print(f"\nparameters  {counts['parameters']:,} total, {counts['parameters_trainable']:,} trainable")
     print(f"{dataset.label}  " + ", ".join(f"{n} {len(getattr(dataset, n)):,}" for n in ("train", "val", "test")))
+    print(*dataset.notes, *on_balance(dataset, config.training), sep="\n")
     if features.applicable(model, job.row, config.training):
         parts = (model, job.row, dataset, config.training)
         print(features.described(*parts, seed=config.seed, deterministic=config.deterministic))

@@ -292,6 +292,22 @@ def make_variables(model):
     model.reset_metrics()
 
 
+def class_weights(labels, *, classes):
+    """What each class counts in the loss so that all count alike: images / (classes * images of the class).
+
+    scikit-learn's 'balanced' (`compute_class_weight`); the mean over the images is 1, so learning rates keep their
+    meaning. Classes without a training image are passed over.
+
+    Args:
+        labels: int `(images,)`.
+        classes: how many there are.
+    Returns: {label: weight}, as Keras' `fit` takes it.
+    """
+    counts = np.bincount(labels, minlength=classes)
+    there = np.count_nonzero(counts)
+    return {label: len(labels) / (there * count) if count else 0.0 for label, count in enumerate(counts.tolist())}
+
+
 def _fit_stage(model, row, dataset, training, *, number, first, seed, resume, progress, callbacks, audits):
     """Trains what is left of one stage, whose first epoch is `first`."""
     stage = training.stages[number - 1]
@@ -311,6 +327,9 @@ def _fit_stage(model, row, dataset, training, *, number, first, seed, resume, pr
         epochs=end,
         augmentation=row.augmentation,
     )
+    weights = None
+    if training.class_weights == "balanced":
+        weights = class_weights(dataset.train.labels, classes=len(dataset.class_names))
     with Report(progress, epochs=training.epochs, steps=steps) as report:
         model.fit(
             images,
@@ -319,6 +338,7 @@ def _fit_stage(model, row, dataset, training, *, number, first, seed, resume, pr
             steps_per_epoch=steps,
             validation_data=evaluation_pipeline(dataset.val, batch_size=evaluation_batch(row, dataset)),
             callbacks=[Reseed(seed), *audits, Recorder(progress, resume, stage=number), report, *callbacks],
+            class_weight=weights,
             shuffle=False,  # the pipeline has ordered them
             verbose=0,
         )

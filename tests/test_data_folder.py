@@ -156,7 +156,7 @@ def loose(root):
 
 def misnamed(root):
     fill(root / "train", ["cat", "dog"])
-    fill(root / "validation", ["cat", "dog"])
+    fill(root / "other", ["cat", "dog"])
 
 
 def unknown_class(root):
@@ -180,7 +180,7 @@ def scarce(root):
         (one_class, r"at least two classes .* \['cat'\]"),
         (unsorted, r"at least two classes to train. Received: \['test', 'train'\]"),
         (loose, "loose.png belongs to no class"),
-        (misnamed, "validation/cat/000.png belongs to no class of a known split"),
+        (misnamed, "other/cat/000.png belongs to no class of a known split"),
         (unknown_class, "'wolf' is in only one of train and test"),
         (lacking_class, "'wolf' is in only one of train and val"),
         (scarce, "too few images of"),
@@ -287,3 +287,277 @@ def test_pixels_in_two_splits_are_counted_even_in_other_files(tmp_path):
     Image.fromarray(pixels(100)).save(root / "test/cat/twin.png", compress_level=0)
     Image.fromarray(pixels(1)).save(root / "val/cat/twin.png")
     assert load(root).notes == ("identical pixels: train-val 1, train-test 1, val-test 1",)
+
+
+def plain(root, counts, *, start=0):
+    """Writes uncompressed images, whose bytes no library's version changes, `counts[name]` into each folder."""
+    for number, (name, count) in enumerate(counts.items()):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            (root / name / f"{i:03}.ppm").write_bytes(b"P6 8 8 255\n" + pixels(start + 100 * number + i).tobytes())
+    return root
+
+
+def indices(dataset):
+    return [split.images.indices.tolist() for split in (dataset.train, dataset.val, dataset.test)]
+
+
+@pytest.mark.parametrize(  # computed by the code before other spellings, kinds and rare classes were known (eb5a2d4)
+    ("counts", "slug", "classes", "val", "test"),
+    [
+        (
+            {"cat": 20, "dog": 31, "eel": 14},
+            "pets-fca79d",
+            ("cat", "dog", "eel"),
+            [2, 7, 40, 42, 46, 52],
+            [1, 18, 45, 48, 49, 56],
+        ),
+        (
+            {"train/cat": 20, "train/dog": 31, "test/cat": 4, "test/dog": 5},
+            "pets-d4842a",
+            ("cat", "dog"),
+            [10, 27, 54, 57, 58],
+            [*range(9)],
+        ),
+        (
+            {"train/cat": 5, "train/dog": 6, "val/cat": 2, "val/dog": 2, "test/cat": 4, "test/dog": 5},
+            "pets-7a280a",
+            ("cat", "dog"),
+            [20, 21, 22, 23],
+            [*range(9)],
+        ),
+        (
+            {"bus": 20, "car": 20, "train": 20},
+            "pets-3e9429",
+            ("bus", "car", "train"),
+            [2, 7, 33, 34, 52, 59],
+            [1, 18, 21, 31, 53, 55],
+        ),
+    ],
+)
+def test_folders_that_always_worked_keep_fingerprint_name_classes_and_splits(
+    tmp_path, counts, slug, classes, val, test
+):
+    dataset = load(plain(tmp_path / "pets", counts))
+    assert (dataset.slug, dataset.class_names, len(dataset.notes)) == (slug, classes, 1)
+    train = sorted({*range(sum(counts.values()))} - {*val, *test})
+    assert indices(dataset) == [train, val, test]
+
+
+def test_the_whole_fingerprint_is_that_of_before(tmp_path):
+    dataset = load(plain(tmp_path / "pets", {"cat": 20, "dog": 31, "eel": 14}))
+    assert dataset.fingerprint == "fca79d8b166878f79d1e7db28d2a24f2db2b8d882d2f210b0a7bcf40a1f41b47"  # by eb5a2d4
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Train", None, "Test"),
+        ("Training", "Validation", "Testing"),
+        ("training_set", None, "test_set"),
+        ("train", "valid", "test"),
+        ("TRAIN", "Dev", "TEST"),
+        ("seg_train", None, "seg_test"),
+        ("Train Set", "Val-Set", "TestSet"),
+        ("training", "validation", "evaluation"),
+        ("train_images", "val_images", "test_images"),
+        ("data_train", "data_val", "data_test"),
+        ("Training", None, None),
+    ],
+)
+def test_other_spellings_of_the_splits_are_the_splits_and_are_named(tmp_path, names):
+    root, sizes_of = tmp_path / "pets", {"train": 20, "val": 3, "test": 4}
+    here = {split: name for split, name in zip(sizes_of, names, strict=True) if name}
+    for number, (split, name) in enumerate(here.items()):
+        plain(root, {f"{name}/cat": sizes_of[split], f"{name}/dog": sizes_of[split]}, start=1000 * number)
+    dataset = load(root)
+    assert dataset.class_names == ("cat", "dog")
+    expected = [2 * sizes_of[split] if split in here else 4 for split in sizes_of]  # 4: a tenth of train
+    expected[0] -= 4 * (3 - len(here))
+    assert list(sizes(dataset)) == expected
+    for number, (split, _) in enumerate(here.items()):
+        if split != "train":
+            np.testing.assert_array_equal(getattr(dataset, split).images[0], pixels(1000 * number))
+    assumed = [f"{name} is {split}" for split, name in here.items()]
+    assert dataset.notes[1:] == (f"folders: {', '.join(assumed)}",)
+
+
+def test_plain_names_of_splits_need_no_note(tmp_path):
+    dataset = load(plain(tmp_path / "pets", {"train/cat": 9, "train/dog": 9, "test/cat": 2, "test/dog": 2}))
+    assert len(dataset.notes) == 1
+
+
+def test_a_split_inside_of_its_own_name_and_images_to_predict_are_understood(tmp_path):
+    root = plain(tmp_path / "intel", {f"seg_train/seg_train/{name}": 10 for name in ("sea", "street")})
+    plain(root, {f"seg_test/seg_test/{name}": 3 for name in ("sea", "street")}, start=1000)
+    plain(root, {"seg_pred/seg_pred": 4}, start=2000)
+    dataset = load(root)
+    assert dataset.class_names == ("sea", "street") and sizes(dataset) == (18, 2, 6)
+    np.testing.assert_array_equal(dataset.test.images[3], pixels(1100))
+    assert dataset.notes[1] == (
+        "folders: seg_train/seg_train is train, seg_test/seg_test is test, "
+        "seg_pred is left out, as its images have no class"
+    )
+
+
+@pytest.mark.parametrize(
+    ("places", "message"),
+    [
+        (
+            ("train/cat", "train/dog", "val/cat", "val/dog", "valid/cat", "valid/dog"),
+            "for val. Received: val and valid",
+        ),
+        (("Train/cat", "Train/dog", "train/cat", "train/dog"), "for train. Received: Train and train"),
+        (("first/cat", "first/dog", "second/cat", "second/dog"), "first, second in .* look like splits.*cat, dog"),
+        (("a/cat", "a/dog", "a/eel", "b/Cat", "b/dog"), "look like splits.*Call the splits train, val and test"),
+        (("a/cat", "a/dog", "b/cat", "b/dog", "c"), "look like splits"),
+        ((*(f"fold{i}/{name}" for i in range(5) for name in ("cat", "dog")),), "look like splits"),
+        (("cat/train", "cat/test", "dog/train", "dog/test"), "splits inside of its classes, as in cat/test"),
+        (("val/cat", "val/dog", "test/cat", "test/dog"), "must hold a folder of training images, train"),
+        (("Training", "Testing"), "at least two classes to train. Received: .*'Testing', 'Training'"),
+        (("train", "test1", "more"), "names of splits and hold images directly"),
+        (("Train/cat", "Train/dog", "Test"), "Test/000.ppm belongs to no class"),
+        (("Train/cat", "Train/dog", "Test/cat", "Test/dog", "more/cat"), "more/cat/000.ppm belongs to no class"),
+        (("archive/Train/cat", "archive/Train/dog"), "Give the path of that one: .*pets/archive"),
+        (("a/b/train/cat", "a/b/train/dog"), "Give the path of that one: .*pets/a/b"),
+    ],
+)
+def test_what_looks_like_splits_and_cannot_be_taken_for_them_is_refused(tmp_path, places, message):
+    with pytest.raises(ConfigError, match=message):
+        load(plain(tmp_path / "pets", dict.fromkeys(places, 10)))
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        ("bus", "car", "train"),
+        ("Bus", "Car", "Train"),
+        ("Bus/city", "Car/suv", "Train/steam", "Train/electric"),  # vehicles, of several kinds
+        ("valid", "invalid"),
+        ("cat/images", "dog/images"),
+        ("animal/cat", "animal/dog", "plant/oak"),
+        ("pets/cat", "pets/dog"),
+        ("husky/female", "husky/male", "pug/female", "pug/male", "mops/female", "mops/male", "akita/male"),
+    ],
+)
+def test_classes_that_only_sound_like_splits_stay_classes(tmp_path, places):
+    dataset = load(plain(tmp_path / "pets", dict.fromkeys(places, 10)))
+    assert dataset.class_names == tuple(sorted(places)) and len(dataset.notes) == 1
+
+
+def test_a_link_is_what_its_own_path_says_be_it_a_file_a_class_a_split_or_the_folder(tmp_path):
+    """A store of links, as DVC and git-annex make them: the targets' names say nothing, or something else."""
+    store = plain(tmp_path / "store", {"dog": 10, "x1": 10, "x2/cat": 5, "x2/dog": 5})
+    root = tmp_path / "linked"
+    (root / "train" / "cat").mkdir(parents=True)
+    for i in range(10):
+        (root / "train" / "cat" / f"{i}.ppm").symlink_to(store / "dog" / f"{i:03}.ppm")
+    (root / "train" / "dog").symlink_to(store / "x1", target_is_directory=True)
+    (root / "test").symlink_to(store / "x2", target_is_directory=True)
+    (tmp_path / "pets").symlink_to(root, target_is_directory=True)
+    dataset = load(tmp_path / "pets")
+    assert dataset.class_names == ("cat", "dog") and sizes(dataset) == (18, 2, 10)
+    assert dataset.label == "pets" and dataset.slug == f"pets-{dataset.fingerprint[:6]}"
+    for image, label in zip(dataset.train.images, dataset.train.labels, strict=True):
+        start = (0, 100)[label]  # what lies in the store's `dog` is a cat here
+        assert any(np.array_equal(image, pixels(start + i)) for i in range(10))
+    np.testing.assert_array_equal(dataset.test.images[0], pixels(200))
+
+
+def test_the_folder_of_work_has_its_name_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(plain(tmp_path / "pets", {"cat": 10, "dog": 10}))
+    assert load(".").label == load("../pets/cat/..").label == "pets"
+
+
+def test_every_ending_that_pillow_opens_counts_and_the_others_are_named_in_one_line(tmp_path):
+    root = plain(tmp_path / "pets", {"cat": 10, "dog": 10})
+    jpeg = Image.fromarray(pixels(77))
+    for ending, kind in (("jfif", "jpeg"), ("JPE", "jpeg"), ("dib", "dib"), ("pbm", "ppm"), ("apng", "png")):
+        jpeg.save(root / "cat" / f"more.{ending}", kind)
+    jpeg.save(root / "cat" / "00000123", "jpeg")
+    jpeg.save(root / "cat" / "a.jpg_large", "jpeg")
+    for name in ("a.cr2", "b.cr2", "c.CR2", "d.svg", "label.txt", "notes"):
+        (root / "dog" / name).write_bytes(b"no image")
+    (root / "eel").mkdir()
+    (root / "eel" / "a.psd").touch()
+    (root / "dog" / "none" / "deep").mkdir(parents=True)
+    dataset = load(root)
+    assert sum(sizes(dataset)) == 25 and dataset.class_names == ("cat", "dog")
+    rename = "images by their content: rename them, as in .jpg"
+    assert dataset.notes[1:] == (
+        f"7 files left out: 3 .cr2, 1 without an ending ({rename}), 1 .jpg_large ({rename}), 1 .psd, 1 .svg",
+        "folders without a usable image: dog/none, eel",
+    )
+
+
+def test_what_is_left_out_is_said_where_nothing_else_is_there(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        (tmp_path / "pets" / name / "a.cr3").touch()
+    with pytest.raises(ConfigError, match=r"holds no images .*\(2 files left out: 2 .cr3\)"):
+        load(tmp_path / "pets")
+
+
+def test_a_rare_class_is_in_every_split(tmp_path):
+    dataset = load(plain(tmp_path / "pets", {"cat": 90, "dog": 3}))
+    assert [np.bincount(split.labels).tolist() for split in (dataset.train, dataset.val, dataset.test)] == [
+        [74, 1],
+        [8, 1],
+        [8, 1],
+    ]
+    plain(tmp_path / "two", {"train/cat": 90, "train/dog": 2, "test/cat": 5, "test/dog": 5})
+    assert np.bincount(load(tmp_path / "two").val.labels).tolist() == [8, 1]
+
+
+def test_a_class_too_small_for_three_splits_stays_in_train(tmp_path):
+    dataset = load(plain(tmp_path / "pets", {"cat": 90, "dog": 2}))
+    assert np.bincount(dataset.train.labels).tolist() == [72, 2]
+
+
+def damaged(root):
+    """Two images of each class are damaged, a third is a link to nowhere. Returns their paths."""
+    for name in ("cat", "dog"):
+        (root / name / "100.ppm").write_bytes(b"P6 8 8 255\nshort")
+        (root / name / "101.png").write_bytes(b"")
+        (root / name / "102.jpg").symlink_to(root / "nowhere")
+    return [f"{name}/{file}" for name in ("cat", "dog") for file in ("100.ppm", "101.png", "102.jpg")]
+
+
+def test_damaged_images_are_skipped_on_request_as_if_they_had_never_been_there(tmp_path, monkeypatch):
+    root = plain(tmp_path / "pets", {"cat": 20, "dog": 31, "eel": 14})
+    whole = load(root)
+    paths = damaged(root)
+    with pytest.raises(ConfigError, match="Could not read .*102.jpg.*`--skip-unreadable`"):
+        load(root)
+    dataset = load(root, skip_unreadable=True)
+    assert list(dataset.skipped) == paths and whole.skipped == ()
+    assert dataset.fingerprint == "fca79d8b166878f79d1e7db28d2a24f2db2b8d882d2f210b0a7bcf40a1f41b47"
+    assert indices(dataset) == indices(whole)
+    np.testing.assert_array_equal(dataset.train.images, whole.train.images)
+    assert dataset.notes[1] == f"6 damaged images left out: {', '.join(paths[:5])}, ..."
+    assert load(root, classes="cat,dog", skip_unreadable=True).skipped == dataset.skipped
+    monkeypatch.setattr(images, "decode", lambda *_, **__: pytest.fail("decoded again"))
+    assert load(root, skip_unreadable=True).skipped == dataset.skipped
+    assert load(root, image_size=None, limits=Limits(train=5), skip_unreadable=True).fingerprint == whole.fingerprint
+
+
+def test_skipping_first_does_not_let_damaged_images_pass_later(tmp_path):
+    root = plain(tmp_path / "pets", {"cat": 20, "dog": 20})
+    (root / "cat" / "000.ppm").write_bytes(b"")
+    assert load(root, skip_unreadable=True).skipped == ("cat/000.ppm",)
+    with pytest.raises(ConfigError, match="1 image in .*cat/000.ppm.*`--skip-unreadable` leaves"):
+        load(root)
+    plain(root, {"cat": 1})
+    assert load(root, skip_unreadable=True).skipped == () and sum(sizes(load(root))) == 40
+
+
+def test_a_class_that_skipping_would_empty_is_refused(tmp_path):
+    root = plain(tmp_path / "pets", {"cat": 20, "dog": 20, "eel": 1})
+    (root / "eel" / "000.ppm").write_bytes(b"")
+    with pytest.raises(ConfigError, match="Every image of eel in .* is damaged"):
+        load(root, skip_unreadable=True)
+
+
+def test_only_a_folder_has_images_to_skip():
+    with pytest.raises(ConfigError, match="`--skip-unreadable` is for a folder of images. Received: shapes"):
+        load("shapes", skip_unreadable=True)

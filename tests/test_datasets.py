@@ -59,6 +59,26 @@ def test_carving_is_stratified_complete_and_always_the_same():
     assert len(stratified(labels, 7, seed=1)) == 7
 
 
+def test_a_class_without_a_share_gets_an_image_of_the_largest_class_and_nothing_else_changes():
+    labels = np.repeat(np.arange(3), [60, 37, 3])
+    before, after = stratified(labels, 10, seed=0), stratified(labels, 10, seed=0, each=[0, 1, 2])
+    assert np.bincount(labels[before], minlength=3).tolist() == [6, 4, 0]
+    assert np.bincount(labels[after]).tolist() == [5, 4, 1]
+    assert set(before[labels[before] == 1]) == set(after[labels[after] == 1])
+    np.testing.assert_array_equal(stratified(labels, 10, seed=0, each=[0, 1]), before)
+    np.testing.assert_array_equal(stratified(labels, 50, seed=0, each=[0, 1, 2]), stratified(labels, 50, seed=0))
+    assert len(stratified(labels, 1, seed=0, each=[0, 1, 2])) == 3  # none can spare one
+
+
+def test_limits_lose_no_class_where_there_is_room(few):
+    labels = np.repeat(np.arange(2, dtype=np.int32), [295, 5])
+    split = Split(np.zeros((300, 1, 1, 3), np.uint8), labels)
+    data = Dataset("x", "x", "0" * 64, ("cat", "dog"), split, split, split)
+    limited = data.limited(Limits(20, 1, None))
+    assert np.bincount(limited.train.labels).tolist() == [19, 1]
+    assert limited.val.labels.tolist() == [0] and len(limited.test) == 300
+
+
 def test_identical_pixels_are_counted_for_each_pair_of_splits():
     train, val, test = (digests(IMAGES[i]) for i in ([0, 1, 2], [2, 3], [3, 4, 0, 1]))
     assert identical_pixels(train, val, test) == "identical pixels: train-val 1, train-test 2, val-test 1"

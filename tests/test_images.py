@@ -1,11 +1,15 @@
 """Whatever the file, RGB uint8 comes out, or a sentence that names the file."""
 
+import importlib
 import io
 import os
+import sys
+import types
+from collections import Counter
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from cifar_keras import images
 from cifar_keras.config import ConfigError
@@ -123,3 +127,73 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path, monkeypat
     monkeypatch.setattr(images, "_rgb", lambda image: pytest.fail("decoded"))
     with pytest.raises(ImageError, match="bomb.png.*65 x 64 pixels"):
         decode(path)
+
+
+@pytest.mark.parametrize(
+    ("ending", "kind", "needs"),
+    [
+        ("jfif", "JPEG", None),
+        ("jpe", "JPEG", None),
+        ("apng", "PNG", None),
+        ("pnm", "PPM", None),
+        ("dib", "DIB", None),
+        ("mpo", "MPO", None),
+        ("avif", "AVIF", "avif"),
+        ("jp2", "JPEG2000", "jpg_2000"),
+    ],
+)
+def test_what_pillow_opens_is_taken_and_decoded(tmp_path, ending, kind, needs):
+    if needs and not features.check(needs):
+        pytest.skip(f"this Pillow has no {kind}")
+    assert f".{ending}" in images.EXTENSIONS and images.unused(f"a.{ending}") is None
+    decoded = decode(saved(Image.new("RGB", (16, 16), RED), tmp_path / f"a.{ending}", format=kind))
+    assert np.abs(decoded.astype(int) - RED).max() < 10
+
+
+def test_the_endings_of_before_are_all_taken_and_none_that_needs_an_interpreter_or_has_no_signature():
+    before = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+    assert before < images.EXTENSIONS
+    assert not images.EXTENSIONS & {".eps", ".ps", ".pdf", ".wmf", ".emf", ".tga", ".pfm", ".psd", ".h5", ".mpg"}
+    assert not images.EXTENSIONS & images.OTHERS and not images.UNUSED & images.OTHERS
+
+
+def test_heic_is_taken_where_pillow_heif_is_installed_and_named_elsewhere(monkeypatch):
+    def register():
+        Image.register_open("HEIF", lambda *_: None, lambda prefix: False)
+        Image.register_extension("HEIF", ".heic")
+
+    monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
+    monkeypatch.setattr(Image, "EXTENSION", dict(Image.EXTENSION))
+    monkeypatch.setattr(Image, "ID", list(Image.ID))
+    try:
+        monkeypatch.setitem(sys.modules, "pillow_heif", types.SimpleNamespace(register_heif_opener=register))
+        with_it = importlib.reload(images)
+        assert ".heic" in with_it.EXTENSIONS and "HEIF" in with_it.FORMATS and with_it.unused("a.heic") is None
+        Image.OPEN.pop("HEIF"), Image.EXTENSION.pop(".heic")
+        monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it were not installed
+        without = importlib.reload(images)
+        assert ".heic" not in without.EXTENSIONS and without.unused("a.HEIC") == ".heic"
+        line = without.left_out(Counter({".svg": 4, ".heic": 8}))
+        assert line == "12 files left out: 8 .heic (install pillow-heif), 4 .svg"
+    finally:
+        monkeypatch.undo()
+        importlib.reload(images)
+
+
+def test_one_file_left_out_is_no_plural_and_kinds_come_by_number():
+    assert images.left_out(Counter({".psd": 1})) == "1 file left out: 1 .psd"
+    assert images.left_out(Counter({".a": 1, ".raw": 2000})).startswith(
+        "2,001 files left out: 2,000 .raw, 1 .a (images"
+    )
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "TIFF", "WEBP"])
+def test_a_file_whose_ending_says_nothing_is_an_image_if_it_begins_as_one(tmp_path, kind):
+    assert images.unused(saved(Image.new("RGB", (4, 4), RED), tmp_path / "0001", format=kind)) == ""
+    assert images.unused(saved(Image.new("RGB", (4, 4), RED), tmp_path / "a.jpg_large", format=kind)) == ".jpg_large"
+    assert images.unused(saved(Image.new("RGB", (4, 4), RED), tmp_path / "a.txt", format=kind)) is None
+
+
+def test_a_file_that_is_no_image_or_cannot_be_read_is_none(tmp_path):
+    (tmp_path / "notes").write_text("no image")
+    assert images.unused(tmp_path / "notes") is None and images.unused(tmp_path / "missing") is None

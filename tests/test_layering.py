@@ -8,7 +8,7 @@ from cifar_keras.paths import PROJECT
 
 ORDER = (
     "config", "units", "paths", "files", "runtime", "images",
-    "datasets.base", "datasets.cifar", "datasets.folder", "datasets.shapes", "datasets",
+    "datasets.base", "datasets.cifar", "datasets.layout", "datasets.folder", "datasets.shapes", "datasets",
     "augment", "pipeline", "blocks", "zoo", "weights", "optim", "foreign", "artifacts", "train",
     "features", "formats", "inference", "evaluate", "results",
     "report", "report.figures", "report.rows", "report.table",

@@ -81,6 +81,7 @@ class Dataset:
         train, val, test: `Split`; val selects, test is read once.
         superclass_names: of the coarse labels, else empty.
         notes: facts that a reader of the numbers needs (identical pixels across splits).
+        skipped: relative paths of the images that are damaged and were left out, where that was asked for.
     """
 
     slug: str
@@ -92,6 +93,7 @@ class Dataset:
     test: Split
     superclass_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
 
     @property
     def image_shape(self):
@@ -99,9 +101,12 @@ class Dataset:
         return tuple(self.train.images.shape[1:])
 
     def limited(self, limits):
-        """The same dataset with at most `limits.train`, `.val`, `.test` images (`config.Limits`), see `stratified`."""
+        """The same dataset with at most `limits.train`, `.val`, `.test` images (`config.Limits`), see `stratified`.
+
+        No class is lost where there is room for all.
+        """
         cut = {
-            name: take(split, stratified(split.labels, count, seed=0))
+            name: take(split, stratified(split.labels, count, seed=0, each=_where_room(split.labels, count)))
             for name in ("train", "val", "test")
             if (count := getattr(limits, name)) is not None and count < len(split := getattr(self, name))
         }
@@ -159,10 +164,17 @@ def take(split, indices):
     return Split(images, split.labels[indices], coarse)
 
 
-def stratified(labels, count, *, seed):
+def stratified(labels, count, *, seed, each=()):
     """Indices of `count` images in which every class has its share (largest remainders), sorted.
 
     A pure function of its arguments: `RandomState` is frozen across NumPy versions, `Generator` is not.
+
+    Args:
+        labels: int `(images,)`.
+        count: how many to take.
+        seed: of the draw.
+        each: classes of which an image is taken even where their share is none: instead of one of the largest class, or
+            beyond `count` where no class can spare one. Where all have a share, nothing changes.
     """
     random = np.random.RandomState(seed)
     classes, sizes = np.unique(labels, return_counts=True)
@@ -170,8 +182,17 @@ def stratified(labels, count, *, seed):
     shares = np.floor(exact).astype(int)
     for index in np.argsort(shares - exact, kind="stable")[: count - shares.sum()]:
         shares[index] += 1
+    shares[(shares == 0) & np.isin(classes, each)] = 1
+    while shares.sum() > count and shares.max() > 1:
+        shares[shares.argmax()] -= 1
     chosen = [random.permutation(np.flatnonzero(labels == c))[:n] for c, n in zip(classes, shares, strict=True)]
     return np.sort(np.concatenate(chosen))
+
+
+def _where_room(labels, count):
+    """All classes, where there are no more of them than images to take."""
+    classes = np.unique(labels)
+    return classes if len(classes) <= count else ()
 
 
 def at_most(split, count):

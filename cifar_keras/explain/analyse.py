@@ -270,6 +270,7 @@ def images_of(record, config, *, dataset, data_dir):
         image_size=config.overrides.get("image-size"),
         classes=",".join(record["class_names"]) if subset else None,
         limits=Limits(**config.limits),
+        skip_unreadable="skipped" in record,
     )
     if data.fingerprint != config.fingerprint:
         raise ConfigError(
