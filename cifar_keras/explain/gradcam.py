@@ -117,6 +117,7 @@ class GradCam:
         model: a saved model (`artifacts.load`): functional or sequential, models within it included.
         layer: name of the layer whose places are weighed; None takes the last of `spatial_layers`.
         size: `(height, width)` of the images, needed where the model leaves them open.
+
     Attributes:
         layer: the name of that layer.
         note: a sentence where the places of its cells are not known; else empty.
