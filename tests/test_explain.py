@@ -415,10 +415,10 @@ def stacked(first, *others, name=None):
 def teachable():
     """Teachable Machine's form: a stack around MobileNet and its pooling, and a stack of dense layers."""
     keras.utils.set_random_seed(1)
-    base = keras.applications.MobileNetV2(input_shape=(32, 32, 3), alpha=0.35, include_top=False, weights=None)
+    base = keras.applications.MobileNet(input_shape=(64, 64, 3), alpha=0.25, include_top=False, weights=None)
     features = stacked(base, layers.GlobalAveragePooling2D(name="pool"), name="features")
     head = keras.Sequential(
-        [keras.Input((1280,)), layers.Dense(8, activation="relu"), layers.Dense(3, activation="softmax")], name="head"
+        [keras.Input((256,)), layers.Dense(8, activation="relu"), layers.Dense(3, activation="softmax")], name="head"
     )
     return stacked(features, head)
 
@@ -446,10 +446,11 @@ def test_a_flattened_model_predicts_the_same_and_shares_its_weights(make):
     flat, images = flattened(model), np.random.RandomState(0).normal(size=(3, *model.input_shape[1:])).astype("float32")
     for weight in model.weights:  # such as only training leaves: moving statistics that are neither 0 nor 1
         weight.assign(weight + 0.1)
-    np.testing.assert_allclose(flat.predict(images, verbose=0), model.predict(images, verbose=0), atol=1e-6)
+    found, expected = (np.asarray(one(images, training=False)) for one in (flat, model))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
     assert {id(weight) for weight in flat.weights} == {id(weight) for weight in model.weights}
     assert not any(hasattr(plain(layer), "layers") for layer in flat.layers)
-    assert flattened(flat) is flat
+    assert flattened(flat) is flat and gradcam(model, images, [0, 1, 2]).shape == images.shape[:3]
 
 
 def test_layers_keep_their_names_where_these_are_different():
@@ -496,6 +497,16 @@ def test_what_an_inlined_model_does_to_its_input_s_dtype_is_kept():
     model = keras.Sequential([keras.Input((4, 4, 3), dtype="uint8"), inner])
     images = pictures(3, size=4)
     np.testing.assert_allclose(flattened(model).predict(images, verbose=0), model.predict(images, verbose=0), atol=1e-4)
+
+
+def test_sums_with_numbers_and_parts_in_16_bits_are_inlined_as_they_are():
+    x = inputs = keras.Input((6, 6, 3))
+    x = layers.Conv2D(4, 3, dtype="mixed_bfloat16")(x + 3.0)
+    inner = keras.Sequential([keras.Input((4, 4, 4)), layers.Conv2D(2, 1), layers.Flatten(), layers.Dense(2)])
+    model = keras.Model(inputs, layers.Softmax(dtype="float32")(inner(x)))
+    images = np.random.RandomState(0).normal(size=(3, 6, 6, 3)).astype("float32")
+    np.testing.assert_array_equal(flattened(model).predict(images, verbose=0), model.predict(images, verbose=0))
+    assert gradcam(model, images, [0, 1, 0]).shape == (3, 6, 6)
 
 
 def test_a_model_of_any_size_has_maps_of_the_images_size():

@@ -12,17 +12,20 @@ class Call(keras.layers.Layer):
 
     Attributes:
         layer: that is called, with whatever else calls it.
+        filled: takes the tensors, returns the arguments of the layer as `(positional, named)`.
     """
 
-    def __init__(self, layer, name):
+    def __init__(self, layer, name, filled=lambda *tensors: (tensors, {})):
         super().__init__(name=name, autocast=False)
-        self.layer, self.built = layer, True
+        self.layer, self.filled, self.built = layer, filled, True
         self._convert_input_args = False  # the layer does, by its own dtype
 
-    def call(self, *arguments, **named):
+    def call(self, *tensors):
+        arguments, named = self.filled(*tensors)
         return self.layer(*arguments, **named)
 
-    def compute_output_spec(self, *arguments, **named):
+    def compute_output_spec(self, *tensors):
+        arguments, named = self.filled(*tensors)
         return self.layer.compute_output_spec(*arguments, **named)
 
 
@@ -116,12 +119,25 @@ def _inlined(graph, inputs, around, names):
     def called(operation):
         path = (*around, operation.name)
         if (inner := _graph(operation)) is None:
-            return lambda *arguments, **named: Call(operation, names(path))(*arguments, **_inference(named))
+            return lambda *arguments, **named: _called(operation, names(path), (arguments, _inference(named)))
         return lambda first, *_, **__: _inlined(inner, first, path, names)
 
     pairs = _pairs(graph, inputs)
     cast = [x if x.dtype == one.dtype else Cast(one.dtype, names((*around, "cast")))(x) for x, one in pairs]
     return graph._run_through_graph(cast, operation_fn=called)
+
+
+def _called(layer, name, arguments):
+    """What a layer makes of arguments that hold tensors at any depth, and what is none beside them: `x + 3.0`."""
+    leaves = keras.tree.flatten(arguments)
+    tensors = [leaf for leaf in leaves if isinstance(leaf, keras.KerasTensor)]
+
+    def filled(*given):
+        given = iter(given)
+        values = [next(given) if isinstance(leaf, keras.KerasTensor) else leaf for leaf in leaves]
+        return keras.tree.pack_sequence_as(arguments, values)
+
+    return Call(layer, name, filled)(*tensors)
 
 
 def _pairs(graph, inputs):
