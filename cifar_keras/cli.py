@@ -266,9 +266,12 @@ def _parser():
     compare = verb("compare", "is it better? results files against the first of them, with intervals")
     compare.add_argument("files", nargs="+", metavar="RESULTS.CSV", help="two or more; one alone shows its intervals")
     compare.add_argument("--format", choices=FORMATS, default="text", help="default text")
-    explain = verb("explain", "where a finished run fails, what it looks at, how far it can be trusted")
-    explain.add_argument("name", metavar="RUN", help="a run id, an experiment (its newest run), or a saved model")
+    explain = verb("explain", "where a model fails, what it looks at, how far it can be trusted")
+    named = "a run id, an experiment (its newest run), or a saved model (one of no run needs --dataset)"
+    explain.add_argument("name", metavar="RUN", help=named)
     explain.add_argument("--layer", metavar="NAME", help="of Grad-CAM (default: the last one with places)")
+    explain.add_argument("--input-scaling", metavar="NAME", help="as for predict")
+    explain.add_argument("--image-size", type=positive, metavar="PIXELS", help=SIDE)
     _add_predict(verb("predict", "what a saved model says of images"))
     inspect = verb("inspect", "what a saved model is: layers, input, classes, provenance, size")
     inspect.add_argument("model", metavar="MODEL", help=ANY_MODEL)
@@ -284,7 +287,9 @@ def _parser():
     add_options(export, only=("data_dir", "root", "verbose"))
     report = verb("report", "the study on one page: results/report/index.html")
     for of_runs in (explain, report):
-        of_runs.add_argument("--dataset", metavar="DIR", help="the folder of the images, for runs on one")
+        of_runs.add_argument(
+            "--dataset", metavar="NAME|DIR", help="the images; needed for runs on a folder, and for models of no run"
+        )
         add_options(of_runs, only=("data_dir", "root", "verbose"))
     doctor = verb("doctor", "what this machine has, what is missing, what to do about it")
     doctor.add_argument("--json", action="store_true", help="for programs")
@@ -327,7 +332,8 @@ def _dispatch(options, arguments, rest):
         from cifar_keras.explain import analyse
 
         where = {"root": options.root, "dataset": options.dataset, "data_dir": options.data_dir}
-        analyse.explain(options.name, layer=options.layer, **where)
+        loading = {"scaling": options.input_scaling, "image_size": options.image_size}
+        analyse.explain(options.name, layer=options.layer, **where, **loading)
         return 0
     if options.verb == "predict":
         runtime.setup(verbose=options.verbose)

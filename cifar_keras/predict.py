@@ -348,6 +348,7 @@ class Painter:
 
     def __init__(self, classifier, folder):
         from cifar_keras.explain.base import NotApplicable  # seaborn comes with it
+        from cifar_keras.explain.gradcam import GradCam
 
         self.classifier, self.folder, self.count = classifier, folder, 0
         if classifier.network.model is None:
@@ -355,16 +356,17 @@ class Painter:
                 f"`--gradcam` needs the model as .keras or .h5. Received: {classifier.network.path}, without gradients."
             )
         try:
+            self.maps = GradCam(classifier.network.model, size=classifier.size)
             self._map(np.zeros((*classifier.size, 3), "uint8"), 0)
         except (NotApplicable, ValueError, KeyError) as error:
             raise ConfigError(
-                f"`--gradcam` can't look into this model ({error}). It must be one graph of layers."
+                f"`--gradcam` can't look into this model ({error}). It must have a convolution."
             ) from None
+        if self.maps.note:
+            print(self.maps.note, file=sys.stderr)
 
     def _map(self, pixels, chosen):
-        from cifar_keras.explain.gradcam import gradcam
-
-        (heat,) = gradcam(self.classifier.network.model, self.classifier.scaled_pixels(pixels[None]), [chosen])
+        (heat,) = self.maps(self.classifier.scaled_pixels(pixels[None]), [chosen])
         return heat
 
     def paint(self, prediction):

@@ -12,11 +12,13 @@ from keras import layers
 from PIL import Image
 from test_config import config
 
-from cifar_keras import artifacts, commands, results
+from cifar_keras import artifacts, cli, commands, inference, results
 from cifar_keras.config import ConfigError, Limits, Stage, Training
 from cifar_keras.datasets import load
 from cifar_keras.evaluate import coarse_accuracy
-from cifar_keras.explain import analyse
+from cifar_keras.explain import analyse, elsewhere
+from cifar_keras.explain.gradcam import gradcam
+from cifar_keras.images import decode, fitted
 from cifar_keras.paths import Paths
 from cifar_keras.zoo import MODELS
 
@@ -121,9 +123,13 @@ def test_a_new_run_renews_the_comparison_alone(explained, monkeypatch):
 
 
 def test_the_report_holds_the_analyses(explained, capsys):
+    other = explained.root / "results" / "explain" / "mine-0123ab"  # as that of a model of no run
+    other.mkdir()
+    (other / "index.json").write_text(json.dumps({"model": "mine.h5", "sections": ["errors"], "left out": {}}))
     assert commands.report(explained.root) == 0
     page = (explained.root / "results" / "report" / "index.html").read_text()
     assert page.count("Where it fails") >= 2 and "Not analysed" not in page and "macro F1" in page
+    assert "mine" not in page
 
 
 @pytest.mark.parametrize(
@@ -146,7 +152,7 @@ def test_files_that_are_no_models_of_a_run_are_refused(explained, tmp_path):
         analyse.find(str(tmp_path / "broken.keras"), root=explained.root)
     foreign = tmp_path / "foreign.keras"
     model_for(explained.data).save(foreign)
-    with pytest.raises(ConfigError, match="Received: '.*foreign.keras'. Runs"):
+    with pytest.raises(ConfigError, match="`--dataset NAME.DIR` must name the images .*foreign.keras.*Runs: .*run-1"):
         analyse.find(str(foreign), root=explained.root)
     (weights,) = explained.root.glob("Models/*_4_*_custom.h5")
     with pytest.raises(ConfigError, match="weights alone"):
@@ -228,3 +234,145 @@ def test_classes_and_images_per_class_are_those_of_the_run(tmp_path):
     drawn = analyse.find("run-1", root=tmp_path).dataset
     expected = chosen.with_per_class(7, seed=0)
     np.testing.assert_array_equal(np.asarray(drawn.train.images), np.asarray(expected.train.images))
+
+
+# --- models of no run ---
+
+
+def strangers(data, *, size, form="nested"):
+    """A model from elsewhere that wants pixels in [0, 1]; `form` is nested, convolution or dense."""
+    keras.utils.set_random_seed(3)
+    classes, inputs = len(data.class_names), keras.Input((size, size, 3))
+    if form == "dense":
+        return keras.Sequential([inputs, layers.Flatten(), layers.Dense(classes, activation="softmax")])
+    if form == "convolution":
+        x = layers.Conv2D(classes, 5, name="conv")(inputs)
+        return keras.Model(inputs, layers.Softmax()(layers.GlobalMaxPooling2D()(x)))
+    base = keras.Sequential([inputs, layers.Conv2D(6, 5, strides=2, activation="relu", name="conv")], name="base")
+    features = keras.Sequential([keras.Input((size, size, 3)), base, layers.GlobalAveragePooling2D()], name="features")
+    head = keras.Sequential([keras.Input((6,)), layers.Dense(classes, activation="softmax")], name="head")
+    return keras.Sequential([keras.Input((size, size, 3)), features, head])
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """The embedded images, and `load` cut to them."""
+    data = load("shapes", limits=Limits(60, 30, 40))
+    monkeypatch.setattr(elsewhere, "load", lambda name, **_: data)
+    return data
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures are saved empty, as drawing takes longest."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda _, path, **__: path.touch())
+
+
+def explained_by_command(*arguments):
+    """The exit code of `cifar-keras explain`."""
+    with pytest.raises(SystemExit) as ended:
+        cli.command(["explain", *map(str, arguments)])
+    return ended.value.code
+
+
+def test_a_model_from_elsewhere_is_explained_on_a_dataset(few, undrawn, tmp_path, capsys):
+    model = strangers(few, size=24)
+    model.save(path := tmp_path / "net.h5")
+    assert explained_by_command(path, "--dataset", "shapes", "--root", tmp_path, "--input-scaling", "unit") == 0
+    (folder,) = (tmp_path / "results" / "explain").iterdir()
+    assert folder.name.startswith("net-") and len(folder.name) == len("net-") + 6
+    found = index(folder)
+    assert found["sections"] == SECTIONS[:-1] and found["left out"] == {
+        "versus": "the model belongs to no recorded run"
+    }
+    assert (found["input scaling"], found["image size"], found["others"]) == ("unit", [24, 24], [])
+    out, err = capsys.readouterr()
+    assert "names no classes; assumed: 0 " + few.class_names[0] in err and "40 test images" in out
+
+    images = np.stack([fitted(np.asarray(image), 24) for image in few.test.images])
+    probabilities = model.predict(images / 255.0, verbose=0)
+    accuracy = float(np.mean(probabilities.argmax(axis=1) == few.test.labels))
+    assert section(folder, "errors")["numbers"]["accuracy"] == accuracy
+    nll = -np.mean(np.log(probabilities[np.arange(40), few.test.labels]))
+    assert section(folder, "calibration")["numbers"]["before"]["NLL"] == pytest.approx(nll, rel=1e-4)
+    assert section(folder, "gradcam")["numbers"]["layer"] == "conv"
+    space = section(folder, "space")["numbers"]
+    assert (space["training embeddings"], space["test embeddings"], space["channels"]) == (60, 40, 6)
+
+
+def test_the_whole_of_a_classifier_takes_pixels_and_has_the_same_maps(few, tmp_path):
+    model = strangers(few, size=24)
+    model.save(tmp_path / "net.keras")
+    classifier = inference.load(tmp_path / "net.keras", scaling="caffe")
+    pixels = np.random.RandomState(0).randint(0, 256, (3, 24, 24, 3)).astype("uint8")
+    whole = elsewhere.whole(classifier)
+    np.testing.assert_allclose(whole.predict(pixels, verbose=0), classifier.probabilities(pixels), atol=1e-5)
+    expected = gradcam(model, classifier.scaled_pixels(pixels), [0, 1, 2])
+    np.testing.assert_allclose(gradcam(whole, pixels, [0, 1, 2]), expected, atol=1e-4)
+
+
+def test_labels_follow_the_names_that_a_model_gives_to_its_outputs(few, tmp_path):
+    names = sorted(few.class_names, reverse=True)
+    paths = Paths(tmp_path, "m", "model")
+    artifacts.save(model_for(few), paths, provenance={"class_names": names}, history={})
+    classifier, data = elsewhere.opened(paths.h5, dataset="shapes")
+    assert list(data.class_names) == list(classifier.class_names) == names
+    assert [names[i] for i in data.test.labels] == [few.class_names[i] for i in few.test.labels]
+    with pytest.raises(ConfigError, match="scales by itself"):
+        elsewhere.opened(paths.h5, dataset="shapes", scaling="unit")
+
+
+def test_other_classes_than_the_model_s_are_refused(few, tmp_path):
+    paths = Paths(tmp_path, "m", "model")
+    names = ["other", *few.class_names[1:]]
+    artifacts.save(model_for(few), paths, provenance={"class_names": names}, history={})
+    with pytest.raises(ConfigError, match="must have the model's 10 classes, other, .* Received: .* with 10, "):
+        elsewhere.opened(paths.keras, dataset="shapes")
+    keras.Sequential([keras.Input((8, 8, 3)), layers.Flatten(), layers.Dense(4)]).save(tmp_path / "four.keras")
+    with pytest.raises(ConfigError, match="must have the model's 4 classes"):
+        elsewhere.opened(tmp_path / "four.keras", dataset="shapes")
+
+
+def test_what_a_model_can_not_have_is_left_out_with_its_reason(few, undrawn, tmp_path, monkeypatch):
+    strangers(few, size=32, form="dense").save(tmp_path / "dense.keras")
+    folder = analyse.explain(tmp_path / "dense.keras", root=tmp_path, dataset="shapes")
+    assert index(folder)["sections"] == ["errors", "calibration", "space"]
+    assert index(folder)["left out"]["gradcam"] == "the model has no layer with height and width"
+    strangers(few, size=32, form="convolution").save(tmp_path / "convolution.keras")
+    with pytest.raises(ConfigError, match="`--layer` must be one of conv. Received: 'typo'"):
+        analyse.explain(tmp_path / "convolution.keras", root=tmp_path, dataset="shapes", layer="typo")
+    classifier, data = elsewhere.opened(tmp_path / "convolution.keras", dataset="shapes")
+    whole = elsewhere.whole(classifier)
+    assert elsewhere.without_embeddings(whole, data) == "the model does not end in a dense layer"
+    assert elsewhere.computed_by(classifier, whole, data)["test"][2] is None
+    assert ".keras and .h5" in elsewhere.without_embeddings(None, data)
+    monkeypatch.setattr(elsewhere, "MAX_EMBEDDED", 100)
+    classifier, _ = elsewhere.opened(tmp_path / "dense.keras", dataset="shapes")
+    assert "100 embeddings of 3,072 channels" in elsewhere.without_embeddings(elsewhere.whole(classifier), data)
+
+
+def test_options_for_models_of_no_run_are_refused_for_a_run(explained):
+    with pytest.raises(ConfigError, match="`--input-scaling` is for models of no recorded run. .* run-1"):
+        analyse.explain("run-1", root=explained.root, scaling="unit")
+
+
+@pytest.mark.parametrize("form", ["nested", "convolution"])
+def test_predict_paints_a_map_for_each_image_with_a_model_from_elsewhere(few, tmp_path, form):
+    strangers(few, size=16, form=form).save(tmp_path / "net.h5")
+    for place, image in enumerate(noise(3).images):
+        Image.fromarray(image).save(tmp_path / f"{place}.png")
+    images = sorted(tmp_path.glob("*.png"))
+    with pytest.raises(SystemExit) as ended:
+        cli.command(["predict", *map(str, [tmp_path / "net.h5", *images, "--gradcam", tmp_path / "cam"])])
+    assert ended.value.code == 0
+    painted = sorted((tmp_path / "cam").iterdir())
+    assert [path.name[:8] for path in painted] == ["000001_0", "000002_1", "000003_2"]
+    assert decode(painted[0]).shape == (224, 224, 3)
+
+
+def test_predict_says_where_there_is_no_convolution(few, tmp_path, capsys):
+    strangers(few, size=16, form="dense").save(tmp_path / "net.h5")
+    Image.fromarray(noise(1).images[0]).save(tmp_path / "0.png")
+    with pytest.raises(SystemExit) as ended:
+        cli.command(["predict", *map(str, [tmp_path / "net.h5", tmp_path / "0.png", "--gradcam", tmp_path / "cam"])])
+    assert ended.value.code == 2 and "no layer with height and width" in capsys.readouterr().err

@@ -13,7 +13,8 @@ from cifar_keras.explain.activations import activations, kernels, stages, varyin
 from cifar_keras.explain.base import NotApplicable, Section, spread
 from cifar_keras.explain.calibration import bins, ece, measures, temperature, with_temperature
 from cifar_keras.explain.errors import confused_pairs, most_confident_mistakes, top_k
-from cifar_keras.explain.gradcam import centres, gradcam, looked_at, spatial_layers, weighed
+from cifar_keras.explain.flatten import flattened, plain
+from cifar_keras.explain.gradcam import GradCam, centres, gradcam, logits_of, looked_at, spatial_layers, weighed
 from cifar_keras.explain.space import neighbours, unit
 from cifar_keras.explain.versus import bootstrap, only_right
 
@@ -344,6 +345,20 @@ def windows(name, size):
     elif name == "same":
         x = layers.Conv2D(2, 3, 2, padding="same")(x)
         x = layers.AveragePooling2D(3, 2, padding="same")(layers.Conv2D(2, 3, padding="same", dilation_rate=2)(x))
+    elif name == "separable":
+        x = layers.SeparableConv2D(2, 3, strides=2, padding="same")(layers.DepthwiseConv2D(3)(x))
+    elif name == "transposed":
+        x = layers.Conv2DTranspose(2, 3, 2, padding="same")(layers.Conv2D(2, 3, 2, padding="same")(x))
+    elif name == "decoder":
+        x = layers.UpSampling2D(2)(layers.Conv2DTranspose(2, 4, 2)(layers.Conv2D(2, 3, 2)(x)))
+    elif name == "cut":
+        x = layers.CenterCrop(20, 20)(layers.Cropping2D(((1, 3), (1, 3)))(x))
+        x = layers.Conv2D(2, 3, 2)(x)
+    elif name == "gated":  # squeeze and excitation; the branch with one cell comes first
+        x = layers.Conv2D(2, 3, 2)(x)
+        gate = layers.GlobalAveragePooling2D(keepdims=True)(x)
+        x = layers.Multiply()([layers.Conv2D(2, 1, activation="sigmoid")(0 * gate), x])
+        x = layers.Concatenate()([layers.Conv2D(2, 3, padding="same")(x), x])
     elif name == "padded":  # as torchvision's ResNets, with a branch
         x = layers.Conv2D(2, 7, 2)(layers.ZeroPadding2D(3)(x))
         branch = layers.Conv2D(2, 1, 2)(x)
@@ -356,17 +371,228 @@ def windows(name, size):
     return model
 
 
+FORMS = ("valid", "same", "padded", "resized", "separable", "transposed", "decoder", "cut", "gated")
+
+
 @pytest.mark.parametrize("size", [32, 33])
-@pytest.mark.parametrize("name", ["valid", "same", "padded", "resized"])
+@pytest.mark.parametrize("name", FORMS)
 def test_cells_lie_where_the_pixels_they_see_are(name, size):
     model = windows(name, size)
     (start, step), columns = centres(model, "last")
     assert columns == (start, step)
     points = np.repeat(np.eye(size * size, dtype="float32").reshape(-1, size, size, 1), 3, axis=-1)
     outputs = model.predict(points, verbose=0) - model.predict(0 * points[:1], verbose=0)  # by bright pixels' places
-    middle = outputs.shape[1] // 2  # cells at the edges miss pixels
-    by_row = outputs[:, middle, middle, 0].reshape(size, size).sum(axis=1)
-    assert start + middle * step == pytest.approx(np.average(np.arange(size), weights=by_row), abs=1e-3)
+    middle, found = outputs.shape[1] // 2, []  # cells at the edges miss pixels
+    for cell in range(middle, middle + (4 if name in ("transposed", "decoder") else 1)):  # where cells take turns
+        by_row = outputs[:, cell, cell, 0].reshape(size, size).sum(axis=1)
+        found.append(np.average(np.arange(size), weights=by_row) - cell * step)
+    assert start == pytest.approx(np.mean(found), abs=1e-3)
+
+
+@pytest.mark.parametrize("moved", ["permuted", "reshaped"])
+def test_where_places_are_moved_about_the_map_is_stretched_and_says_so(moved):
+    x = inputs = keras.Input((12, 12, 3))
+    x = layers.Conv2D(2, 5)(x)
+    x = layers.Permute((2, 1, 3))(x) if moved == "permuted" else layers.Reshape((4, 16, 2))(x)
+    x = layers.Conv2D(2, 1, name="last")(x)
+    model = keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x)))
+    maps = GradCam(model)
+    assert "stretched over the whole image" in maps.note and maps(np.zeros((1, 12, 12, 3)), [0]).shape == (1, 12, 12)
+    cells = (8, 8) if moved == "permuted" else (4, 16)
+    assert maps.places == tuple(((12 / count - 1) / 2, 12 / count) for count in cells)
+    assert GradCam(linear()).note == ""
+
+
+# --- models within models ---
+
+
+def stacked(first, *others, name=None):
+    """A sequential model around another model and what follows."""
+    start = first.inputs[0]
+    return keras.Sequential([keras.Input(start.shape[1:], dtype=start.dtype), first, *others], name=name)
+
+
+def teachable():
+    """Teachable Machine's form: a stack around MobileNet and its pooling, and a stack of dense layers."""
+    keras.utils.set_random_seed(1)
+    base = keras.applications.MobileNet(input_shape=(64, 64, 3), alpha=0.25, include_top=False, weights=None)
+    features = stacked(base, layers.GlobalAveragePooling2D(name="pool"), name="features")
+    head = keras.Sequential(
+        [keras.Input((256,)), layers.Dense(8, activation="relu"), layers.Dense(3, activation="softmax")], name="head"
+    )
+    return stacked(features, head)
+
+
+def twin_names():
+    """Two models within whose layers have the same names; the first is called twice, once on flipped images."""
+    keras.utils.set_random_seed(2)
+    parts = [
+        keras.Sequential(
+            [keras.Input(shape), layers.Conv2D(4, 3, name="conv"), layers.BatchNormalization(name="norm")], name=name
+        )
+        for name, shape in (("left", (12, 12, 3)), ("right", (10, 10, 4)))
+    ]
+    x = inputs = keras.Input((12, 12, 3))
+    x = layers.RandomRotation(0.2)(x)
+    once, again = (parts[0](y, training=False) for y in (x, layers.Rescaling(-1.0)(x)))
+    x = layers.Concatenate()([parts[1](once), layers.Add()([parts[1](again), parts[1](once)])])
+    x = layers.Dense(3, name="conv")(layers.Flatten()(layers.Dropout(0.5)(x)))
+    return keras.Model(inputs, layers.Activation("softmax")(x))
+
+
+@pytest.mark.parametrize("make", [teachable, twin_names])
+def test_a_flattened_model_predicts_the_same_and_shares_its_weights(make):
+    model = make()
+    flat, images = flattened(model), np.random.RandomState(0).normal(size=(3, *model.input_shape[1:])).astype("float32")
+    for weight in model.weights:  # such as only training leaves: moving statistics that are neither 0 nor 1
+        weight.assign(weight + 0.1)
+    found, expected = (np.asarray(one(images, training=False)) for one in (flat, model))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert {id(weight) for weight in flat.weights} == {id(weight) for weight in model.weights}
+    assert not any(hasattr(plain(layer), "layers") for layer in flat.layers)
+    assert flattened(flat) is flat and gradcam(model, images, [0, 1, 2]).shape == images.shape[:3]
+
+
+def test_layers_keep_their_names_where_these_are_different():
+    flat, nested = deep()
+    assert [layer.name for layer in flattened(nested).layers[1:4]] == ["scaling_unit", "conv", "head_pool"]
+    twins = {layer.name for layer in flattened(twin_names()).layers}
+    assert {"left.conv", "left.conv.2", "right.conv", "right.conv.2", "right.conv.3", "conv"} <= twins
+
+
+def test_a_flat_model_is_left_as_it_is(trained):
+    assert flattened(trained) is trained
+
+
+def deep(size=8):
+    """The layers of `linear` as models in models in models: `(flat, nested)` with the same weights."""
+    flat = linear(size)
+    _, scale, conv, pool, dense, softmax = (layer for layer in flat.layers)
+    inner = keras.Sequential([keras.Input((size, size, 3)), conv], name="inner")
+    middle = keras.Sequential([keras.Input((size, size, 3)), inner, pool], name="middle")
+    x = inputs = keras.Input((size, size, 3), dtype="uint8")
+    outer = keras.Model(inputs, middle(scale(x)), name="outer")
+    return flat, stacked(outer, dense, softmax)
+
+
+def test_a_nested_network_has_the_map_of_the_same_network_without_nesting():
+    flat, nested = deep()
+    images, classes = pictures(5, size=8), [0, 1, 2, 0, 1]
+    np.testing.assert_allclose(nested.predict(images, verbose=0), flat.predict(images, verbose=0), atol=1e-6)
+    expected = gradcam(flat, images, classes)
+    np.testing.assert_allclose(gradcam(nested, images, classes), expected, atol=1e-5)
+    assert expected.any() and spatial_layers(nested) == ["conv"]
+
+
+def test_a_nested_network_points_at_the_planted_object(trained):
+    images, labels, _ = planted(20, seed=1)
+    body = keras.Model(trained.input, trained.get_layer("head_pool").output, name="body")
+    nested = stacked(stacked(body, name="around"), trained.get_layer("logits"))
+    expected = gradcam(trained, images[1::2], labels[1::2])
+    np.testing.assert_allclose(gradcam(nested, images[1::2], labels[1::2]), expected, atol=1e-5)
+
+
+def test_what_an_inlined_model_does_to_its_input_s_dtype_is_kept():
+    inner = keras.Sequential([keras.Input((4, 4, 3)), layers.Conv2D(2, 1), layers.Flatten(), layers.Dense(2)])
+    model = keras.Sequential([keras.Input((4, 4, 3), dtype="uint8"), inner])
+    images = pictures(3, size=4)
+    np.testing.assert_allclose(flattened(model).predict(images, verbose=0), model.predict(images, verbose=0), atol=1e-4)
+
+
+def test_sums_with_numbers_and_parts_in_16_bits_are_inlined_as_they_are():
+    x = inputs = keras.Input((6, 6, 3))
+    x = layers.Conv2D(4, 3, dtype="mixed_bfloat16")(x + 3.0)
+    inner = keras.Sequential([keras.Input((4, 4, 4)), layers.Conv2D(2, 1), layers.Flatten(), layers.Dense(2)])
+    model = keras.Model(inputs, layers.Softmax(dtype="float32")(inner(x)))
+    images = np.random.RandomState(0).normal(size=(3, 6, 6, 3)).astype("float32")
+    np.testing.assert_array_equal(flattened(model).predict(images, verbose=0), model.predict(images, verbose=0))
+    assert gradcam(model, images, [0, 1, 0]).shape == (3, 6, 6)
+
+
+def test_a_model_of_any_size_has_maps_of_the_images_size():
+    model = keras.Sequential(
+        [keras.Input((None, None, 3)), layers.Conv2D(2, 3), layers.GlobalMaxPooling2D(), layers.Dense(2)]
+    )
+    assert gradcam(model, np.ones((2, 9, 12, 3), "float32"), [0, 1]).shape == (2, 9, 12)
+
+
+def test_what_comes_before_the_first_convolution_and_what_has_one_cell_is_passed_over():
+    x = inputs = keras.Input((8, 8, 3))
+    x = layers.BatchNormalization()(layers.Normalization()(x))
+    x = layers.Conv2D(2, 8)(layers.DepthwiseConv2D(1, name="depth")(x))
+    model = keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x)))
+    assert spatial_layers(model) == ["depth"]
+    dense = keras.Sequential([keras.Input((8, 8, 3)), layers.Flatten(), layers.Dense(2, activation="softmax")])
+    with pytest.raises(NotApplicable, match="no layer with height and width"):
+        GradCam(dense)
+
+
+def test_channels_that_come_first_are_refused():
+    x = inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(2, 1, data_format="channels_first", name="torch_like")(layers.Permute((3, 1, 2))(x))
+    with pytest.raises(NotApplicable, match="torch_like has its channels first"):
+        spatial_layers(keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x))))
+
+
+# --- scores in front of the last activation ---
+
+
+def ends(form):
+    """The last layers of a classifier of 4 features, in the forms that people save."""
+    x = inputs = keras.Input((4,))
+    if form == "dense":
+        x = layers.Dense(3, activation="softmax")(x)
+    elif form == "layer":
+        x = layers.Softmax()(layers.Dense(3)(x))
+    elif form == "activation":
+        x = layers.Activation("sigmoid")(layers.Dense(3)(x))
+    elif form == "convolution":  # as MobileNet's of Keras: a 1x1 convolution, reshaped behind its softmax
+        x = layers.Conv2D(3, 1, activation="softmax")(layers.Reshape((1, 1, 4))(x))
+        x = layers.Dropout(0.5)(layers.Flatten()(x))
+    elif form == "logits":
+        x = layers.Dense(3)(x)
+    elif form in ("sigmoid", "one logit"):
+        x = layers.Dense(1, activation="sigmoid" if form == "sigmoid" else None)(x)
+    return keras.Model(inputs, x)
+
+
+@pytest.mark.parametrize("form", ["dense", "layer", "activation", "convolution", "logits", "sigmoid", "one logit"])
+def test_scores_are_those_in_front_of_the_activation_however_sure_it_is(form):
+    """Scores of hundreds, whose probabilities are 0 and 1: the logarithm would have lost them."""
+    model = ends(form)
+    kernel = np.random.RandomState(0).normal(size=(4, model.output_shape[-1])) * 200
+    bias = np.arange(model.output_shape[-1]) + 1.0
+    target = next(layer for layer in model.layers if layer.weights)
+    target.set_weights([kernel.reshape(target.get_weights()[0].shape), bias])
+    x = np.random.RandomState(1).normal(size=(5, 4)).astype("float32")
+    expected = x @ kernel + bias
+    expected = np.concatenate([-expected, expected], axis=1) if expected.shape[1] == 1 else expected
+    scores = keras.Model(model.inputs[0], logits_of(model)).predict(x, verbose=0)
+    np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-2)
+
+
+def test_the_score_of_a_mean_of_softmaxes_is_its_logarithm():
+    inputs = keras.Input((4,))
+    both = [layers.Dense(3, activation="softmax")(inputs) for _ in range(2)]
+    model, x = keras.Model(inputs, layers.Average()(both)), np.random.RandomState(1).normal(size=(5, 4))
+    scores = keras.Model(model.input, logits_of(model)).predict(x, verbose=0)
+    np.testing.assert_allclose(np.exp(scores), model.predict(x, verbose=0), atol=1e-6)
+    logits = keras.Model(inputs, layers.Average()([layers.Dense(3)(inputs) for _ in range(2)]))
+    assert logits_of(logits) is logits.output
+
+
+def test_one_sigmoid_speaks_for_class_1_and_against_class_0():
+    """One convolution whose single channel is the brightness: what speaks for class 1 is the bright half."""
+    x = inputs = keras.Input((4, 4, 3))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(1, 1, name="conv")(x))
+    model = keras.Model(inputs, layers.Dense(1, activation="sigmoid", name="dense")(x))
+    model.get_layer("conv").set_weights([np.ones((1, 1, 3, 1)), np.array([-1.5])])
+    model.get_layer("dense").set_weights([np.array([[100.0]]), np.zeros(1)])
+    image = np.zeros((1, 4, 4, 3), "float32")
+    image[:, :, 2:] = 1.0
+    against, speaks = gradcam(model, np.repeat(image, 2, axis=0), [0, 1])
+    np.testing.assert_allclose(speaks, image[0, :, :, 0], atol=1e-6)
+    np.testing.assert_allclose(against, 1 - image[0, :, :, 0], atol=1e-6)
 
 
 def test_a_map_is_laid_out_by_rows_and_columns():

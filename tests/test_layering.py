@@ -14,8 +14,8 @@ ORDER = (
     "report", "report.figures", "report.rows", "report.table",
     "report.summary_plots", "report.summary",
     "report.pairs", "report.comparison",
-    "explain.base", "explain.errors", "explain.calibration", "explain.space", "explain.versus", "explain.gradcam",
-    "explain.activations", "explain", "explain.analyse", "report.meaning",
+    "explain.base", "explain.errors", "explain.calibration", "explain.space", "explain.versus", "explain.flatten",
+    "explain.gradcam", "explain.activations", "explain.elsewhere", "explain", "explain.analyse", "report.meaning",
     "report.page", "track", "runner", "predict", "describe", "export", "doctor", "commands", "cli", "__main__",
 )  # fmt: skip
 PACKAGE = PROJECT / "cifar_keras"

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 
 from cifar_keras.explain.base import Section, drawn, figure_of
+from cifar_keras.explain.flatten import flattened, plain
 from cifar_keras.explain.gradcam import spatial_layers
 
 CHANNELS = 6  # of each stage: those that vary most over the image
@@ -15,20 +16,22 @@ def stages(model):
     Raises: NotApplicable for a model without places.
     """
     found = {}
-    for name in spatial_layers(model):
-        if not isinstance(layer := model.get_layer(name), keras.layers.ZeroPadding2D):
+    for name in spatial_layers(model := flattened(model)):
+        if not isinstance(plain(layer := model.get_layer(name)), keras.layers.ZeroPadding2D):
             found[tuple(layer.output.shape[1:3])] = name
     return found
 
 
 def kernels(model):
     """The first convolution's kernels in RGB, float `(height, width, 3, filters)`; None where it sees no pixels."""
-    swapped = any(layer.name == "scaling_caffe" for layer in model.layers)  # which hands on BGR
-    for layer in model.layers:
+    within = [plain(layer) for layer in flattened(model).layers]
+    swapped = any(layer.name == "scaling_caffe" for layer in within)  # which hands on BGR
+    for layer in within:
         kernel = getattr(layer, "kernel", None)
         if kernel is not None and len(kernel.shape) == 4 and not layer.name.startswith("scaling"):
+            seen = isinstance(layer, keras.layers.Conv2D) and kernel.shape[2] == 3
             weights = keras.ops.convert_to_numpy(kernel)
-            return (weights[:, :, ::-1] if swapped else weights) if kernel.shape[2] == 3 else None
+            return (weights[:, :, ::-1] if swapped else weights) if seen else None
     return None
 
 
@@ -37,13 +40,13 @@ def activations(model, images, labels, class_names):
     """The channels that vary most at every stage, for some images, and the first layer's kernels.
 
     Args:
-        model: a saved model, functional.
+        model: a saved model, functional or sequential.
         images: uint8 `(n, height, width, 3)`, RGB in [0, 255]; one row a picture, so a few.
         labels: int `(n,)`.
         class_names: one a class.
     Returns: `Section`.
     """
-    found = stages(model)
+    found = stages(model := flattened(model))
     outputs = keras.Model(model.input, [model.get_layer(name).output for name in found.values()])
     maps = outputs.predict_on_batch(np.asarray(images))
     maps = [np.asarray(stage, "float32") for stage in (maps if isinstance(maps, list) else [maps])]

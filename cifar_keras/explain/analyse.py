@@ -1,5 +1,6 @@
-"""One command for a finished run: what it needs is computed once and cached, then a function a section."""
+"""One command for a finished run, or for a model of none: what it needs is computed once, then a function a section."""
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -12,7 +13,7 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
-from cifar_keras import artifacts, results
+from cifar_keras import artifacts, inference, results
 from cifar_keras.config import ConfigError, Limits, RunConfig
 from cifar_keras.datasets import NAMES, load
 from cifar_keras.datasets.base import Dataset, Split, at_most, digests, take
@@ -20,11 +21,13 @@ from cifar_keras.datasets.folder import cache
 from cifar_keras.explain.activations import activations
 from cifar_keras.explain.base import NotApplicable
 from cifar_keras.explain.calibration import calibration
+from cifar_keras.explain.elsewhere import NO_LAYERS, computed_by, embedding_of, opened, whole, without_embeddings
 from cifar_keras.explain.errors import errors
 from cifar_keras.explain.gradcam import looked_at, spatial_layers
 from cifar_keras.explain.space import feature_space
 from cifar_keras.explain.versus import versus
 from cifar_keras.files import replacing, sha256, write_json
+from cifar_keras.formats import OPENERS
 from cifar_keras.paths import Paths
 from cifar_keras.pipeline import evaluation_pipeline
 from cifar_keras.train import evaluation_batch
@@ -32,6 +35,7 @@ from cifar_keras.units import duration
 
 EMBEDDED = 10_000  # training images whose embeddings are compared, at most
 PICTURES = 2  # whose feature maps are shown
+OPTIONS = {"scaling": "input-scaling", "image_size": "image-size", "class_names": "class-names"}
 AGREES = 0.005  # how far another machine's arithmetic may move the accuracy on the same images
 
 
@@ -40,49 +44,81 @@ class Subject:
     """What is explained.
 
     Attributes:
-        record: of the run.
-        config: of the run.
-        path: of its saved model.
-        dataset: the images of the run, cut as it cut them.
+        name: of its folder below `results/explain/`: the run's id, or the file's name and 6 digits of its SHA-256.
+        path: of the saved model.
+        dataset: the images; those of the run, cut as it cut them, or any at the size that the model takes.
+        record: of the run; None for a model of none.
+        config: of the run; None for a model of none.
+        classifier: for a model of no run.
     """
 
-    record: dict
-    config: RunConfig
+    name: str
     path: Path
     dataset: Dataset
+    record: dict | None = None
+    config: RunConfig | None = None
+    classifier: inference.Classifier | None = None
+
+    @property
+    def facts(self):
+        """What `index.json` says of it."""
+        if self.record:
+            return {"run_id": self.name}
+        return {
+            "model": str(self.path), "dataset": self.dataset.label, "class names": list(self.dataset.class_names),
+            "input scaling": self.classifier.scaling, "image size": list(self.classifier.size),
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Computed:
-    """What the model makes of a split: labels int `(n,)`, probabilities `(n, classes)`, embeddings `(n, channels)`."""
+    """What the model makes of a split: labels int `(n,)`, probabilities `(n, classes)`, embeddings `(n, channels)`.
+
+    Of a model of no run there are only those that a section needs, and no embeddings where it has none to give.
+    """
 
     labels: np.ndarray
-    probabilities: np.ndarray
-    embeddings: np.ndarray
+    probabilities: np.ndarray | None
+    embeddings: np.ndarray | None
 
 
-def explain(name, *, root, dataset=None, data_dir=None, layer=None, only=None):
-    """Analyses a finished run, and writes `results/explain/<run id>/`.
+def explain(name, *, root, dataset=None, data_dir=None, layer=None, only=None, **loading):
+    """Analyses a finished run, or a saved model on any dataset, and writes `results/explain/<run id>/`.
+
+    A model that belongs to no run below `root` gets `results/explain/<file's name>-<6 digits of its SHA-256>/`.
 
     Args:
         name: a run id, an experiment's name or number (its newest finished run), or the path of a saved model.
         root: folder that holds `results/` and `model_cp/`.
-        dataset: as `--dataset`; needed for runs on image folders.
+        dataset: as `--dataset`; needed for runs on image folders, and for models of no run.
         data_dir: as `--data-dir`.
         layer: of Grad-CAM; None takes the last one with places.
         only: names of sections, if not all are to be made anew.
+        loading: options of `inference.load`, for a model of no run.
     Returns: the folder.
     Raises: ConfigError where the run, its model, its data or the layer can't be had.
     """
     start, root = time.monotonic(), Path(root)
-    subject = find(name, root=root, dataset=dataset, data_dir=data_dir)
-    run_id, folder = subject.record["run_id"], root / "results" / "explain" / subject.record["run_id"]
-    print(f"{run_id}: {len(subject.dataset.test):,} test images of {subject.dataset.label}", flush=True)
-    model = _loaded(subject.path, layer)
-    computed = {split: _computed(model, subject, split) for split in ("train", "val", "test")}
-    _check_accuracy(subject.record, computed["test"])
-    peers = others(subject.record, root=root)
+    subject = find(name, root=root, dataset=dataset, data_dir=data_dir, **loading)
+    folder = root / "results" / "explain" / subject.name
+    print(f"{subject.name}: {len(subject.dataset.test):,} test images of {subject.dataset.label}", flush=True)
+    model = _loaded(subject, layer)
+    if subject.record:
+        computed = {split: _computed(model, subject, split) for split in ("train", "val", "test")}
+        _check_accuracy(subject.record, computed["test"])
+        peers = others(subject.record, root=root)
+    else:
+        train = take(subject.dataset.train, chosen(subject.dataset.train))
+        found = computed_by(subject.classifier, model, dataclasses.replace(subject.dataset, train=train))
+        computed, peers = {split: Computed(*arrays) for split, arrays in found.items()}, {}
     steps = sections(subject, model, computed, peers, folder=root / "results", layer=layer)
+    _make(steps, folder, only=only, facts=subject.facts | {"others": sorted(peers.values())})
+    print(f"{folder} after {duration(time.monotonic() - start)}", flush=True)
+    return folder
+
+
+def _make(steps, folder, *, only, facts):
+    """Calls the functions of the sections that are wanted, and writes what came of them into `index.json`."""
     state = json.loads((folder / "index.json").read_text(encoding="utf-8")) if only else {}
     made, without = dict.fromkeys(state.get("sections", ())), dict(state.get("left out", {}))
     wanted = [key for key in steps if only is None or key in only]
@@ -98,10 +134,7 @@ def explain(name, *, root, dataset=None, data_dir=None, layer=None, only=None):
             without[key], said = str(reason), f"left out, as {reason}"
         print(f", {said}", flush=True)
     _sweep(folder, kept=made)
-    facts = {"run_id": run_id, "sections": list(made), "left out": without, "others": sorted(peers.values())}
-    write_json(folder / "index.json", facts)
-    print(f"{folder} after {duration(time.monotonic() - start)}", flush=True)
-    return folder
+    write_json(folder / "index.json", facts | {"sections": list(made), "left out": without})
 
 
 def refresh(run_id, *, root, dataset=None, data_dir=None):
@@ -115,13 +148,15 @@ def refresh(run_id, *, root, dataset=None, data_dir=None):
         explain(run_id, root=root, dataset=dataset, data_dir=data_dir, only=("versus",))
 
 
-def _loaded(path, layer):
-    """The model.
+def _loaded(subject, layer):
+    """The model, which takes the dataset's images as they are; None where the file has no gradients.
 
     Raises: ConfigError where the file is damaged, or the model has no such layer with places.
     """
-    model = artifacts.load(path)
     try:
+        model = whole(subject.classifier) if subject.classifier else artifacts.load(subject.path)
+        if layer is not None and model is None:
+            raise NotApplicable(NO_LAYERS)
         if layer is not None and layer not in (names := spatial_layers(model)):
             raise ConfigError(f"`--layer` must be one of {', '.join(names)}. Received: {layer!r}.")
     except NotApplicable as reason:
@@ -150,12 +185,14 @@ def sections(subject, model, computed, peers, *, folder, layer):
     """The functions to call, by the names of the sections that they return."""
     data, test, val = subject.dataset, computed["test"], computed["val"]
     names, predicted = data.class_names, test.probabilities.argmax(axis=1)
-    coarse = subject.record.get("superclass_of")
-    train_images = take(data.train, chosen(data.train)).images
+    coarse = subject.record and subject.record.get("superclass_of")
+    train = take(data.train, chosen(data.train))
     few = [int(np.argmax(test.labels == label)) for label in np.unique(test.labels)[:PICTURES]]
     groups = {"superclass": coarse, "superclass_names": data.superclass_names} if coarse else {}
 
     def against():
+        if not subject.record:
+            raise NotApplicable("the model belongs to no recorded run")
         if not peers:
             raise NotApplicable("no other run has stored predictions on these test images")
         own = f"{subject.record['experiment']} {subject.record['variant']}"
@@ -163,28 +200,52 @@ def sections(subject, model, computed, peers, *, folder, layer):
         everyone |= {other: results.read_predictions(folder, run_id)[1] for other, run_id in peers.items()}
         return versus(test.labels, everyone, images=data.test.images, class_names=names)
 
+    def space():
+        if test.embeddings is None:
+            raise NotApplicable(without_embeddings(model, dataclasses.replace(data, train=train)))
+        return feature_space(
+            (computed["train"].embeddings, computed["train"].labels, train.images),
+            (test.embeddings, test.labels, data.test.images),
+            predicted, names, accuracy=float(np.mean(predicted == test.labels)),
+        )  # fmt: skip
+
+    def with_layers(section, *arguments, **named):
+        if model is None:
+            raise NotApplicable(NO_LAYERS)
+        return section(model, *arguments, **named)
+
     return {
         "errors": lambda: errors(test.labels, test.probabilities, names, images=data.test.images, **groups),
         "calibration": lambda: calibration(test.labels, test.probabilities, val.labels, val.probabilities),
-        "gradcam": lambda: looked_at(model, data.test.images, test.labels, predicted, names, layer=layer),
-        "activations": lambda: activations(
-            model, np.stack([np.asarray(data.test.images[i]) for i in few]), test.labels[few], names
+        "gradcam": lambda: with_layers(
+            looked_at, data.test.images, test.labels, predicted, names, layer=layer
         ),
-        "space": lambda: feature_space(
-            (computed["train"].embeddings, computed["train"].labels, train_images),
-            (test.embeddings, test.labels, data.test.images),
-            predicted, names, accuracy=float(np.mean(predicted == test.labels)),
+        "activations": lambda: with_layers(
+            activations, np.stack([np.asarray(data.test.images[i]) for i in few]), test.labels[few], names
         ),
+        "space": space,
         "versus": against,
     }  # fmt: skip
 
 
-def find(name, *, root, dataset=None, data_dir=None):
+def find(name, *, root, dataset=None, data_dir=None, **loading):
     """The `Subject` that a name stands for. Arguments and errors as for `explain`."""
-    record = _record(str(name), _finished(root))
+    records, path = _finished(root), Path(name)
+    if path.suffix in OPENERS and (not _is_model(name) or next(_matching(str(name), records), None) is None):
+        if dataset is None:
+            raise _without_dataset(path, records)
+        classifier, data = opened(path, dataset=dataset, data_dir=data_dir, **loading)
+        return Subject(f"{path.stem}-{sha256(path)[:6]}", path, data, classifier=classifier)
+    record = _record(str(name), records)
+    if given := sorted(option for option, value in loading.items() if value is not None):
+        raise ConfigError(
+            f"`--{OPTIONS.get(given[0], given[0])}` is for models of no recorded run. Received: {name}, whose record "
+            f"is {record['run_id']}. Leave the option out."
+        )
     config = RunConfig.restored(record["config"])
-    path = _model_of(record, Path(name) if _is_model(name) else None, Paths.of(config, root))
-    return Subject(record, config, path, images_of(record, config, dataset=dataset, data_dir=data_dir))
+    path = _model_of(record, path if _is_model(name) else None, Paths.of(config, root))
+    data = images_of(record, config, dataset=dataset, data_dir=data_dir)
+    return Subject(record["run_id"], path, data, record, config)
 
 
 def saved_model(name, *, root):
@@ -226,10 +287,20 @@ def _matching(name, records):
 
 
 def _unknown(name, records):
-    known = ", ".join(dict.fromkeys(record["run_id"] for record in records[-5:])) or "none has finished below this root"
     return ConfigError(
-        f"RUN must be a run id, an experiment or a saved model of a recorded run. Received: {name!r}. Runs: {known}."
+        f"RUN must be a run id, an experiment or a saved model. Received: {name!r}. Runs: {_known(records)}."
     )
+
+
+def _without_dataset(path, records):
+    return ConfigError(
+        f"`--dataset NAME|DIR` must name the images to analyse {path} on, as it belongs to no recorded run. "
+        f"Received: none. Runs: {_known(records)}."
+    )
+
+
+def _known(records):
+    return ", ".join(dict.fromkeys(record["run_id"] for record in records[-5:])) or "none has finished below this root"
 
 
 def _owner(path):
@@ -284,17 +355,6 @@ def images_of(record, config, *, dataset, data_dir):
 def chosen(split):
     """Indices of the images whose embeddings are compared: all, or a stratified choice of `EMBEDDED`."""
     return at_most(split, EMBEDDED)
-
-
-def embedding_of(model):
-    """What enters the layer of logits: the last dense layer's input, `(batch, channels)`.
-
-    Raises: ConfigError for a model without a dense layer.
-    """
-    for layer in reversed(model.layers):
-        if isinstance(layer, keras.layers.Dense):
-            return layer.input
-    raise ConfigError(f"The model must end in a dense layer. Received: {model.name!r}, which has none.")
 
 
 def _computed(model, subject, split):

@@ -6,68 +6,168 @@ import numpy as np
 from PIL import Image
 
 from cifar_keras.explain.base import NotApplicable, Section, drawn, figure_of, spread
+from cifar_keras.explain.flatten import Call, flattened, plain
 
 SHOWN = 6  # right predictions, and wrong ones
 OPACITY = 0.55  # of a map over its image
+SHAPES = (  # layers behind which scores are still scores
+    keras.layers.Reshape,
+    keras.layers.Flatten,
+    keras.layers.Dropout,
+    keras.layers.Identity,
+    keras.layers.Activation,
+)
+TO_PROBABILITIES = (keras.activations.softmax, keras.activations.sigmoid)
+MOVES = (keras.layers.Permute, keras.layers.Reshape)  # cells about, and may leave height and width as they were
+UNKNOWN = "A layer in front of {} moves places about, so its map is stretched over the whole image."
 
 
 def spatial_layers(model):
-    """The names of layers behind the first weights whose output has places, in order.
+    """The names of layers from the first convolution on whose output has places, in order.
 
-    Raises: NotApplicable if there is none.
+    Args:
+        model: functional or sequential, models within it included; names are those of `flattened(model)`.
+    Raises: NotApplicable if there is none, or the channels come first.
     """
-    names, weighted = [], False
-    for layer in model.layers:
-        weighted = weighted or (bool(layer.weights) and not layer.name.startswith("scaling_"))
-        shape = () if isinstance(layer.output, list) else layer.output.shape
-        if weighted and len(shape) == 4 and None not in shape[1:3] and shape[1] * shape[2] > 1:
+    names, sees = [], False
+    for layer in flattened(model).layers:
+        sees = sees or (has_kernel(layer) and not plain(layer).name.startswith("scaling_"))
+        shape = layer.output.shape if hasattr(layer.output, "shape") else ()
+        if sees and len(shape) == 4 and None not in shape[1:3] and shape[1] * shape[2] > 1:
+            if getattr(plain(layer), "data_format", None) == "channels_first":
+                raise NotApplicable(f"layer {layer.name} has its channels first; they must come last")
             names.append(layer.name)
     if not names:
         raise NotApplicable("the model has no layer with height and width")
     return names
 
 
+def has_kernel(layer):
+    """Whether a layer mixes channels or places by weights: a convolution or a dense layer, but no normalisation."""
+    return any(len(weight.shape) > 1 for weight in layer.weights)
+
+
 def logits_of(model):
-    """The tensor in front of the softmax; the logarithm of the output where the softmax is part of a layer."""
-    for layer in reversed(model.layers):
-        if layer.name == "logits":
-            return layer.output
-    return keras.ops.log(model.output + 1e-12)
+    """The scores in front of the softmax or sigmoid: `(batch, classes)`, of which a single output has two.
 
-
-def gradcam(model, images, classes, *, layer=None, batch_size=32):
-    """Maps of how much each place speaks for a class.
+    Where the activation is part of the last layer, the layer is called again without it. Where probabilities come from
+    anything else, such as the mean of several softmaxes, the score is their logarithm. A model that ends in neither
+    puts out scores already.
 
     Args:
-        model: a saved model (`artifacts.load`), functional.
-        images: uint8 `(n, height, width, 3)`, RGB in [0, 255].
-        classes: int `(n,)`, the class that each map is about.
+        model: from `flattened`.
+    """
+    producers, (end,) = {id(layer.output): layer for layer in model.layers}, model.outputs
+    after, tensor = [], end
+    while isinstance(plain(layer := producers[id(tensor)]), SHAPES) and _activation(layer) is None:
+        after.append(layer)
+        tensor = layer.input
+    if _activation(layer) in TO_PROBABILITIES:
+        scores = _without_activation(layer)
+        for passed in reversed(after):
+            scores = Call(plain(passed), f"{passed.name}.logits")(scores)
+    else:
+        scores = keras.ops.log(end + 1e-12) if _holds_probabilities(end, producers) else end
+        if scores is not end and end.shape[-1] == 1:
+            scores = scores - keras.ops.log(1 - end + 1e-12)
+    return keras.ops.concatenate([-scores, scores], axis=-1) if end.shape[-1] == 1 else scores
+
+
+def _activation(layer):
+    """The function that a layer ends with; None for none, or the identity."""
+    layer = plain(layer)
+    found = keras.activations.softmax if isinstance(layer, keras.layers.Softmax) else getattr(layer, "activation", None)
+    return None if found is keras.activations.linear else found
+
+
+def _without_activation(layer):
+    """The tensor that a layer's activation is given: the same layer's, called again without one."""
+    bare = plain(layer)
+    if isinstance(bare, keras.layers.Softmax | keras.layers.Activation):
+        return layer.input
+    settings = {**bare.get_config(), "activation": "linear", "name": f"{layer.name}.logits"}
+    scores = (copy := type(bare).from_config(settings))(layer.input)
+    copy.set_weights(bare.get_weights())
+    return scores
+
+
+def _holds_probabilities(end, producers):
+    """Whether a softmax or sigmoid stands between a tensor and the weights in front of it."""
+    waiting = [end]
+    while waiting:
+        layer = producers.get(id(waiting.pop()))
+        if layer is None:
+            continue
+        if _activation(layer) in TO_PROBABILITIES:
+            return True
+        if not layer.weights and not isinstance(plain(layer), keras.layers.Multiply):  # by which gates work
+            waiting += _inputs(layer)
+    return False
+
+
+def _inputs(layer):
+    """The tensors that a layer of a flat model is called with; none for where images enter."""
+    return [] if isinstance(layer, keras.layers.InputLayer) else keras.tree.flatten(layer.input)
+
+
+class GradCam:
+    """Maps of how much each place of an image speaks for a class: `GradCam(model)(images, classes)`.
+
+    Args:
+        model: a saved model (`artifacts.load`): functional or sequential, models within it included.
         layer: name of the layer whose places are weighed; None takes the last of `spatial_layers`.
-        batch_size: images at a time.
-    Returns: float32 `(n, height, width)` in [0, 1], each divided by its maximum; all zero where nothing speaks for it.
+        size: `(height, width)` of the images, needed where the model leaves them open.
+
+    Attributes:
+        layer: the name of that layer.
+        note: a sentence where the places of its cells are not known; else empty.
     Raises: ValueError naming the layers with places, if `layer` is none of them; NotApplicable for a model without any,
         and where Keras computes on another backend than TensorFlow, from which the gradient comes.
     """
-    spatial = spatial_layers(model)
-    name = layer or spatial[-1]
-    if name not in spatial:
-        raise ValueError(f"`layer` must be one of {', '.join(spatial)}. Received: {name!r}.")
-    if keras.backend.backend() != "tensorflow":
-        raise NotApplicable("its gradient comes from TensorFlow: KERAS_BACKEND=tensorflow")
-    import tensorflow as tf
 
-    both = keras.Model(model.input, [model.get_layer(name).output, logits_of(model)])
-    places, maps = centres(model, name), []
-    for start in range(0, len(images), batch_size):
-        block = np.asarray(images[start : start + batch_size])
-        chosen = np.asarray(classes[start : start + batch_size], "int32")
-        with tf.GradientTape() as tape:
-            tape.watch([weight.value for weight in both.weights])  # frozen ones too, or the tape records nothing
-            features, logits = both(block, training=False)
-            score = tf.reduce_sum(tf.gather(logits, chosen, batch_dims=1))
-        gradient = tape.gradient(score, features)
-        maps.append(weighed(*(np.asarray(x, "float32") for x in (features, gradient)), block.shape[1:3], places))
-    return np.concatenate(maps)
+    def __init__(self, model, *, layer=None, size=None):
+        model = flattened(model, size=size)
+        spatial = spatial_layers(model)
+        self.layer = layer or spatial[-1]
+        if self.layer not in spatial:
+            raise ValueError(f"`layer` must be one of {', '.join(spatial)}. Received: {layer!r}.")
+        if keras.backend.backend() != "tensorflow":
+            raise NotApplicable("its gradient comes from TensorFlow: KERAS_BACKEND=tensorflow")
+        features = model.get_layer(self.layer).output
+        self.places = centres(model, self.layer)
+        self.note = "" if id(features) in places_of(model) else UNKNOWN.format(self.layer)
+        self._both = keras.Model(model.inputs[0], [features, logits_of(model)])
+
+    def __call__(self, images, classes, *, batch_size=32):
+        """Maps of images, each for a class.
+
+        Args:
+            images: `(n, height, width, 3)`, what the model takes: uint8, RGB in [0, 255], for one of this project.
+            classes: int `(n,)`, the class that each map is about.
+            batch_size: images at a time.
+        Returns: float32 `(n, height, width)` in [0, 1], each divided by its maximum; all zero where nothing speaks for
+            its class.
+        """
+        import tensorflow as tf
+
+        maps = []
+        for start in range(0, len(images), batch_size):
+            block = np.asarray(images[start : start + batch_size])
+            chosen = np.asarray(classes[start : start + batch_size], "int32")
+            with tf.GradientTape() as tape:
+                tape.watch([weight.value for weight in self._both.weights])  # frozen ones too, or nothing is recorded
+                features, logits = self._both(block, training=False)
+                score = tf.reduce_sum(tf.gather(logits, chosen, batch_dims=1))
+            if (gradient := tape.gradient(score, features)) is None:
+                raise NotApplicable(f"no gradient of its scores reaches layer {self.layer}")
+            arrays = (np.asarray(values, "float32") for values in (features, gradient))
+            maps.append(weighed(*arrays, block.shape[1:3], self.places))
+        return np.concatenate(maps)
+
+
+def gradcam(model, images, classes, *, layer=None, batch_size=32):
+    """The maps of `GradCam` for a model that is needed once. Arguments and errors as there."""
+    return GradCam(model, layer=layer, size=np.shape(images[0])[:2])(images, classes, batch_size=batch_size)
 
 
 def weighed(features, gradient, size, places):
@@ -97,41 +197,89 @@ def centres(model, name):
     """Where the cells of a layer's output lie on the image, by the windows, strides and paddings in front of it.
 
     Stretching the map over the whole image instead would shift it where a network leaves out an edge: five layers
-    without padding take 32 pixels to 3 cells, which lie at pixels 4, 12 and 20.
+    without padding take 32 pixels to 3 cells, which lie at pixels 4, 12 and 20. It is what is left where a layer in
+    front moves places about, as a permutation does.
 
     Args:
-        model: functional.
+        model: from `flattened`.
         name: of a layer with height and width.
     Returns: `((start, step), (start, step))`, rows and columns, in pixels: cell i lies at start + i * step.
     """
-    producers = {id(layer.output): layer for layer in model.layers}
-    layer, path, entering = model.get_layer(name), [], None
-    while entering is not model.inputs[0]:
-        entering = layer.input[0] if isinstance(layer.input, list) else layer.input  # branches are aligned
-        path.append((layer, entering.shape[1:3]))
-        layer = producers.get(id(entering))
-    axes = []
-    for axis in (0, 1):
-        start, step = 0.0, 1.0
-        for layer, sizes in reversed(path):
-            offset, stride = _window(layer, axis, sizes[axis])
-            start, step = start + step * offset, step * stride
-        axes.append((start, step))
-    return tuple(axes)
+    features, sides = model.get_layer(name).output, model.inputs[0].shape[1:3]
+    even = (_resized(pixels, cells) for pixels, cells in zip(sides, features.shape[1:3], strict=True))
+    return places_of(model).get(id(features)) or tuple(even)
 
 
-def _window(layer, axis, cells):
-    """`(offset, stride)` of a layer along an axis: output cell j lies at offset + j * stride, in input cells."""
+def places_of(model):
+    """Where the cells of every layer's output lie, as `centres` has them, by the id of the output.
+
+    Outputs whose cells have no known place are left out. Where branches meet, the first one of the output's own height
+    and width counts: the gates of a squeeze-and-excitation block have one cell, and branches of one size are aligned.
+    """
+    known = {id(model.inputs[0]): ((0.0, 1.0), (0.0, 1.0))}
+    for layer in model.layers:
+        candidates = [tensor for tensor in _inputs(layer) if id(tensor) in known and len(tensor.shape) == 4]
+        if (shape := getattr(layer.output, "shape", ())) and len(shape) == 4 and None not in shape[1:3]:
+            if len(_inputs(layer)) > 1:
+                candidates = [tensor for tensor in candidates if tensor.shape[1:3] == shape[1:3]]
+            windows = [_windows(plain(layer), tensor.shape, shape) for tensor in candidates[:1]]
+            if windows and None not in windows[0]:
+                before = known[id(candidates[0])]
+                known[id(layer.output)] = tuple(
+                    (start + step * offset, step * stride)
+                    for (start, step), (offset, stride) in zip(before, windows[0], strict=True)
+                )
+    return known
+
+
+def _windows(layer, before, after):
+    """`(offset, stride)` of a layer along rows and columns, None where it is not known.
+
+    Output cell j lies at offset + j * stride, in input cells.
+
+    Args:
+        layer: with one input that has places, or several of one size.
+        before: shape of that input, `(batch, height, width, channels)`.
+        after: shape of its output.
+    """
+    return tuple(_window(layer, axis, before[1:3], after[1:3]) for axis in (0, 1))
+
+
+def _window(layer, axis, before, after):
+    cells, found = before[axis], after[axis]
     if isinstance(layer, keras.layers.ZeroPadding2D):
         return -float(layer.padding[axis][0]), 1.0
+    if isinstance(layer, keras.layers.Cropping2D):
+        return float(layer.cropping[axis][0]), 1.0
+    if isinstance(layer, keras.layers.Conv2DTranspose):
+        return _transposed(layer, axis)
     size = getattr(layer, "pool_size", None) or getattr(layer, "kernel_size", None)
     if size and hasattr(layer, "padding"):
         stride = layer.strides[axis]
         reach = (size[axis] - 1) * getattr(layer, "dilation_rate", (1, 1))[axis]
         missing = max((-(-cells // stride) - 1) * stride + reach + 1 - cells, 0) if layer.padding == "same" else 0
         return reach / 2 - missing // 2, stride
-    ratio = cells / layer.output.shape[1 + axis]  # a resizing; 1 where the size stays
-    return (ratio - 1) / 2, ratio
+    if isinstance(layer, keras.layers.CenterCrop | keras.layers.RandomCrop) and before != after:
+        covered = all(had >= has for had, has in zip(before, after, strict=True))
+        return (float((cells - found) // 2), 1.0) if covered else None
+    if isinstance(layer, keras.layers.UpSampling2D | keras.layers.Resizing):
+        keeps = getattr(layer, "crop_to_aspect_ratio", False) or getattr(layer, "pad_to_aspect_ratio", False)
+        return None if keeps and before[0] * after[1] != before[1] * after[0] else _resized(cells, found)
+    return (0.0, 1.0) if cells == found and not isinstance(layer, MOVES) else None
+
+
+def _transposed(layer, axis):
+    """As `_window`, for a transposed convolution: that of the convolution whose gradient it is, turned round."""
+    stride, reach = layer.strides[axis], (layer.kernel_size[axis] - 1) * layer.dilation_rate[axis]
+    if layer.output_padding is not None:
+        return None
+    missing = max(reach + 1 - stride, 0) if layer.padding == "same" else 0
+    return (missing // 2 - reach / 2) / stride, 1 / stride
+
+
+def _resized(cells, found):
+    """As `_window`, for cells spread evenly over what others covered."""
+    return (cells / found - 1) / 2, cells / found
 
 
 def overlay(pixels, heat, *, side=224):
@@ -170,19 +318,20 @@ def looked_at(model, images, labels, predicted, class_names, *, layer=None):
     for panel in panels.flat:
         panel.axis("off")
     sides = {"right": panels[:, :2], "wrong": panels[:, 2:]}
+    maps_of = GradCam(model, layer=layer)
     for name, chosen in rows.items():
         pictures = np.stack([np.asarray(images[int(i)]) for i in chosen])
-        maps = gradcam(model, pictures, predicted[chosen], layer=layer)
+        maps = maps_of(pictures, predicted[chosen])
         for (left, right), i, picture, heat in zip(sides[name], chosen, pictures, maps, strict=False):
             left.imshow(picture, interpolation="nearest")
             right.imshow(picture.mean(axis=-1), cmap="gray", interpolation="nearest")
             right.imshow(heat, cmap="inferno", alpha=OPACITY, vmin=0, vmax=1, interpolation="bilinear")
             left.set_title(f"{name}: {class_names[predicted[i]]}", fontsize=8)
             right.set_title("" if name == "right" else f"is {class_names[labels[i]]}", fontsize=8)
-    name = layer or spatial_layers(model)[-1]
+    said = f"Grad-CAM at layer {maps_of.layer}; bright places speak for the class that the model says."
     return Section(
         "gradcam", "What it looks at", {"overlays": figure},
         {"overlays": "Right predictions on the left and wrong ones on the right, each beside its Grad-CAM map."},
-        {"layer": name, "images shown": {name: chosen.tolist() for name, chosen in rows.items()}},
-        sentences=(f"Grad-CAM at layer {name}; bright places speak for the class that the model says.",),
+        {"layer": maps_of.layer, "images shown": {name: chosen.tolist() for name, chosen in rows.items()}},
+        sentences=tuple(filter(None, (said, maps_of.note))),
     )  # fmt: skip
