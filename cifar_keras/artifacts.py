@@ -162,15 +162,20 @@ def _stored_weights(path):
 @contextlib.contextmanager
 def reading(path):
     """As `using`, for a file that is to be read."""
-    if (path / "saved_model.pb").is_file():
-        raise ConfigError(
-            f"The model must be a file. Received: {str(path)!r}, a SavedModel folder, which holds a program in place "
-            "of layers. Export it to ONNX: python -m tf2onnx.convert --saved-model FOLDER --output model.onnx."
-        )
+    refuse_saved_model(path)
     if not path.is_file():
         raise ConfigError(f"The model must be a file. Received: {str(path)!r}, which is none.")
     with using(path):
         yield
+
+
+def refuse_saved_model(path):
+    """Raises ConfigError for TensorFlow's folder with a program in place of layers."""
+    if (path / "saved_model.pb").is_file():
+        raise ConfigError(
+            f"The model must be a file. Received: {str(path)!r}, a SavedModel folder, which holds a program and no "
+            "layers. Export it to ONNX: python -m tf2onnx.convert --saved-model FOLDER --output model.onnx."
+        )
 
 
 @contextlib.contextmanager

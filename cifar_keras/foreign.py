@@ -33,11 +33,12 @@ REFUSED = {
 HOMES = ("keras", "builtins")  # modules that a description may name, and what lies below the first
 ONLY_TRAINING = ("_initializer", "_regularizer", "_constraint")  # endings of settings that inference has no use for
 RENAMED = {("LeakyReLU", "alpha"): "negative_slope"}
-LEFT_OUT = {  # what Keras 2 stored and Keras 3 does not take, with the one value that may be left out; any for ...
+LEFT_OUT = {  # what is stored but no argument of Keras 3, with the one value that may be left out; any for ...
     "batch_input_shape": ...,  # `_sequential` makes an InputLayer of it
     "groups": 1,
     "implementation": ...,
     "ragged": False,
+    "rms_scaling": False,
     "sparse": False,
     "time_major": False,
     "trainable": ...,
@@ -138,8 +139,8 @@ def _entry(entry):
     if kind in MODELS:
         inner = _functional(entry["config"]) if MODELS[kind] == "Functional" else _sequential(entry["config"])
         described = {"class_name": MODELS[kind], "module": MODULES[MODELS[kind]]}
-    elif not hasattr(keras.layers, kind) and str(entry.get("module")).startswith(OPERATIONS):
-        return entry  # of Keras 3, as `x + 1` makes it
+    elif str(entry.get("module")).startswith(OPERATIONS):
+        return entry  # of Keras 3, as `x + 1` makes it; some are named as layers are
     else:
         inner = _settings(kind, entry["config"])
         described = {"class_name": kind, "module": "keras.layers"}
