@@ -15,20 +15,27 @@ import h5py
 import keras
 from keras import layers
 
-from cifar_keras import foreign
+from cifar_keras import foreign, stored_weights
 from cifar_keras.config import ConfigError
 from cifar_keras.files import replacing, write_json, write_text
 
-MEMBER, WEIGHTS = "provenance.json", "model.weights.h5"  # of a `.keras`; the second is Keras' own
+MEMBER, CONFIG, METADATA = "provenance.json", "config.json", "metadata.json"  # of a `.keras`; the last two are Keras'
 ATTRIBUTE = "provenance"
-MAX_EXPANSION = 10  # times its size that an archive may unpack to; weights hardly compress
+ARCHITECTURE = "The architecture must be JSON as `model.to_json()` writes it, or the `config.json` of a `.keras`."
+MAX_DESCRIPTION = 2**26  # bytes; ResNet50's takes less than 2**18
+SIXTEEN = ("float16", "bfloat16")
 CONTRACT = "input: RGB in [0, 255], uint8 (batch, height, width, 3); output: float32 probabilities (batch, classes)"
 
 
 def for_inference(model):
     """The same layers with a softmax behind the logits: float32 under every precision policy, flat, uncompiled."""
     probabilities = layers.Softmax(dtype="float32", name="probabilities")(model.output)
-    return keras.Model(model.input, probabilities, name=model.name)
+    model = keras.Model(model.input, probabilities, name=model.name)
+    if all(layer.dtype_policy.compute_dtype not in SIXTEEN for layer in model._flatten_layers(include_self=False)):
+        return model
+    rebuilt = foreign.build(foreign.in_float32(keras.saving.serialize_keras_object(model)))
+    rebuilt.set_weights(model.get_weights())
+    return rebuilt
 
 
 def save(model, paths, *, provenance, history):
@@ -70,80 +77,105 @@ def _weights_alone(complete, path):
 
 
 def load(path):
-    """Loads a saved model for inference: a `.keras`, or a complete `.h5` of Keras 2 or 3. No stored code is run.
+    """Loads a saved model for inference, in float32. No stored code is run.
 
-    Raises: ConfigError where the file is none, is damaged, or holds what `foreign.checked` refuses.
+    Args:
+        path: of a `.keras` of Keras 2.13 and later, or of a complete `.h5` of Keras 2 or 3; the content decides which.
+    Returns: a `keras.Model`, not compiled.
+    Raises: ConfigError where the file is none, is damaged, or holds what `foreign.to_keras3` refuses.
     """
     path = Path(path)
-    with reading(path):
-        if path.suffix == ".keras":
-            foreign.checked(config := json.loads(_member(path, "config.json")))
-            foreign.check_size(config, path.stat().st_size)
-            with h5py.File(io.BytesIO(_member(path, WEIGHTS))) as file:
-                _check_datasets(file, path.stat().st_size)
-            return keras.saving.load_model(path, compile=False, safe_mode=True)
-        with h5py.File(path) as file:
-            description = file.attrs.get("model_config")
+    with reading(path), _stored_weights(path) as file:
+        description = _member(path, CONFIG) if zipfile.is_zipfile(path) else file.attrs.get("model_config")
         if description is None:
-            raise ConfigError("A complete model must hold its architecture. Received: weights alone.")
-        return _with_weights(description, path)
+            raise ConfigError(
+                "A complete model must hold its architecture. Received: weights alone. Save the whole model, or give "
+                "the architecture with them (`model.to_json()`); a subclassed model has none, its code is not in the "
+                "file: build it with `keras.Model(inputs, outputs)` in the program that defines it and save that."
+            )
+        return _filled(_parsed(description), file, path)
 
 
 def rebuild(architecture, weights):
-    """Loads a model from its architecture JSON and its weights-alone `.h5`.
+    """Loads a model from its architecture and its weights, for inference, in float32. No stored code is run.
 
-    Raises: as `load`.
+    Args:
+        architecture: path of a JSON file: `model.to_json()` or `model.get_config()` of Keras 2 or 3, or the
+            `config.json` of a `.keras`.
+        weights: path of an `.h5` of Keras 2 or 3, complete or with weights alone; a `.weights.h5`; or a `.keras`.
+    Returns: a `keras.Model`, not compiled.
+    Raises: ConfigError as `load`, and where the weights are not the architecture's.
     """
-    with reading(weights):
-        return _with_weights(architecture.read_text(encoding="utf-8"), weights)
+    architecture, weights = Path(architecture), Path(weights)
+    with reading(architecture):
+        if (size := architecture.stat().st_size) > MAX_DESCRIPTION:
+            raise ConfigError(f"An architecture must have at most {MAX_DESCRIPTION:,} bytes. Received: {size:,}.")
+        config = _parsed(architecture.read_bytes())
+    with reading(weights), _stored_weights(weights) as file:
+        return _filled(config, file, weights)
 
 
-def _with_weights(description, path):
-    """The model of a description, with the weights in a `.h5`: by name, since Keras 2 and 3 may order layers apart."""
-    with h5py.File(path) as file:
-        _check_datasets(file, path.stat().st_size)
-    config = foreign.to_keras3(json.loads(description))
-    foreign.check_size(config, path.stat().st_size)
+def _parsed(text):
+    """The description in a JSON text.
+
+    Raises: ConfigError for JSON that is something else.
+    """
+    try:
+        config = json.loads(text)
+        config = json.loads(config) if isinstance(config, str) else config  # `json.dump(model.to_json(), file)`
+    except (ValueError, RecursionError):
+        raise ConfigError(f"{ARCHITECTURE} Received: a file that is no JSON.") from None
+    if isinstance(config, dict) and "class_name" not in config and isinstance(config.get("layers"), list):
+        return {"class_name": "Functional" if "input_layers" in config else "Sequential", "config": config}
+    if not (isinstance(config, dict) and isinstance(config.get("config"), dict | list) and "class_name" in config):
+        kind = f"with {', '.join(sorted(config)[:3])}" if isinstance(config, dict) else f"of a {type(config).__name__}"
+        raise ConfigError(f"{ARCHITECTURE} Received: JSON {kind}.")
+    return config
+
+
+def _filled(config, file, path):
+    """The model of a description with the weights of a file, after every check that needs no memory."""
+    config, size = foreign.to_keras3(config), path.stat().st_size
+    stored_weights.check(file, size)
+    foreign.check_size(config, size)
     model = foreign.build(config)
-    model.load_weights(path, by_name=True)
-    with h5py.File(path) as file:
-        stored = _layers_with_weights(file.get("model_weights", file))
-    if stored != (needed := {layer.name for layer in model.layers if layer.weights}):
-        raise ConfigError(
-            f"The weights must be those of the architecture's layers. Received: {len(stored)} layers' for "
-            f"{len(needed)}; first difference: {min(stored ^ needed)!r}."
-        )
+    stored_weights.fill(model, config, file, stored_bytes=size)
     return model
 
 
-def _check_datasets(file, stored_bytes):
-    """Refuses weights that stand in other files, or that claim to be far larger than their own.
+@contextlib.contextmanager
+def _stored_weights(path):
+    """The HDF5 file with the weights, which a `.keras` holds as a member.
 
-    Raises: ConfigError for one of these.
+    Before Keras 2.12 a `.keras` was an HDF5 file itself, so that its name says nothing.
     """
-    found = []
-    file.visititems(lambda _, item: found.append(item) if isinstance(item, h5py.Dataset) else None)
-    if elsewhere := [item.name for item in found if item.external or item.is_virtual]:
-        raise ConfigError(f"The weights must stand in the file itself. Received: {elsewhere[0]!r}, which does not.")
-    claimed, most = sum((item.size or 0) * item.dtype.itemsize for item in found), MAX_EXPANSION * stored_bytes
-    if claimed > most:
-        raise ConfigError(f"The weights must unpack to at most {most:,} bytes. Received: {claimed:,}.")
-
-
-def _layers_with_weights(group):
-    """The names of the layers that have weights in a `.h5`; a long list of names is cut into several attributes."""
-    names = (name for key in group.attrs if key.startswith("layer_names") for name in group.attrs[key])
-    names = (name.decode() if isinstance(name, bytes) else name for name in names)
-    return {name for name in names if group[name].visititems(lambda _, item: isinstance(item, h5py.Dataset) or None)}
+    if not zipfile.is_zipfile(path):
+        with h5py.File(path) as file:
+            yield file
+        return
+    if (content := _member(path, stored_weights.WEIGHTS)) is None:
+        raise ConfigError(f"A `.keras` must hold its weights as {stored_weights.WEIGHTS}. Received: one without them.")
+    with h5py.File(io.BytesIO(content)) as file:
+        yield file
 
 
 @contextlib.contextmanager
 def reading(path):
     """As `using`, for a file that is to be read."""
+    refuse_saved_model(path)
     if not path.is_file():
         raise ConfigError(f"The model must be a file. Received: {str(path)!r}, which is none.")
     with using(path):
         yield
+
+
+def refuse_saved_model(path):
+    """Raises ConfigError for TensorFlow's folder with a program in place of layers."""
+    if (path / "saved_model.pb").is_file():
+        raise ConfigError(
+            f"The model must be a file. Received: {str(path)!r}, a SavedModel folder, which holds a program and no "
+            "layers. Export it to ONNX: python -m tf2onnx.convert --saved-model FOLDER --output model.onnx."
+        )
 
 
 @contextlib.contextmanager
@@ -170,22 +202,30 @@ def provenance(path):
     Raises: ConfigError where the file can't be read.
     """
     with reading(path):
-        if path.suffix == ".tflite" and not zipfile.is_zipfile(path):
-            return None
-        if path.suffix in (".keras", ".tflite"):
+        if zipfile.is_zipfile(path):
             return json.loads(_member(path, MEMBER) or "null")
+        if path.suffix == ".tflite":
+            return None
         with h5py.File(path) as file:
             return json.loads(file.attrs[ATTRIBUTE]) if ATTRIBUTE in file.attrs else None
 
 
-def written_by(path):
-    """The Keras that wrote a `.keras` or `.h5`, as `Keras 3.15.1`; empty where the file does not say."""
+def written_by(path, architecture=None):
+    """The Keras that wrote a `.keras` or `.h5`, as `Keras 3.15.1`; empty where the file does not say.
+
+    Args:
+        path: of the file with the weights.
+        architecture: path of the JSON with the architecture, if it is apart; asked where the weights don't say.
+    """
     with reading(path):
-        if path.suffix == ".keras":
-            version = json.loads(_member(path, "metadata.json") or "{}").get("keras_version")
+        if zipfile.is_zipfile(path):
+            version = json.loads(_member(path, METADATA) or "{}").get("keras_version")
         else:
             with h5py.File(path) as file:
                 version = file.get("model_weights", file).attrs.get("keras_version")
+    if version is None and architecture is not None:
+        with reading(architecture):
+            version = _parsed(architecture.read_bytes()).get("keras_version")
     version = version.decode() if isinstance(version, bytes) else version
     return f"Keras {version}" if version else ""
 
@@ -196,7 +236,8 @@ def _member(path, name):
     Raises: ConfigError for an archive that unpacks to far more than its own size.
     """
     with zipfile.ZipFile(path) as archive:
-        unpacked, most = sum(info.file_size for info in archive.infolist()), MAX_EXPANSION * path.stat().st_size
+        unpacked = sum(info.file_size for info in archive.infolist())
+        most = stored_weights.MAX_EXPANSION * path.stat().st_size
         if unpacked > most:
             raise ConfigError(f"The archive must unpack to at most {most:,} bytes. Received: {unpacked:,}.")
         return archive.read(name) if name in archive.namelist() else None

@@ -7,6 +7,7 @@ anything from it: whatever is no stock layer, or would bring code or files of it
 import copy
 import inspect
 import math
+import re
 
 import keras
 
@@ -32,15 +33,19 @@ REFUSED = {
 HOMES = ("keras", "builtins")  # modules that a description may name, and what lies below the first
 ONLY_TRAINING = ("_initializer", "_regularizer", "_constraint")  # endings of settings that inference has no use for
 RENAMED = {("LeakyReLU", "alpha"): "negative_slope"}
-LEFT_OUT = {  # what Keras 2 stored and Keras 3 does not take, with the one value that may be left out; any for ...
+LEFT_OUT = {  # what is stored but no argument of Keras 3, with the one value that may be left out; any for ...
     "batch_input_shape": ...,  # `_sequential` makes an InputLayer of it
     "groups": 1,
     "implementation": ...,
     "ragged": False,
+    "rms_scaling": False,
     "sparse": False,
     "time_major": False,
     "trainable": ...,
 }
+POLICIES = ("Policy", "PolicyV1", "DTypePolicy", "FloatDTypePolicy")  # whose name says all
+SIXTEEN = re.compile(r"(mixed_)?b?float16|half")  # also within `int8_from_mixed_bfloat16`
+OPERATIONS = ("keras.src.ops.", "keras.ops")
 MAX_VALUES = 2**25  # that one layer may put out for one image: 128 MiB in float32, 8 GiB for 64 images
 
 
@@ -88,15 +93,44 @@ def _refusal(name, kind, reason):
 def to_keras3(config):
     """A model's description in the words of Keras 3, whichever of Keras 2 or 3 wrote it. Pure.
 
-    What only training needs (initialisers, regularisers, constraints) is left out.
+    What only training needs (optimiser, loss, metrics, initialisers, regularisers, constraints) is left out unseen.
+    Whatever the layers computed in, they compute in float32.
 
     Args:
-        config: the description in a `.h5`, or of `model.to_json()`; it is not changed.
+        config: the description in a `.h5` or `.keras`, or of `model.to_json()`; it is not changed.
     Returns: what `keras.saving.deserialize_keras_object` takes.
     Raises: ConfigError as `checked` does, or naming a layer or a setting that Keras 3 does not know.
     """
+    kind = config["class_name"]
+    if kind not in MODELS and not hasattr(keras.layers, str(kind)):
+        raise ConfigError(
+            f"The model must be made of layers that the file describes. Received: a subclassed model, {kind}, whose "
+            "code is not in the file. In the program that defines it, build it with `keras.Sequential` or "
+            "`keras.Model(inputs, outputs)` and save that, or export it to ONNX."
+        )
+    config = in_float32(config)
     checked(config)
     return _entry(config)
+
+
+def in_float32(config):
+    """A description whose layers compute in float32, and that says nothing of training. Pure.
+
+    Args:
+        config: as Keras of any version writes it.
+    Returns: the same without `compile_config`, every 16-bit type or precision policy replaced.
+    """
+    return _in_float32(config, of_type=False)
+
+
+def _in_float32(value, of_type):
+    """`of_type`: whether this is, or belongs to, a layer's type."""
+    if isinstance(value, dict):
+        kept = {name: inner for name, inner in value.items() if name != "compile_config"}
+        return {name: _in_float32(inner, of_type or str(name).endswith("dtype")) for name, inner in kept.items()}
+    if isinstance(value, list | tuple):
+        return [_in_float32(inner, of_type) for inner in value]
+    return SIXTEEN.sub("float32", value) if of_type and isinstance(value, str) else value
 
 
 def _entry(entry):
@@ -105,6 +139,8 @@ def _entry(entry):
     if kind in MODELS:
         inner = _functional(entry["config"]) if MODELS[kind] == "Functional" else _sequential(entry["config"])
         described = {"class_name": MODELS[kind], "module": MODULES[MODELS[kind]]}
+    elif str(entry.get("module")).startswith(OPERATIONS):
+        return entry  # of Keras 3, as `x + 1` makes it; some are named as layers are
     else:
         inner = _settings(kind, entry["config"])
         described = {"class_name": kind, "module": "keras.layers"}
@@ -164,11 +200,13 @@ def _sequential(config):
     """A stack of layers, with an input layer where the first one held the shape."""
     entries = config if isinstance(config, list) else config["layers"]  # a bare list before Keras 2.2.3
     layers, first = [_entry(layer) for layer in entries], entries[0]["config"]
+    whole = config if isinstance(config, dict) else {}
     shape = first.get("batch_input_shape") if isinstance(first, dict) else None
+    shape = shape or whole.get("build_input_shape")  # of a stack that saw its first images in training
     if shape and entries[0]["class_name"] not in (*MODELS, "InputLayer"):
-        settings = {"batch_shape": shape, "dtype": "float32", "name": "input"}
+        settings = {"batch_shape": [None, *shape[1:]], "dtype": "float32", "name": "input"}
         layers.insert(0, _entry({"class_name": "InputLayer", "config": settings}))
-    return {"name": config.get("name") if isinstance(config, dict) else None, "layers": layers}
+    return {"name": whole.get("name"), "layers": layers}
 
 
 def _settings(kind, config):
@@ -206,7 +244,7 @@ def _arguments(layer):
 
 def _value(name, value):
     """An argument's value: layers within a layer, policies by name, an axis as a number."""
-    if isinstance(value, dict) and value.get("class_name") in ("Policy", "DTypePolicy"):
+    if isinstance(value, dict) and value.get("class_name") in POLICIES:
         return value["config"]["name"]
     if isinstance(value, dict) and hasattr(keras.layers, value.get("class_name", "")):
         return _entry(value)
@@ -214,8 +252,13 @@ def _value(name, value):
 
 
 def build(config):
-    """The model of a description in Keras 3's words, which is not changed."""
-    return keras.saving.deserialize_keras_object(copy.deepcopy(config), safe_mode=True)
+    """The model of a description in Keras 3's words, which is not changed; float32 where it names no type."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")
+    try:
+        return keras.saving.deserialize_keras_object(copy.deepcopy(config), safe_mode=True)
+    finally:
+        keras.config.set_dtype_policy(policy)
 
 
 def check_size(config, stored_bytes):
@@ -249,8 +292,10 @@ def check_outputs(model, size):
 
 
 def _check_outputs(model):
-    """Looks at every call of every layer, those of models within included."""
-    for layer in model._flatten_layers(include_self=False):
+    """Looks at every call of every layer and operation, those of models within included."""
+    for layer in {
+        id(one): one for part in model._flatten_layers() for one in getattr(part, "operations", [part])
+    }.values():
         for output in keras.tree.flatten([node.output_tensors for node in layer._inbound_nodes]):
             if (values := math.prod(side or 1 for side in output.shape[1:])) > MAX_VALUES:
                 raise ConfigError(

@@ -62,6 +62,7 @@ def open_network(path):
     Raises: ConfigError where the file is none, is damaged, would run code, or holds no classifier of RGB images.
     """
     path = Path(path)
+    artifacts.refuse_saved_model(path)
     if path.suffix not in OPENERS:
         raise ConfigError(
             f"The model must be a file that ends in {', '.join(OPENERS)}, or a run id. Received: {str(path)!r}."

@@ -1,9 +1,10 @@
 """Writes models as Keras 2 saved them, and what they predicted there for noise in [0, 1]: the files in `tests/keras2/`.
 
 Run, in an environment of its own:  pip install "tensorflow-cpu==2.15.*" "numpy<2"
-                                    python tests/make_keras2_models.py tests/keras2 [--full]
-The names begin with TensorFlow's version. `--full` adds a whole ResNet50 (95 MB), which is not committed. Weights are
-random, seeded, and BatchNorm's statistics are moved from where they start, so that swapping them would show.
+                                    python tests/make_keras2_models.py tests/keras2 [--full] [--keras]
+The names begin with TensorFlow's version. `--full` adds a whole ResNet50 (95 MB), which is not committed; `--keras`
+writes the small `.keras` archives of 2.13 to 2.15, and their weights alone, instead of the `.h5`. Weights are random,
+seeded, and BatchNorm's statistics are moved from where they start, so that swapping them would show.
 """
 
 import argparse
@@ -96,6 +97,67 @@ def with_operator():
     return keras.Model(inputs, layers.Dense(2, activation="softmax")(x))
 
 
+def stack():
+    """A compiled stack with layers of one kind with and without weights, in 2.13 numbered apart."""
+    return keras.Sequential(
+        [
+            layers.Conv2D(4, 3, activation="relu", input_shape=(SIDE, SIDE, 3)),
+            layers.BatchNormalization(),
+            layers.Conv2D(4, 3, activation="relu"),
+            layers.BatchNormalization(scale=False),
+            layers.Conv2D(4, 3, activation="relu"),
+            layers.DepthwiseConv2D(3),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(8, activation="relu"),
+            layers.Dropout(0.3),
+            layers.Dense(8, activation="relu"),
+            layers.Dense(CLASSES, activation="softmax"),
+        ]
+    )
+
+
+def branches():
+    """Residual and parallel branches whose equal layers are made in another order than they are connected in."""
+    inputs = keras.Input((SIDE, SIDE, 3))
+    late, early = layers.Conv2D(4, 3, padding="same"), layers.Conv2D(4, 3, padding="same")
+    x = layers.Conv2D(4, 3, padding="same")(inputs)
+    y = layers.BatchNormalization()(early(x))
+    x = layers.Add()([x, y, late(layers.ReLU()(x))])
+    pooled = layers.Concatenate()([layers.GlobalAveragePooling2D()(x), layers.GlobalMaxPooling2D()(x)])
+    return keras.Model(inputs, layers.Dense(CLASSES, activation="softmax")(pooled))
+
+
+def backbone():
+    """Augmentation in a model of its own, and a small frozen backbone as one layer."""
+    augmentation = keras.Sequential([layers.RandomFlip(), layers.RandomRotation(0.1), layers.RandomZoom(0.1)])
+    x = entry = keras.Input((SIDE, SIDE, 3))
+    for _ in range(2):
+        x = layers.Add()([layers.Conv2D(3, 3, padding="same", activation="relu")(x), x])
+    small = keras.Model(entry, layers.BatchNormalization()(x), name="small")
+    small.trainable = False
+    x = inputs = keras.Input((SIDE, SIDE, 3))
+    x = layers.GlobalAveragePooling2D()(small(augmentation(x), training=False))
+    head = keras.Sequential([layers.Dense(6, activation="relu"), layers.Dense(CLASSES)])
+    return keras.Model(inputs, layers.Softmax()(head(x)))
+
+
+def half():
+    """A network trained in 16 bits."""
+    keras.mixed_precision.set_global_policy("mixed_float16")
+    x = inputs = keras.Input((SIDE, SIDE, 3))
+    x = layers.GlobalMaxPooling2D()(layers.BatchNormalization()(layers.Conv2D(4, 3, activation="relu")(x)))
+    model = keras.Model(inputs, layers.Dense(CLASSES, activation="softmax", dtype="float32")(x))
+    keras.mixed_precision.set_global_policy("float32")
+    return model
+
+
+def deferred():
+    """A stack that learned its input's shape from data."""
+    model = keras.Sequential([layers.Conv2D(4, 3), layers.GlobalMaxPooling2D(), layers.Dense(CLASSES)])
+    model.build((None, SIDE, SIDE, 3))
+    return model
+
+
 def resnet50():
     """The whole network at 32 pixels with a classifier."""
     backbone = keras.applications.ResNet50(include_top=False, weights=None, input_shape=(SIDE, SIDE, 3), pooling="avg")
@@ -116,15 +178,36 @@ def shaken(model):
     return model
 
 
+def h5_file(model, path):
+    """The complete model in the older format, without its optimiser."""
+    model.compile("adam", "categorical_crossentropy")
+    model.save(path, include_optimizer=False)
+    return keras.models.load_model(path, compile=False)  # an adapted layer looks at its weights when it is made
+
+
+def archive(model, path):
+    """The archive, compiled and trained for a step; beside one of them, its description and its weights alone."""
+    adam = path.stem.endswith("stack")  # whose moments take as much room as weights: once will do
+    model.compile("adam" if adam else keras.optimizers.SGD(0.0), "categorical_crossentropy", metrics=["accuracy"])
+    model.fit(np.zeros((2, SIDE, SIDE, 3), "float32"), np.eye(CLASSES)[:2], verbose=0)
+    model.save(path)
+    if path.stem.endswith("backbone"):
+        path.with_name(f"{path.stem}_alone.json").write_text(model.to_json())
+        model.save_weights(path.with_name(f"{path.stem}_alone.weights.h5"))
+        model.save_weights(path.with_name(f"{path.stem}_alone_legacy.h5"))
+    return model
+
+
 def main():
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--full", action="store_true")
+    parser.add_argument("--keras", action="store_true")
     options = parser.parse_args()
     version = "tf" + ".".join(tf.__version__.split(".")[:2])
     options.folder.mkdir(exist_ok=True)
-    for make in (
+    older = (
         residual,
         cnn,
         nested,
@@ -133,14 +216,15 @@ def main():
         with_lambda,
         with_operator,
         *((resnet50,) if options.full else ()),
-    ):
+    )
+    for make in (stack, branches, backbone, logits, half, deferred) if options.keras else older:
+        keras.backend.clear_session()  # names count from the start
         keras.utils.set_random_seed(0)
         model, name = shaken(make()), f"{version}_{make.__name__}"
-        model.compile("adam", "categorical_crossentropy")
-        path = options.folder / f"{name}.h5"
-        model.save(path, include_optimizer=False)
-        model = keras.models.load_model(path, compile=False)  # an adapted layer looks at its weights when it is made
-        np.save(path.with_suffix(".npy"), model(images() / np.float32(255), training=False))
+        ending, write = (".keras", archive) if options.keras else (".h5", h5_file)
+        model = write(model, options.folder / f"{name}{ending}")
+        suffix = "_archive.npy" if options.keras else ".npy"  # of another network than the `.h5` of that name
+        np.save(options.folder / f"{name}{suffix}", model(images() / np.float32(255), training=False))
         print(name)
 
 

@@ -17,7 +17,8 @@ from cifar_keras.config import ConfigError
 
 FOLDER = Path(__file__).parent / "keras2"
 REFUSED = ("with_lambda", "with_operator")
-LOADABLE = sorted(path for path in FOLDER.glob("*.h5") if not path.stem.endswith(REFUSED))
+ARCHIVES = sorted(FOLDER.glob("*.keras"))
+LOADABLE = sorted(path for path in FOLDER.glob("*.h5") if not path.stem.endswith(REFUSED) and "alone" not in path.stem)
 NOISE = np.random.RandomState(0).randint(0, 256, (4, 32, 32, 3)).astype("uint8") / np.float32(255)  # as they were given
 
 
@@ -36,6 +37,31 @@ def test_a_model_of_keras_2_predicts_as_it_did_there(path):
 
 def test_both_versions_of_keras_2_are_there():
     assert {path.stem[:6] for path in LOADABLE} == {"tf2.12", "tf2.15"} and len(LOADABLE) >= 7
+
+
+@pytest.mark.parametrize("path", ARCHIVES, ids=lambda path: path.stem)
+def test_an_archive_of_keras_2_predicts_as_it_did_there(path):
+    expected = np.load(path.with_name(f"{path.stem}_archive.npy"))
+    received = artifacts.load(path).predict(NOISE, verbose=0)
+    assert np.ptp(expected, axis=1).min() > 0.01, "the file could not show a difference"
+    np.testing.assert_allclose(received, expected, atol=1e-3 if path.stem.endswith("half") else 1e-5)  # float16 there
+    assert artifacts.written_by(path).startswith(f"Keras {path.stem[2:6]}.")
+
+
+def test_every_version_that_wrote_archives_of_its_own_kind_is_there():
+    assert {path.stem[:6] for path in ARCHIVES} == {"tf2.13", "tf2.14", "tf2.15"} and len(ARCHIVES) >= 8
+
+
+@pytest.mark.parametrize("weights", sorted(FOLDER.glob("*_alone*.h5")), ids=lambda path: path.stem)
+def test_the_weights_of_keras_2_go_with_its_description_in_every_layout_and_name(weights, tmp_path):
+    stem = weights.name.partition("_alone")[0]
+    (tmp_path / "best.hdf5").write_bytes(weights.read_bytes())
+    architecture = FOLDER / f"{stem}_alone.json"
+    for path in (weights, tmp_path / "best.hdf5", FOLDER / f"{stem}.keras"):
+        received = artifacts.rebuild(architecture, path).predict(NOISE, verbose=0)
+        np.testing.assert_allclose(received, np.load(FOLDER / f"{stem}_archive.npy"), atol=1e-5)
+    assert artifacts.provenance(weights) is None
+    assert artifacts.written_by(tmp_path / "best.hdf5", architecture).startswith(f"Keras {stem[2:6]}.")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from cifar_keras.paths import PROJECT
 ORDER = (
     "config", "units", "paths", "files", "runtime", "images",
     "datasets.base", "datasets.cifar", "datasets.layout", "datasets.folder", "datasets.shapes", "datasets",
-    "augment", "pipeline", "blocks", "zoo", "weights", "optim", "foreign", "artifacts", "train",
+    "augment", "pipeline", "blocks", "zoo", "weights", "optim", "foreign", "stored_weights", "artifacts", "train",
     "features", "formats", "inference", "evaluate", "results",
     "report", "report.figures", "report.rows", "report.table",
     "report.summary_plots", "report.summary",
@@ -37,6 +37,7 @@ ONLY_KERAS = (
     "weights",
     "optim",
     "foreign",
+    "stored_weights",
     "artifacts",
     "train",
     "features",
