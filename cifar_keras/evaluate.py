@@ -74,6 +74,11 @@ def class_accuracy(labels, probabilities, *, classes):
         return np.bincount(labels, weights=right, minlength=classes) / counts
 
 
+def imbalanced(counts):
+    """Whether the sizes of classes, int `(classes,)`, differ by more than a fifth."""
+    return bool(min(counts) < 0.8 * max(counts))
+
+
 def cross_entropy(labels, probabilities):
     """Mean negative log-likelihood in nats; probabilities below float32's smallest step from zero count as that."""
     chosen = probabilities[np.arange(len(labels)), labels].astype("float64")
@@ -183,6 +188,20 @@ def mcnemar(correct_a, correct_b):
     only_a, only_b = int(np.sum(correct_a & ~correct_b)), int(np.sum(correct_b & ~correct_a))
     p = float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
     return McNemar(p, only_a, only_b)
+
+
+def holm(p_values):
+    """Holm's step-down correction (Scandinavian Journal of Statistics 6, 1979) of the p of several comparisons.
+
+    Args:
+        p_values: of each comparison, in [0, 1], in any order.
+    Returns: list of corrected ones in the same order: below 0.05, they hold together at that level.
+    """
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for place, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[index]))  # never below a smaller p's
+        corrected[index] = largest
+    return corrected
 
 
 def difference_seeds(a, b, *, test_sets=None, confidence=0.95):
