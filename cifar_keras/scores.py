@@ -30,6 +30,7 @@ FEW = 20  # classes; of more, text shows the worst ones
 WORST = 10
 LEVEL = 0.05  # of tests
 FAR = 0.1  # accuracy by which another order of the outputs must fit better to be mentioned
+SURELY = 0.999  # confidence of the intervals that must then lie apart: the best of so many orders gains by chance alone
 
 
 @dataclass(frozen=True)
@@ -364,8 +365,8 @@ def _other_order(confusion, class_names):
     """A note where another order of the outputs fits far better than the assumed one; empty where none does."""
     count, assumed = int(confusion.sum()), float(np.trace(confusion) / confusion.sum())
     classes, best = better_assignment(confusion)
-    apart = evaluate.wilson(best, count, confidence=0.999)[0] > evaluate.wilson(assumed, count, confidence=0.999)[1]
-    if not apart or best - assumed < FAR:
+    (_, high), (low, _) = (evaluate.wilson(share, count, confidence=SURELY) for share in (assumed, best))
+    if low <= high or best - assumed < FAR:
         return ""
     order = ",".join(class_names[place] for place in classes)
     return (
@@ -511,8 +512,8 @@ def _row(name, one, sizes):
     return row | {"ECE": f"{one['ece']:.3f}", "NLL": f"{one['nll']:.3f}", "Brier": f"{one['brier']:.3f}"}
 
 
-def _percent(value, low, high, sign=""):
-    return f"{100 * value:{sign}.2f}% [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
+def _percent(value, low, high):
+    return f"{100 * value:.2f}% [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _on_balance(one):
@@ -530,7 +531,8 @@ def _differences(models, names):
     rows = []
     for name, one in zip(names, models, strict=True):
         d = one["difference"]
-        row = {"model": name, "difference [95% interval]": _percent(d["value"], d["low"], d["high"], "+")}
+        points = "{:+.2f} [{:+.1f}, {:+.1f}]".format(*(100 * d[bound] for bound in ("value", "low", "high")))
+        row = {"model": name, "points [95% interval]": points}
         row |= {"first alone right": f"{d['only_first']:,}", "this alone right": f"{d['only_this']:,}"}
         row["McNemar's exact p"] = f"{d['p']:.2g}"
         if several:
