@@ -19,6 +19,7 @@ from cifar_keras.config import ConfigError, Limits
 from cifar_keras.datasets import NAMES
 from cifar_keras.datasets import load as load_dataset
 from cifar_keras.datasets.base import at_most, take
+from cifar_keras.datasets.shapes import KINDS
 from cifar_keras.explain.calibration import measures
 from cifar_keras.files import replacing
 from cifar_keras.predict import ALL_FAILED, SOME_FAILED, TRIED, find_model
@@ -62,6 +63,7 @@ class Images:
     """A dataset, read at the sizes that models want; each size once.
 
     Attributes:
+        name: as `--dataset`.
         data: `Dataset` at the size that it has by itself.
 
     Raises: ConfigError as `datasets.load`, and for a split without images.
@@ -70,6 +72,7 @@ class Images:
     def __init__(self, name, asked):
         limits = Limits(asked.limit, asked.limit, asked.limit)
         shared = {"data_dir": asked.data_dir, "classes": asked.classes, "limits": limits}
+        self.name = name
         self._read = functools.cache(lambda side: load_dataset(name, image_size=side, **shared))
         self.data = self._read(None)
         if not len(getattr(self.data, asked.split)):
@@ -83,14 +86,21 @@ class Images:
     def of(self, classifier):
         """The dataset for a classifier, which resizes the images where they have another size than its own.
 
-        Files are decoded at the model's size where that is smaller, as `predict` does, and where the model was trained
-        on these very images at that size. Else they are not: photographs stay small in the cache.
+        The embedded images are made at the model's size. A folder's files are decoded at it where it is smaller, as
+        `predict` does, or where the model was trained on them; else not, as photographs would fill the cache.
         """
         height, width = classifier.size
-        trained_here = classifier.provenance.get("config", {}).get("fingerprint") == self.data.fingerprint
-        if height == width >= 8 and (height < self.side or (trained_here and height != self.side)):
+        if height != width or height == self.side or not 8 <= height <= 1024:
+            return self.data
+        smaller = self.name not in NAMES and height < self.side
+        if self.name in KINDS or smaller or _trained_on(classifier) == self.data.fingerprint:
             return self._read(height)
         return self.data
+
+
+def _trained_on(classifier):
+    """The fingerprint of the images that a model was trained on; None where it does not say."""
+    return classifier.provenance.get("config", {}).get("fingerprint")
 
 
 @dataclass(frozen=True)
@@ -174,7 +184,7 @@ def run(models, asked, *, root, as_json=False, predictions=None, figure=None):
         one["figure"] = str(path)
     if predictions is not None:
         _write_predictions(scores, images.data, asked, predictions)
-    print(json.dumps(report, indent=1, allow_nan=False) if as_json else text(report, [one.name for one in scores]))
+    print(json.dumps(report, allow_nan=False) if as_json else text(report, [one.name for one in scores]))
     return SOME_FAILED if failed else 0
 
 
@@ -257,7 +267,10 @@ def score(model, name, classifier, images, asked):
     data, path = images.of(classifier), classifier.network.path
     order = order_of(classifier, data.class_names)
     notes = [_say(f"{name}: {order.note}")] if order.note else []
-    if not classifier.states_scaling and asked.scaling is None:
+    if asked.split != "test" and _trained_on(classifier) == data.fingerprint:
+        use = {"train": "it was trained on this split", "val": "its epoch was selected on this split"}[asked.split]
+        notes.append(_say(f"{name}: {use}, so the accuracy is too high for new images"))
+    if not classifier.states_scaling and asked.scaling is None and classifier.network.dtype != "uint8":
         classifier, note = _with_best_scaling(classifier, data, order, asked.split)
         notes.append(_say(f"{name}: {note}"))
     split = getattr(data, asked.split)
@@ -459,7 +472,8 @@ def _draw(scores, report, data, folder, figure):
     paths = []
     for one, facts in zip(scores, report["models"], strict=True):
         stem = printable(one.name).replace("/", "_").replace(".", "_").lstrip("_")
-        name = f"{stem[:100]}_on_{data.slug[:80]}_{report['split']}_confusion.png"
+        name = f"{stem[-100:]}_on_{data.slug[:80]}_{report['split']}_confusion"  # run ids differ at their end
+        name += f"_{len(paths) + 1}.png" if folder / f"{name}.png" in paths else ".png"
         title = f"{one.name}: {facts['accuracy']:.1%} of {facts['n']:,} {report['split']} images of {data.label}"
         names = (*data.class_names, "(another class)") if one.others else data.class_names
         paths.append(

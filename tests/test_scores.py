@@ -276,6 +276,21 @@ def test_images_of_another_size_are_seen_as_predict_sees_them(colours, told, tmp
     assert code == 0
 
 
+def test_images_are_read_at_a_models_size_only_where_that_is_right(monkeypatch):
+    def read(name, *, image_size, **options):
+        return SimpleNamespace(image_shape=(image_size or 32,) * 2 + (3,), fingerprint="own", test=[0])
+
+    monkeypatch.setattr(scores, "load_dataset", read)
+
+    def side(name, size, fingerprint="other"):
+        classifier = SimpleNamespace(size=size, provenance={"config": {"fingerprint": fingerprint}})
+        return scores.Images(name, scores.Asked()).of(classifier).image_shape[0]
+
+    assert side("folder", (24, 24)) == 24 and side("folder", (224, 224)) == 32 and side("folder", (24, 30)) == 32
+    assert side("folder", (64, 64), "own") == 64 and side("shapes", (64, 64)) == 64
+    assert side("cifar10", (24, 24)) == 32  # its images have one size; the classifier resizes them
+
+
 def test_a_table_calls_no_two_models_alike():
     assert scores.short_names(["a/m.h5", "b/m.h5", "c/n.h5", "c/n.h5", "run"]) == [
         "a/m.h5", "b/m.h5", "c/n.h5 (1)", "c/n.h5 (2)", "run"
@@ -339,3 +354,5 @@ def test_every_format_of_a_runs_model_gives_its_record_image_for_image(which, re
             assert facts["accuracy"] == record["test_accuracy"] and facts["notes"] == []
             assert facts["tta_accuracy"] == record["tta_accuracy"]
     assert (made.root / "results" / "results.csv").read_bytes() == before
+    assert run(made.h5, "--split", "val", "--limit", 20, "--json", "--root", made.root) == 0
+    assert "its epoch was selected on this split" in json.loads(capsys.readouterr().out)["models"][0]["notes"][0]
