@@ -9,6 +9,7 @@ from statistics import mean, variance  # exact: equal values have no variance, n
 
 import numpy as np
 
+UNEQUAL = 1.2  # times as many images in the largest class as in the smallest, above which accuracy alone misleads
 BOOTSTRAP_FROM = 10  # seeds; resampling fewer values covers far less than it states, Student's t does not
 
 
@@ -74,11 +75,6 @@ def class_accuracy(labels, probabilities, *, classes):
         return np.bincount(labels, weights=right, minlength=classes) / counts
 
 
-def imbalanced(counts):
-    """Whether the sizes of classes, int `(classes,)`, differ by more than a fifth."""
-    return bool(min(counts) < 0.8 * max(counts))
-
-
 def cross_entropy(labels, probabilities):
     """Mean negative log-likelihood in nats; probabilities below float32's smallest step from zero count as that."""
     chosen = probabilities[np.arange(len(labels)), labels].astype("float64")
@@ -90,6 +86,40 @@ def confusion(labels, probabilities):
     classes = probabilities.shape[1]
     pairs = labels * classes + np.argmax(probabilities, axis=1)
     return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+
+def balanced_accuracy(matrix):
+    """The mean over classes of the share that is recognised: chance is 1 / classes, whatever their sizes.
+
+    Args:
+        matrix: counts `(classes, predicted classes)`, as from `confusion`; classes without images are passed over.
+    Returns: float in [0, 1]; NaN without any image.
+    """
+    matrix = np.asarray(matrix)
+    counts = matrix.sum(axis=1)
+    there = counts > 0
+    return float(np.mean(np.diagonal(matrix)[there] / counts[there])) if there.any() else math.nan
+
+
+def majority_share(counts):
+    """The accuracy of naming the largest class for every image, in (0, 1].
+
+    Args:
+        counts: images of each class, `(classes,)`, not all zero.
+    """
+    return float(np.max(counts) / np.sum(counts))
+
+
+def imbalanced(counts):
+    """Whether classes differ by more than a fifth, so that balanced accuracy belongs beside accuracy.
+
+    A difference of one image is what remains of equal classes when they are split, and does not count.
+
+    Args:
+        counts: images of each class, `(classes,)`; a class without any counts as one of size zero.
+    """
+    most, fewest = int(np.max(counts)), int(np.min(counts))
+    return most > UNEQUAL * fewest and most - fewest > 1
 
 
 def wilson(accuracy, n, *, confidence=0.95):

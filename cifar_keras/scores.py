@@ -427,6 +427,7 @@ def document(scores, data, asked):
 
 def _facts(one, labels, class_names):
     probabilities, counts = one.probabilities, np.bincount(labels, minlength=len(class_names))
+    matrix = _confusion(one, labels, len(class_names))
     accuracy = evaluate.accuracy(labels, probabilities)
     low, high = evaluate.wilson(accuracy, len(labels))
     by_class = evaluate.class_accuracy(labels, probabilities, classes=len(class_names))
@@ -434,13 +435,13 @@ def _facts(one, labels, class_names):
     augmented = {} if one.augmented is None else {"tta_accuracy": one.augmented}
     return {
         "accuracy": accuracy, "low": low, "high": high, "n": len(labels),
-        "balanced_accuracy": float(np.nanmean(by_class)), "majority_share": float(counts.max() / len(labels)),
+        "balanced_accuracy": evaluate.balanced_accuracy(matrix), "majority_share": evaluate.majority_share(counts),
         "nll": calibration["NLL"], "brier": calibration["Brier"], "ece": calibration["ECE"], **augmented,
         "classes": [
             {"name": name, "accuracy": float(share) if count else None, "n": int(count)}
             for name, share, count in zip(class_names, by_class, counts, strict=True)
         ],
-        "confusion": _confusion(one, labels, len(class_names)).tolist(),
+        "confusion": matrix.tolist(),
         "path": str(one.path), "run_id": one.run_id, "input_scaling": one.scaling, "notes": list(one.notes),
     }  # fmt: skip
 

@@ -231,7 +231,3 @@ def test_paired_seeds_against_scipys_t_test():
 def test_holm_multiplies_the_smallest_by_the_number_of_comparisons():
     assert evaluate.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert evaluate.holm([0.7, 0.9]) == [1.0, 1.0] and evaluate.holm([0.2]) == [0.2] and evaluate.holm([]) == []
-
-
-def test_classes_are_imbalanced_where_they_differ_by_more_than_a_fifth():
-    assert not evaluate.imbalanced([80, 100, 90]) and evaluate.imbalanced([79, 100]) and evaluate.imbalanced([0, 1])

@@ -420,10 +420,10 @@ def _on_balance(run, stored):
     """A sentence where classes differ in size by more than a fifth."""
     if stored is None or not evaluate.imbalanced(sizes := _sizes(run, stored)):
         return []
-    balanced = np.nanmean(evaluate.class_accuracy(*stored, classes=len(sizes)))
+    balanced = evaluate.balanced_accuracy(evaluate.confusion(*stored))
     return [
         f"Classes differ in size by more than a fifth: {run['class_names'][sizes.argmax()]} alone is "
-        f"{sizes.max() / sizes.sum():.1%} of the test images. Balanced accuracy, the mean over classes, is "
+        f"{evaluate.majority_share(sizes):.1%} of the test images. Balanced accuracy, the mean over classes, is "
         f"{balanced:.1%}."
     ]
 
