@@ -228,7 +228,7 @@ def test_the_page_of_one_run_holds_its_result_recipe_classes_and_how_to_run_it_a
     text = re.sub(r"<[^>]+>", " ", re.sub(r"(?s)<(style|svg).*?</\1>", "", alone))
     text = " ".join(text.split())
     assert "85.0% [64.0, 94.8] 20 50%" in text and "tta 90.0%" in text and "Run 1, recorded 2026" in text
-    assert "Published are 50.0%; the interval lies above that." in text
+    assert "The published figure, 50.0%, lies below it." in text
     assert "Of the 100 training images looked at, 98.0% are recognised, 13.0 points more than of test images." in text
     assert "previous run +0.3500" in text and "ran under the budget quick and the command line changed limit=90" in text
     assert "ring alone is 50.0% of the test images. Balanced accuracy, the mean over classes, is 86.7%" in text
@@ -254,7 +254,7 @@ def test_the_page_of_one_run_needs_nothing_else_and_shows_loss_and_accuracy(alon
 def test_a_run_within_its_published_figure_and_without_history_says_so(tmp_path):
     whole = run("exp4_scratch", 0.72, 60, history=None, best_epoch=None, published_test=0.72)
     text = page.render_run(whole, tmp_path)
-    assert "Published are 72.0%; that lies within the interval." in text and "no history kept" in text
+    assert "The published figure, 72.0%, lies within the interval." in text and "no history kept" in text
     assert "no result of the study" not in text and "some tenths of a point." in text
 
 

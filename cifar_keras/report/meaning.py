@@ -58,10 +58,10 @@ def of_one(row, previous):
     run, e = row.run, row.estimate
     said = [f"Of {run['test_n']:,} test images {e.value:.1%} are recognised [{100 * e.low:.1f}, {100 * e.high:.1f}]."]
     if (published := run.get("published_test")) is not None:
-        place = "above" if e.low > published else "below" if e.high < published else "within"
-        said[0] += f" Published are {published:.1%}; the interval lies {place} that."
-        if place == "within":
-            said[0] = said[0].replace("the interval lies within that", "that lies within the interval")
+        if e.low <= published <= e.high:
+            said[0] += f" The published figure, {published:.1%}, lies within the interval."
+        else:
+            said[0] += f" The published figure, {published:.1%}, lies {'below' if published < e.low else 'above'} it."
     if (train := run.get("train_accuracy")) is not None:
         gap = 100 * (train - e.value)
         of_train = f"Of the {run['train_n']:,} training images looked at, {train:.1%} are recognised"
