@@ -225,7 +225,7 @@ def _terminated(advice, number, _):
     sys.exit(128 + number)
 
 
-VERBS = "list|run|study|collate|compare|explain|report|predict|inspect|export|doctor"
+VERBS = "list|run|study|collate|compare|explain|report|predict|evaluate|inspect|export|doctor"
 FORMATS = ("text", "csv", "markdown")
 
 
@@ -273,6 +273,7 @@ def _parser():
     explain.add_argument("--input-scaling", metavar="NAME", help="as for predict")
     explain.add_argument("--image-size", type=positive, metavar="PIXELS", help=SIDE)
     _add_predict(verb("predict", "what a saved model says of images"))
+    _add_evaluate(verb("evaluate", "saved models on a labelled dataset, side by side on the same images"))
     inspect = verb("inspect", "what a saved model is: layers, input, classes, provenance, size")
     inspect.add_argument("model", metavar="MODEL", help=ANY_MODEL)
     add_options(inspect, only=("root", "verbose"))
@@ -285,7 +286,8 @@ def _parser():
     checked = "the images that it is checked on, as for an experiment (default: those the model was trained on)"
     export.add_argument("--dataset", metavar="NAME|DIR", help=checked)
     add_options(export, only=("data_dir", "root", "verbose"))
-    report = verb("report", "the study on one page: results/report/index.html")
+    report = verb("report", "the study on one page, results/report/index.html, or one run")
+    report.add_argument("name", nargs="?", metavar="RUN", help="as for explain; its page alone (default: the study)")
     for of_runs in (explain, report):
         of_runs.add_argument(
             "--dataset", metavar="NAME|DIR", help="the images; needed for runs on a folder, and for models of no run"
@@ -312,6 +314,37 @@ def _add_predict(parser):
     parser.add_argument("--input-scaling", metavar="NAME", help=text)
     parser.add_argument("--image-size", type=positive, metavar="PIXELS", help=SIDE)
     add_options(parser, only=("root", "verbose"))
+
+
+def _add_evaluate(parser):
+    parser.add_argument("models", nargs="+", metavar="MODEL", help=f"{ANY_MODEL}; others are compared with the first")
+    images = "as for an experiment (default: what the first model was trained on, where that has a name)"
+    parser.add_argument("--dataset", metavar="NAME|DIR", help=images)
+    parser.add_argument("--split", choices=("test", "val", "train"), default="test", help="default test")
+    parser.add_argument("--limit", type=positive, metavar="N", help="most images; every class keeps its share")
+    scaling = "as for predict (default: of a model that does not state it, what fits best on val)"
+    parser.add_argument("--input-scaling", metavar="NAME", help=scaling)
+    parser.add_argument("--image-size", type=positive, metavar="PIXELS", help=f"{SIDE} (default: the dataset's)")
+    views = "also the accuracy of the mean over six views of each image, mirrored and shifted"
+    parser.add_argument("--test-time-augmentation", action="store_true", help=views)
+    parser.add_argument("--json", action="store_true", help="one document on standard output")
+    parser.add_argument("--predictions", metavar="FILE", help="write all probabilities to this .npz")
+    figure = "the confusion matrix of a single model (default: results/evaluate/)"
+    parser.add_argument("--figure", metavar="FILE.png", help=figure)
+    add_options(parser, only=("classes", "data_dir", "root", "verbose"))
+
+
+def _evaluate(options):
+    runtime.setup(verbose=options.verbose)
+    from cifar_keras import scores
+
+    asked = scores.Asked(
+        dataset=options.dataset, data_dir=options.data_dir, classes=options.classes, split=options.split,
+        limit=options.limit, image_size=options.image_size, scaling=options.input_scaling,
+        augmented=options.test_time_augmentation,
+    )  # fmt: skip
+    output = {"as_json": options.json, "predictions": options.predictions, "figure": options.figure}
+    return scores.run(options.models, asked, root=options.root, **output)
 
 
 def _dispatch(options, arguments, rest):
@@ -344,6 +377,8 @@ def _dispatch(options, arguments, rest):
             labelled=options.labels_from_folders, gradcam_folder=options.gradcam, scaling=options.input_scaling,
             image_size=options.image_size,
         )  # fmt: skip
+    if options.verb == "evaluate":
+        return _evaluate(options)
     if options.verb == "inspect":
         runtime.setup(verbose=options.verbose)
         from cifar_keras import describe, formats, predict
@@ -361,7 +396,7 @@ def _dispatch(options, arguments, rest):
         return 0
     if options.verb == "report":
         runtime.setup(verbose=options.verbose)
-        return commands.report(options.root, dataset=options.dataset, data_dir=options.data_dir)
+        return commands.report(options.root, name=options.name, dataset=options.dataset, data_dir=options.data_dir)
     if options.verb == "compare":
         from cifar_keras.report import comparison
 

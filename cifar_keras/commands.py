@@ -312,29 +312,46 @@ def collate(root, *, fmt="text", write=False, folder=PROJECT / "experiments"):
     return 0
 
 
-def report(root, *, dataset=None, data_dir=None, folder=PROJECT / "experiments"):
-    """Analyses the newest run of each of the study's experiments, then writes the page.
+def report(root, *, name=None, dataset=None, data_dir=None, folder=PROJECT / "experiments"):
+    """Analyses the newest run of each of the study's experiments, or one run, then writes the page.
 
     Args:
         root: folder that holds `results/`.
+        name: of one run: its id, an experiment (its newest), or its saved model; None takes the study.
         dataset: as `--dataset`, for runs on image folders.
         data_dir: as `--data-dir`.
         folder: where the experiments are.
     Returns: exit code; 1 where some run could not be analysed, of which the page says so.
-    Raises: ConfigError where there is nothing to compare.
+    Raises: ConfigError where there is nothing to compare, or no such run.
     """
     from cifar_keras.explain import analyse
     from cifar_keras.report import page
 
-    entries, failed = study_entries(folder), 0
-    for row in page.study_rows(root, entries).values():
+    if name is None:
+        entries = study_entries(folder)
+        runs = {row.name: row.run["run_id"] for row in page.study_rows(root, entries).values()}
+        failed = _analysed(runs, root=root, dataset=dataset, data_dir=data_dir)
+        print(page.build(root, entries, dataset=dataset))
+    else:
+        record = analyse.recorded(name, root=root)
+        failed = _analysed({record["run_id"]: record["run_id"]}, root=root, dataset=dataset, data_dir=data_dir)
+        question = next((one.question for one in experiments(folder) if one.key == record["experiment"]), "")
+        print(page.build_run(root, record, question=question, dataset=dataset))
+    return SOME_FAILED if failed else 0
+
+
+def _analysed(runs, **where):
+    """Analyses runs, ids by name, where that is wanted; returns how many could not be."""
+    from cifar_keras.explain import analyse
+
+    failed = 0
+    for name, run_id in runs.items():
         try:
-            analyse.refresh(row.run["run_id"], root=root, dataset=dataset, data_dir=data_dir)
+            analyse.refresh(run_id, **where)
         except (CifarKerasError, OSError, ValueError) as error:  # the page does without, and says so
             failed += 1
-            print(f"{row.name} is not analysed: {error}", flush=True)
-    print(page.build(root, entries, dataset=dataset))
-    return SOME_FAILED if failed else 0
+            print(f"{name} is not analysed: {error}", flush=True)
+    return failed
 
 
 def comparison(records, entries, fmt):

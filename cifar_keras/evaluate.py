@@ -220,6 +220,20 @@ def mcnemar(correct_a, correct_b):
     return McNemar(p, only_a, only_b)
 
 
+def holm(p_values):
+    """Holm's step-down correction (Scandinavian Journal of Statistics 6, 1979) of the p of several comparisons.
+
+    Args:
+        p_values: of each comparison, in [0, 1], in any order.
+    Returns: list of corrected ones in the same order: below 0.05, they hold together at that level.
+    """
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for place, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[index]))  # never below a smaller p's
+        corrected[index] = largest
+    return corrected
+
+
 def difference_seeds(a, b, *, test_sets=None, confidence=0.95):
     """The difference of two mean accuracies over seeds; it covers the draw of the seeds, on one test set.
 

@@ -69,7 +69,7 @@ class Moved:
         return view[:, :, ::-1] if self.mirrored else view
 
 
-def load(path, *, scaling=None, image_size=None):
+def load(path, *, scaling=None, image_size=None, default_size=None):
     """Loads any saved model for prediction; no code stored in a file is run.
 
     Args:
@@ -78,13 +78,15 @@ def load(path, *, scaling=None, image_size=None):
         scaling: of `SCALINGS`; what a model from elsewhere wants its pixels to be. Default 'raw', RGB in [0, 255].
             Models of this project scale by themselves.
         image_size: side of the images, for a model that takes any.
+        default_size: the same, where `image_size` is not given; ignored by a model that takes one size.
     Returns: `Classifier`.
     Raises: ConfigError where the file is damaged, holds more than stock layers, is no classifier of RGB images, or does
         not go with the other arguments.
     """
     network = open_network(path)
     note = network.provenance or {}
-    if (size := network.size or image_size and (image_size, image_size)) is None:
+    side = image_size or default_size
+    if (size := network.size or side and (side, side)) is None:
         raise ConfigError(f"`--image-size` must be given, as {path} takes images of any size. Received: none.")
     if image_size not in (None, *size):
         raise ConfigError(f"`--image-size` must be the model's, {size[0]} x {size[1]}. Received: {image_size}.")

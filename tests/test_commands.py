@@ -281,3 +281,27 @@ def test_the_readme_shows_the_study_alone_and_other_experiments_their_own_tables
     assert "\nResult   see results/exp6*.md" in texts["exp6_x.py"] and "Result   best: 89.6%" in texts["exp1_x.py"]
     unrun = {path.name: text for path, text in commands.refreshed([], folder).items()}
     assert "\nResult   not yet run" in unrun["exp6_x.py"]
+
+
+@pytest.mark.parametrize("asked", ["exp4", "1"])
+def test_report_of_one_run_analyses_it_and_says_what_is_missing(asked, tmp_path, capsys, monkeypatch):
+    from cifar_keras.explain import analyse
+    from cifar_keras.report import page
+
+    seen = []
+
+    def refresh(run_id, **where):
+        seen.append(run_id)
+        if asked == "1":
+            raise ConfigError("`--dataset` must name the folder.")
+
+    monkeypatch.setattr(analyse, "refresh", refresh)
+    monkeypatch.setattr(page, "build_run", lambda root, record, **named: f"{record['run_id']}: {named['question']}")
+    older, newer = (record(experiment="exp4_x", config={"number": 4}, utc=f"2026-01-0{day}") for day in (1, 2))
+    store(tmp_path, older, newer)
+    code = commands.report(tmp_path, name=asked, folder=project(tmp_path, exp4=""))
+    out = capsys.readouterr().out
+    assert seen == ["1"] and out.endswith("1: Exp 4: question 4?\n") and code == (asked == "1")
+    assert ("1 is not analysed: `--dataset` must" in out) == (asked == "1")
+    with pytest.raises(ConfigError, match="RUN must be a run id"):
+        commands.report(tmp_path, name="exp9", folder=tmp_path / "experiments")

@@ -226,3 +226,8 @@ def test_paired_seeds_against_scipys_t_test():
     expected = stats.ttest_rel(b, a).confidence_interval(0.95)
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
     assert found.value == pytest.approx(0.0575) and found.kind == "paired t"
+
+
+def test_holm_multiplies_the_smallest_by_the_number_of_comparisons():
+    assert evaluate.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert evaluate.holm([0.7, 0.9]) == [1.0, 1.0] and evaluate.holm([0.2]) == [0.2] and evaluate.holm([]) == []

@@ -16,7 +16,8 @@ ORDER = (
     "report.pairs", "report.comparison",
     "explain.base", "explain.errors", "explain.calibration", "explain.space", "explain.versus", "explain.flatten",
     "explain.gradcam", "explain.activations", "explain.elsewhere", "explain", "explain.analyse", "report.meaning",
-    "report.page", "track", "runner", "predict", "describe", "export", "doctor", "commands", "cli", "__main__",
+    "report.page", "track", "runner", "predict", "scores", "describe", "export", "doctor", "commands", "cli",
+    "__main__",
 )  # fmt: skip
 PACKAGE = PROJECT / "cifar_keras"
 WITHOUT_TENSORFLOW = (

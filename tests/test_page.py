@@ -191,6 +191,73 @@ def test_changed_recipes_are_shown_as_such_where_there_are_no_others(tmp_path):
     assert lines[-1] == f"cifar-keras report --root {tmp_path.name} --dataset DIR"
 
 
+RECIPE = {
+    "dataset": "shapes-ring+star+tee", "variant": "best", "budget": "quick", "overrides": {"limit": 90},
+    "limits": {"train": 5000, "val": None, "test": 200},
+    "row": {"name": "scratch_cnn", "augmentation": ["shift", "flip"]},
+    "training": {"optimizer": "muon", "weight_decay": 2e-06, "test_time_augmentation": True,
+                 "stages": [{"epochs": 2, "learning_rate": 0.0005, "freeze_backbone": False}]},
+}  # fmt: skip
+
+
+@pytest.fixture
+def alone(tmp_path):
+    """The page of one run whose classes differ in size, after an earlier one; and its record."""
+    names = ["ring", "star", "tee"]
+    history = {name: [2.0, 1.5] for name in ("loss", "val_loss")} | {
+        name: [0.5, 0.6] for name in ("accuracy", "val_accuracy")
+    }
+    history |= {"epoch": [1, 2], "stage": [1, 1]}
+    changes = {
+        "config": RECIPE, "budget": "quick", "class_names": names, "test_n": 20, "history": history, "best_epoch": 2,
+        "tta_accuracy": 0.9, "published_test": 0.5, "variant": "long", "keras": "3.15.1", "train_n": 100,
+    }  # fmt: skip
+    earlier = run("exp4_scratch", 0.5, 60, **changes) | {"utc": "2025-01-01"}
+    store(tmp_path, earlier, record := run("exp4_scratch", 0.85, 60, **changes))
+    record["run_id"] = "1"
+    labels = np.array([0] * 10 + [1] * 5 + [2] * 5)
+    guesses = np.array([0] * 8 + [2] * 2 + [1] * 5 + [2] * 4 + [1])
+    (tmp_path / "results" / "predictions").mkdir()
+    np.savez(tmp_path / "results" / "predictions" / "1.npz", labels=labels, probabilities=np.eye(3)[guesses])
+    path = page.build_run(tmp_path, record, question="Exp 4: how far from scratch?")
+    assert path == tmp_path / "results" / "report" / "1" / "index.html"
+    return path.read_text()
+
+
+def test_the_page_of_one_run_holds_its_result_recipe_classes_and_how_to_run_it_again(alone):
+    text = re.sub(r"<[^>]+>", " ", re.sub(r"(?s)<(style|svg).*?</\1>", "", alone))
+    text = " ".join(text.split())
+    assert "85.0% [64.0, 94.8] 20 50%" in text and "tta 90.0%" in text and "Run 1, recorded 2026" in text
+    assert "The published figure, 50.0%, lies below it." in text
+    assert "Of the 100 training images looked at, 98.0% are recognised, 13.0 points more than of test images." in text
+    assert "previous run +0.3500" in text and "ran under the budget quick and the command line changed limit=90" in text
+    assert "ring alone is 50.0% of the test images. Balanced accuracy, the mean over classes, is 86.7%" in text
+    assert "ring 80.0% 10" in text and "star 100.0% 5" in text
+    assert "1 2 0.0005 no" in text and "optimizer muon" in text and "weight decay 2e-06" in text
+    assert "limits train 5000, test 200" in text and "model: augmentation shift, flip" in text
+    assert (
+        "How far from scratch?" in text and "Not analysed yet: cifar-keras explain 1" in text and "keras 3.15.1" in text
+    )
+    again = "python experiments/exp4_scratch.py --variant long --dataset shapes --classes ring,star,tee --budget quick"
+    assert f"{again} --limit 90" in text and "cifar-keras report 1 --root" in text
+
+
+def test_the_page_of_one_run_needs_nothing_else_and_shows_loss_and_accuracy(alone):
+    parser = Outside()
+    parser.feed(alone)
+    assert parser.loaded == [] and len(parser.ids) == len(set(parser.ids))
+    assert alone.count('role="img"') == 1 and "kept: epoch 2, val 60.0%" in alone
+    for target in set(re.findall(r'(?:href="#|url\(#)([^")]+)', alone)):
+        assert target in parser.ids, target
+
+
+def test_a_run_within_its_published_figure_and_without_history_says_so(tmp_path):
+    whole = run("exp4_scratch", 0.72, 60, history=None, best_epoch=None, published_test=0.72)
+    text = page.render_run(whole, tmp_path)
+    assert "The published figure, 72.0%, lies within the interval." in text and "no history kept" in text
+    assert "no result of the study" not in text and "some tenths of a point." in text
+
+
 def test_figures_follow_the_pages_ink():
     svg = '<?xml version="1.0"?><svg width="10pt"><metadata>x</metadata>' \
           '<path id="a" style="fill: #000000; stroke: #0173b2"/><use href="#a" clip-path="url(#a)"/></svg>'  # fmt: skip

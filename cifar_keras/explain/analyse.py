@@ -262,6 +262,14 @@ def saved_model(name, *, root):
     raise missing[0] if missing else _unknown(name, records)
 
 
+def recorded(name, *, root):
+    """The record of the finished run that a run id, an experiment (its newest) or a saved model stands for.
+
+    Raises: ConfigError where there is no such run.
+    """
+    return _record(str(name), _finished(root))
+
+
 def _finished(root):
     return [record for record in results.read(root) if record["status"] == "finished"]
 

@@ -17,6 +17,12 @@ DPI = 120
 BLUE, ORANGE, GREEN = seaborn.color_palette("colorblind", 3)
 GREY = "0.45"
 FEW = 20  # classes: up to here every class gets its own column of samples and every cell its count
+ON_CURVES = (
+    "The training curve is the running metric: augmented images, weights that move during the epoch, dropout where "
+    "used.",
+    "Validation is measured after each epoch, on plain images. Both losses include label smoothing where the recipe "
+    "has it.",
+)
 NAMED = 120  # classes: beyond, pictures stop growing and show every k-th name
 
 
@@ -127,22 +133,21 @@ def training_curves(history, path, *, title, best_epoch):
     Returns: `path`.
     """
     with figure_of(path, title, size=(10, 4.3)) as figure:
-        for panel, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-            _curve(panel, history, metric, best_epoch)
-            _mark_stages(panel, history)
-            epochs = history["epoch"]
-            panel.set(xlabel="epoch", ylabel=metric, xlim=(epochs[0] - 0.5, epochs[-1] + 0.5))
-            panel.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
-            without_frame(panel, "both")
-            panel.legend(fontsize=8, frameon=False)
-        figure.supxlabel(
-            "The training curve is the running metric: augmented images, weights that move during the epoch, "
-            "dropout where used.\nValidation is measured after each epoch, on plain images. Both losses include "
-            "label smoothing where the recipe has it.",
-            fontsize=7.5,
-            color=GREY,
-        )
+        curves_on(figure, history, best_epoch)
+        figure.supxlabel("\n".join(ON_CURVES), fontsize=7.5, color=GREY)
     return path
+
+
+def curves_on(figure, history, best_epoch):
+    """Both panels of `training_curves` on a figure; arguments as it has them."""
+    for panel, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        _curve(panel, history, metric, best_epoch)
+        _mark_stages(panel, history)
+        epochs = history["epoch"]
+        panel.set(xlabel="epoch", ylabel=metric, xlim=(epochs[0] - 0.5, epochs[-1] + 0.5))
+        panel.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
+        without_frame(panel, "both")
+        panel.legend(fontsize=8, frameon=False)
 
 
 def _curve(panel, history, metric, best_epoch):

@@ -47,6 +47,43 @@ def sentences(rows):
     return [_best(*ranked[:2]), _cost(ranked), _caveats(rows)]
 
 
+def of_one(row, previous):
+    """What one run's numbers mean: its accuracy, what it has learnt by heart, and what it is not.
+
+    Args:
+        row: `Row` of one run.
+        previous: how it differs from the run before it (`comparison.against_previous`), or None.
+    Returns: list of str.
+    """
+    run, e = row.run, row.estimate
+    said = [f"Of {run['test_n']:,} test images {e.value:.1%} are recognised [{100 * e.low:.1f}, {100 * e.high:.1f}]."]
+    if (published := run.get("published_test")) is not None:
+        if e.low <= published <= e.high:
+            said[0] += f" The published figure, {published:.1%}, lies within the interval."
+        else:
+            said[0] += f" The published figure, {published:.1%}, lies {'below' if published < e.low else 'above'} it."
+    if (train := run.get("train_accuracy")) is not None:
+        gap = 100 * (train - e.value)
+        of_train = f"Of the {run['train_n']:,} training images looked at, {train:.1%} are recognised"
+        said.append(f"{of_train}, {abs(gap):.1f} points {'more' if gap >= 0 else 'less'} than of test images.")
+    if previous:
+        said.append(f"Compared with the same recipe's run before it: {previous}.")
+    return [*said, _standing(row)]
+
+
+def _standing(row):
+    """Whether a run is a result of the study, and if not, why."""
+    run, why = row.run, []
+    if run["budget"] != "full":
+        why.append(f"it ran under the budget {run['budget']}")
+    if row.group.overrides:
+        why.append(f"the command line changed {row.group.overrides}")
+    if not _pretrained(row) and run["weights_called_for"] != "source":
+        why.append(f"it started from weights {run['weights']} and the model calls for {run['weights_called_for']}")
+    seed = "One training seed stands behind these figures; another moves them by some tenths of a point"
+    return f"{seed}." if not why else f"{seed}. The run is no result of the study, as {_list(why)}."
+
+
 def _said(row):
     e = row.estimate
     return f"{row.name} ({e.value:.1%} [{100 * e.low:.1f}, {100 * e.high:.1f}])"

@@ -1,27 +1,30 @@
-"""The report: the study on one self-contained page, from the records and what `explain` has left beside them."""
+"""The report: the study, or one run, on a self-contained page, from the records and what `explain` has left."""
 
 import io
 import json
 import re
+import shlex
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
 import jinja2
 import markupsafe
+import numpy as np
 import seaborn
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from cifar_keras import results
+from cifar_keras import evaluate, results
 from cifar_keras.config import BEST, BUDGETS, PUBLISHED, ConfigError
 from cifar_keras.explain.base import DATE, drawn, shares
 from cifar_keras.files import write_text
 from cifar_keras.paths import PROJECT
-from cifar_keras.report.figures import without_frame
-from cifar_keras.report.meaning import Row, sentences
+from cifar_keras.report.comparison import against_previous
+from cifar_keras.report.figures import ON_CURVES, curves_on, without_frame
+from cifar_keras.report.meaning import Row, of_one, sentences
 from cifar_keras.report.pairs import Group
-from cifar_keras.report.rows import age, natural
+from cifar_keras.report.rows import age, from_record, natural
 from cifar_keras.report.table import DASH, counts, newest_recipes
 from cifar_keras.units import duration
 
@@ -29,6 +32,9 @@ TEMPLATE = Path(__file__).with_name("page.html.j2")
 TICKS = (1, 3, 10, 30, *(60 * minutes for minutes in (1, 2, 5, 10, 20, 60, 180, 600, 1800)))  # seconds of training
 WORDS = {2: "Two", 3: "Three", 4: "Four"}
 MODES = ("imagenet", "none")  # where weights come from if not from a file
+SUBSET = re.compile(
+    r"(.+?)-([^-]*\+.*|\d+classes-\w{6})"
+)  # the slug of a dataset's classes, as `Dataset.only` makes it
 EMBEDDED = ("cifar10", "cifar100", "shapes", "shapes100")  # datasets that go by their names
 
 
@@ -54,6 +60,21 @@ def build(root, entries, *, dataset=None):
     rows = study_rows(root, entries)
     path = Path(root) / "results" / "report" / "index.html"
     write_text(path, render(rows, entries, Path(root), dataset=dataset))
+    return path
+
+
+def build_run(root, record, *, question="", dataset=None):
+    """Writes `results/report/<run id>/index.html`, the page of one run.
+
+    Args:
+        root: as for `build`.
+        record: of the run, finished.
+        question: of its experiment.
+        dataset: as for `build`.
+    Returns: the path.
+    """
+    path = Path(root) / "results" / "report" / record["run_id"] / "index.html"
+    write_text(path, render_run(record, Path(root), question=question, dataset=dataset))
     return path
 
 
@@ -109,10 +130,9 @@ def _name(key):
 
 def render(rows, entries, root, *, dataset=None):
     """The page as HTML. Arguments as `build` has them and `study_rows` returns them."""
-    loader = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
     folder = root / "results"
     questions = {entry.key: _sentence(entry.question.partition(": ")[2] or entry.question) for entry in entries}
-    return loader.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    return _filled(
         title=f"{WORDS[len(rows)]} models on {next(iter(rows.values())).run['dataset']}",
         subtitle=_subtitle(rows, entries),
         opening=opening(rows),
@@ -120,13 +140,48 @@ def render(rows, entries, root, *, dataset=None):
         sentences=sentences(list(rows.values())),
         curves=curves(rows),
         cost=cost(rows),
+        recipe={},
         models=[model_section(key, row, questions[key], folder) for key, row in rows.items()],
         data=data_lines(rows),
         environment=environment(rows),
         commands=commands(rows, root, dataset),
-        figure=figure_html,
-        table=table_html,
     )
+
+
+def render_run(record, root, *, question="", dataset=None):
+    """The page of one run as HTML. Arguments as `build_run` has them."""
+    run, folder = from_record(record), root / "results"
+    key, row = run["experiment"], Row(_name(run["experiment"]), Group((run,), folder))
+    rows = {key: row}
+    stored = results.read_predictions(folder, run["run_id"])
+    tables = {"Recipe": recipe(run), "Configuration": [configuration(run)]}
+    if lines := by_class(run, stored):
+        tables["Classes"] = [lines]
+    return _filled(
+        title=f"{row.name}, variant {run['variant']}, on {run['dataset']}",
+        subtitle=f"Run {run['run_id']}, recorded {run['utc']}; intervals are 95%.",
+        opening=None,
+        overview=splits(run),
+        sentences=[*of_one(row, against_previous(record, results.read(root), root)), *_on_balance(run, stored)],
+        curves=run_curves(run),
+        cost=_upright(cost(rows)[0]),
+        recipe={
+            "Recipe": recipe(run),
+            "Configuration": [configuration(run)],
+            **({"Classes": [lines]} if lines else {}),
+        },
+        models=[model_section(key, row, _sentence(question.partition(": ")[2] or question), folder)],
+        data=data_lines(rows),
+        environment=_upright(environment(rows)[0]),
+        commands=commands(rows, root, dataset, run_id=run["run_id"]),
+    )
+
+
+def _filled(**parts):
+    """The template with its parts."""
+    loader = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
+    template = loader.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(figure=figure_html, table=table_html, **parts)
 
 
 def _sentence(text):
@@ -250,13 +305,13 @@ def _seen(runs, name):
     return ", ".join(values)
 
 
-def commands(rows, root, dataset=None):
-    """How each row is run again; a folder of images is written DIR, a model's file FILE."""
+def commands(rows, root, dataset=None, run_id=None):
+    """How each row is run again, and the page made; a folder of images is written DIR, a model's file FILE."""
     lines = []
     for key, row in rows.items():
         run, parts = row.run, [f"python experiments/{key}.py"]
-        if (slug := run["config"]["dataset"]) != "cifar10":
-            parts.append(f"--dataset {slug if slug in EMBEDDED else 'DIR'}")
+        parts += [f"--variant {run['variant']}"] if run["variant"] != BEST else []
+        parts += _data(run)
         if run["budget"] != "full":
             parts.append(f"--budget {run['budget']}")
         if run["weights"] != run["weights_called_for"]:
@@ -265,8 +320,17 @@ def commands(rows, root, dataset=None):
         parts += [f"--{name}" if value is True else f"--{name} {value}" for name, value in changed if name != "weights"]
         seeds = [run["seed"] for run in row.group.runs]
         lines += [" ".join([*parts, *_seed(block)]) for block in _blocks(seeds)]
-    again = "cifar-keras report" if root.resolve() == PROJECT else f"cifar-keras report --root {root.name}"
+    report = f"cifar-keras report {run_id}" if run_id else "cifar-keras report"
+    again = report if root.resolve() == PROJECT else f"{report} --root {root.name}"
     return [*lines, f"{again} --dataset DIR" if dataset else again]
+
+
+def _data(run):
+    """The options that name a run's images."""
+    subset = SUBSET.fullmatch(slug := run["config"]["dataset"])
+    slug = subset[1] if subset else slug
+    named = [] if slug == "cifar10" else [f"--dataset {slug if slug in EMBEDDED else 'DIR'}"]
+    return named + ([f"--classes {shlex.quote(','.join(run['class_names']))}"] if subset else [])
 
 
 def _blocks(seeds):
@@ -279,6 +343,101 @@ def _blocks(seeds):
 def _seed(block):
     first, last = block
     return [f"--seed {first}-{last}"] if last > first else [f"--seed {first}"] if first else []
+
+
+# --- parts of one run's page ---
+
+
+def splits(run):
+    """Accuracy on each split with its interval, beside what was published."""
+    what = {
+        "train": "a fixed subset, without augmentation", "val": "selected the epoch, hence slightly too high",
+        "test": "read once, after training", "tta": "the same, mean over six views", "coarse": "superclasses",
+        "last_train": "the last epoch's weights, on train", "last_test": "the last epoch's weights, on test",
+    }  # fmt: skip
+    lines = []
+    for name, words in what.items():
+        if (value := run.get(f"{name}_accuracy")) is not None:
+            n = run["train_n" if "train" in name else "val_n" if name == "val" else "test_n"]
+            low, high = evaluate.wilson(value, n)
+            published = run.get(f"published_{name}")
+            line = {"accuracy on": name.replace("_", " "), "here": f"{value:.1%} [{100 * low:.1f}, {100 * high:.1f}]"}
+            lines.append(line | {"images": n, "published": None if published is None else f"{published:.0%}"})
+            lines[-1]["how"] = words
+    return lines
+
+
+def recipe(run):
+    """The stages, then the rest of the recipe and the model's row."""
+    training, row = run["config"].get("training", {}), run["config"].get("row", {})
+    stages = [{"stage": str(i), **_plain(one)} for i, one in enumerate(training.get("stages", ()), start=1)]
+    rest = {name: value for name, value in training.items() if name != "stages"}
+    return [stages, _upright(_plain(rest)), _upright(_plain({f"model: {name}": value for name, value in row.items()}))]
+
+
+def configuration(run):
+    """What else the run was told."""
+    names = ("experiment", "variant", "budget", "seed", "weights", "precision", "deterministic", "limits", "overrides")
+    return _upright(_plain({name: run["config"].get(name) for name in names}))
+
+
+def _plain(values):
+    """Names and values of a configuration as people write them."""
+    return {name.replace("_", " "): _word(value) for name, value in values.items()}
+
+
+def _word(value):
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_word(one)}" for name, one in value.items() if one is not None) or DASH
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_word, value)) or DASH
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return DASH if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _upright(values):
+    """One row of a table as two columns, which a phone shows whole."""
+    return [{"what": name, "value": _cell(value)} for name, value in values.items()]
+
+
+def by_class(run, stored):
+    """Accuracy of each class, with its images where predictions are stored; empty where nothing is known."""
+    names = run.get("class_names") or ()
+    if stored is None:
+        known = run.get("class_accuracy") or ()
+        return [{"class": n, "accuracy": None if a is None else f"{a:.1%}"} for n, a in zip(names, known, strict=False)]
+    shares, sizes = evaluate.class_accuracy(*stored, classes=len(names)), _sizes(run, stored)
+    rows = zip(names, shares, sizes, strict=True)
+    return [{"class": n, "accuracy": f"{a:.1%}" if size else None, "images": int(size)} for n, a, size in rows]
+
+
+def _sizes(run, stored):
+    return np.bincount(stored[0], minlength=len(run["class_names"]))
+
+
+def _on_balance(run, stored):
+    """A sentence where classes differ in size by more than a fifth."""
+    if stored is None or not evaluate.imbalanced(sizes := _sizes(run, stored)):
+        return []
+    balanced = evaluate.balanced_accuracy(evaluate.confusion(*stored))
+    return [
+        f"Classes differ in size by more than a fifth: {run['class_names'][sizes.argmax()]} alone is "
+        f"{evaluate.majority_share(sizes):.1%} of the test images. Balanced accuracy, the mean over classes, is "
+        f"{balanced:.1%}."
+    ]
+
+
+@drawn
+def run_curves(run):
+    """Loss and accuracy by epoch; a run without a history says so."""
+    figure = Figure(figsize=(8.5, 3.4), layout="constrained")
+    if (history := run.get("history")) is None:
+        figure.text(0.5, 0.5, "no history kept", ha="center")
+    else:
+        curves_on(figure, history, run.get("best_epoch"))
+    text = "Loss and accuracy by epoch, on training images, running, and on val."
+    return Picture(_svg(figure, "curves"), text, " ".join((text, *ON_CURVES)))
 
 
 def model_section(key, row, question, folder):
