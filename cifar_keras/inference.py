@@ -170,6 +170,7 @@ def scaling_of_range(low, high, scalings=SCALINGS):
     return None
 
 
+@functools.cache
 def _span(scaling):
     """The lowest and the highest number that a scaling makes of pixels."""
     if scaling == "raw":
@@ -359,7 +360,7 @@ class Classifier:
 def _holds(ends, span):
     """Whether a range covers most of another one, and is not far wider than it, so that steps would be too coarse."""
     common = min(ends[1], span[1]) - max(ends[0], span[0])
-    return common >= 0.5 * (span[1] - span[0]) and common >= 0.1 * (ends[1] - ends[0])
+    return common >= 0.7 * (span[1] - span[0]) and common >= 0.1 * (ends[1] - ends[0])
 
 
 def grey(pixels):

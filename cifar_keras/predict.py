@@ -106,19 +106,7 @@ def say_assumptions(classifier):
         print(printable(f"{classifier.network.path.name} {assumed}"), file=sys.stderr)
 
 
-def run(
-    model,
-    images,
-    *,
-    root,
-    form="table",
-    top=3,
-    labelled=False,
-    gradcam_folder=None,
-    scaling=None,
-    image_size=None,
-    class_names=None,
-):
+def run(model, images, *, root, form="table", top=3, labelled=False, gradcam_folder=None, **loading):
     """Predicts images and prints a line for each.
 
     Args:
@@ -129,9 +117,7 @@ def run(
         top: classes to name for an image.
         labelled: whether an image's folder is its class, for accuracy and confusion matrix.
         gradcam_folder: where a Grad-CAM overlay of each image goes; None for none.
-        scaling: as for `inference.load`.
-        image_size: as for `inference.load`.
-        class_names: as for `inference.load`.
+        **loading: `scaling`, `image_size` and `class_names` as for `inference.load`.
     Returns: exit code: 0, 1 where some images can't be used, 2 where none can.
     Raises: ConfigError where the model can't be used, or not in this way.
     """
@@ -141,30 +127,35 @@ def run(
         raise ConfigError("Standard input must be named once, as it holds one image. Received: `-` twice.")
     if gradcam_folder is not None:
         _make_folder(gradcam_folder)
-    told = {"weights": weights, "scaling": scaling, "image_size": image_size, "class_names": class_names}
-    classifier = inference.load(find_model(model, root=root), **told)
+    classifier = inference.load(find_model(model, root=root), weights=weights, **loading)
     say_assumptions(classifier)
     _hint_at_names(classifier)
     found = list(sources(images))
     names = _labels(classifier, found) if labelled else None
-    if not classifier.states_scaling and scaling is None:
+    if not classifier.states_scaling and loading.get("scaling") is None:
         classifier = _with_best_scaling(classifier, found, names) if labelled else _as_they_are(classifier)
     painter = None if gradcam_folder is None else Painter(classifier, Path(gradcam_folder))
     count = "1 image" if len(found) == 1 else f"{len(found):,} images"
     print(f"{count}, {classifier.network.path.name}", file=sys.stderr, flush=True)
+    tally = _told(classifier, found, names, form=form, top=top, painter=painter)
+    if labelled and tally.counted:
+        print(tally.text(), file=sys.stdout if form == "table" else sys.stderr)
+        _suggest_order(tally)
+    return tally.exit_code
+
+
+def _told(classifier, found, names, *, form, top, painter):
+    """Prints, and paints where there is a painter, what is predicted of every source. Returns the `Tally`."""
     tally = Tally(names or classifier.class_names)
     with tqdm(total=len(found), unit=" images", disable=None, leave=False) as bar:
-        tell = Teller(form, tally.names, min(top, len(tally.names)), labelled=labelled)
+        tell = Teller(form, tally.names, min(top, len(tally.names)), labelled=names is not None)
         for prediction in predictions(classifier, found, names):
             tell(prediction)
             tally.add(prediction)
             if painter and prediction.error is None:
                 painter.paint(prediction)
             bar.update()
-    if labelled and tally.counted:
-        print(tally.text(), file=sys.stdout if form == "table" else sys.stderr)
-        _suggest_order(tally)
-    return tally.exit_code
+    return tally
 
 
 def _model_and_images(model, images):
@@ -214,10 +205,14 @@ def sources(arguments):
 
 
 def _inside(folder):
-    """The image files in a folder and below it, sorted; hidden ones are passed over."""
-    empty = True
-    for path, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    """The image files in a folder and below it, sorted, links followed as in training; hidden ones are passed over."""
+    empty, above = True, {}
+    for path, folders, names in os.walk(folder, followlinks=True):
+        here = (*above.pop(path, ()), os.path.realpath(path))
+        inner = {name: os.path.join(path, name) for name in sorted(folders) if not name.startswith(".")}
+        # A link to a folder that it lies in would never end.
+        folders[:] = [name for name, one in inner.items() if os.path.realpath(one) not in here]
+        above |= {inner[name]: here for name in folders}
         for name in sorted(names):
             file = os.path.join(path, name)
             if Path(name).suffix.lower() in EXTENSIONS and not name.startswith(".") and os.path.isfile(file):
