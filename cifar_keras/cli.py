@@ -276,9 +276,11 @@ def _parser():
     _add_evaluate(verb("evaluate", "saved models on a labelled dataset, side by side on the same images"))
     inspect = verb("inspect", "what a saved model is: layers, input, classes, provenance, size")
     inspect.add_argument("model", metavar="MODEL", help=ANY_MODEL)
+    _add_names(inspect, weights=True)
     add_options(inspect, only=("root", "verbose"))
     export = verb("export", "a saved model as ONNX or LiteRT, also with 8-bit integers, checked on validation images")
     export.add_argument("model", metavar="MODEL", help=KERAS_MODEL)
+    _add_names(export, weights=True)
     export.add_argument("--to", required=True, choices=EXPORTS, help="the format")
     export.add_argument("--output", metavar="FILE", help="default: beside the model")
     export.add_argument("--input-scaling", metavar="NAME", help="as for predict")
@@ -299,8 +301,16 @@ def _parser():
     return parser
 
 
+def _add_names(parser, *, weights=False):
+    if weights:
+        parser.add_argument("weights", nargs="?", metavar="WEIGHTS.h5", help="of a MODEL that is a .json")
+    names = "of the outputs, in their order: a,b,c or a file with one name a line"
+    parser.add_argument("--class-names", metavar="NAMES|FILE", help=names)
+
+
 def _add_predict(parser):
-    parser.add_argument("model", metavar="MODEL", help=ANY_MODEL)
+    parser.add_argument("model", metavar="MODEL", help=f"{ANY_MODEL}; or a .json and its weights, MODEL.json FILE.h5")
+    _add_names(parser)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders, patterns; - for standard input")
     parser.add_argument("--top", type=positive, default=3, metavar="K", help="classes named for an image (default 3)")
     form = parser.add_mutually_exclusive_group()
@@ -375,7 +385,7 @@ def _dispatch(options, arguments, rest):
         return predict.run(
             options.model, options.images, root=options.root, form=options.form, top=options.top,
             labelled=options.labels_from_folders, gradcam_folder=options.gradcam, scaling=options.input_scaling,
-            image_size=options.image_size,
+            image_size=options.image_size, class_names=options.class_names,
         )  # fmt: skip
     if options.verb == "evaluate":
         return _evaluate(options)
@@ -383,14 +393,18 @@ def _dispatch(options, arguments, rest):
         runtime.setup(verbose=options.verbose)
         from cifar_keras import describe, formats, predict
 
-        print(describe.text(formats.open_network(predict.find_model(options.model, root=options.root))))
+        model, weights = predict.single(options.model, options.weights)
+        network = formats.open_network(predict.find_model(model, root=options.root), weights)
+        print(describe.text(network, class_names=options.class_names))
         return 0
     if options.verb == "export":
         runtime.setup(verbose=options.verbose)
         from cifar_keras import export, inference, predict
 
-        path = predict.find_model(options.model, root=options.root)
-        classifier = inference.load(path, scaling=options.input_scaling, image_size=options.image_size)
+        model, weights = predict.single(options.model, options.weights)
+        told = {"scaling": options.input_scaling, "image_size": options.image_size, "class_names": options.class_names}
+        classifier = inference.load(predict.find_model(model, root=options.root), weights=weights, **told)
+        predict.say_assumptions(classifier)
         where = {"dataset": options.dataset, "data_dir": options.data_dir}
         print(*export.export(classifier, options.to, options.output, **where), sep="\n")
         return 0

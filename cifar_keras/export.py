@@ -209,6 +209,7 @@ def exportable(classifier):
         return model
     x = inputs = keras.Input((*classifier.size, 3), dtype="uint8", name="image")
     x = layers.Rescaling(1.0, dtype="float32")(x)
+    x = inference.grey(x) if classifier.network.channels == 1 else x
     x = model(x if classifier.scaling == "raw" else _exportable_scale(x, classifier.scaling))
     return keras.Model(inputs, layers.Softmax(dtype="float32")(x) if classifier.logits else x, name=model.name)
 

@@ -1,6 +1,7 @@
 """Opening a model's file in any format: `.keras`, `.h5`, `.onnx`, `.tflite`. What comes out looks the same."""
 
 import dataclasses
+import functools
 import importlib
 import json
 import math
@@ -22,7 +23,45 @@ EXTRAS = {"onnxruntime": "onnx", "tf2onnx": "onnx", "ai_edge_litert.interpreter"
 NOTE = {"class_names": list, "config": dict, "contract": str}  # what is read of a file's provenance
 MAX_BYTES = 64 * 4 * MAX_VALUES  # that onnxruntime may take for what its layers put out: of 64 images, in float32
 DTYPES = ("uint8", "float32")
+FLOATS = ("float16", "float32", "float64")  # of inputs; they are given float32, which is brought to theirs
+ONNX_TYPES = {
+    "tensor(uint8)": "uint8", "tensor(float16)": "float16", "tensor(float)": "float32", "tensor(double)": "float64",
+}  # fmt: skip
+CHANNELS = (1, 3)  # grey, RGB
+MAX_BATCH = 256  # images that a file may want at a time
 SCALING = (keras.layers.Rescaling, keras.layers.Normalization)
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """How 8-bit integers stand for real numbers: `scale * (integer - zero)`.
+
+    Attributes:
+        dtype: of the integers, 'uint8' or 'int8'.
+        scale: the step between two of them, above 0.
+        zero: the integer that stands for 0.
+    """
+
+    dtype: str
+    scale: float
+    zero: int
+
+    @property
+    def ends(self):
+        """The lowest and the highest real number that they can stand for."""
+        limits = np.iinfo(self.dtype)
+        return self.scale * (limits.min - self.zero), self.scale * (limits.max - self.zero)
+
+    def real(self, integers):
+        """The real numbers, float32, of an array of integers."""
+        return np.float32(self.scale) * (np.asarray(integers, "float32") - self.zero)
+
+    def integers(self, values):
+        """The integers for an array: the nearest to real numbers; uint8 pixels as they are, from the lowest on."""
+        limits = np.iinfo(self.dtype)
+        if values.dtype == np.uint8:
+            return (values.astype("int16") + limits.min).astype(self.dtype)
+        return np.clip(np.rint(values / self.scale + self.zero), limits.min, limits.max).astype(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -30,14 +69,21 @@ class Network:
     """A model that classifies images, opened.
 
     Attributes:
-        path: of its file.
+        path: of its file; of its weights where the architecture stands apart.
         provenance: what the file says of itself; None for one from elsewhere.
         size: `(height, width)` of the images it takes, None where any will do.
-        dtype: of the images, 'uint8' or 'float32'.
-        outputs: how many numbers it puts out for an image.
-        run: takes images `(n, height, width, 3)` of that size and dtype, returns float32 `(n, outputs)`.
+        dtype: of the images, 'uint8' or 'float32'. Quantised inputs take both: pixels as they are, or real numbers.
+        outputs: how many numbers it puts out for an image; 1 where one number decides between two classes.
+        run: takes images `(n, height, width, channels)` of that size and dtype, returns float32 `(n, outputs)`.
         model: the `keras.Model`; None in the other formats.
         written_by: the program and its version; empty where the file does not say.
+        channels: 3 for RGB, 1 for grey.
+        channels_first: whether the file itself wants `(n, channels, height, width)`, which `run` makes.
+        batch: how many images the file takes at a time, where it takes one number of them only; `run` takes any.
+        activation: the last one's name, such as 'softmax', 'sigmoid' or 'linear'; None where the file does not say.
+        quantised: how the input's integers stand for real numbers; None where it is not quantised.
+        quantised_output: the same of the output.
+        architecture: path of the `.json`, where it stands apart.
     """
 
     path: Path
@@ -48,34 +94,82 @@ class Network:
     run: Callable
     model: keras.Model | None = None
     written_by: str = ""
+    channels: int = 3
+    channels_first: bool = False
+    batch: int | None = None
+    activation: str | None = None
+    quantised: Quantised | None = None
+    quantised_output: Quantised | None = None
+    architecture: Path | None = None
 
     @property
     def holds_scaling(self):
-        """Whether the model has layers that scale pixels, as one from elsewhere may."""
-        return any(isinstance(layer, SCALING) for layer in (self.model.layers if self.model else ()))
+        """Whether the model has layers that scale pixels, as one from elsewhere may, models within included."""
+        found = self.model._flatten_layers(include_self=False) if self.model else ()
+        return any(isinstance(layer, SCALING) for layer in found)
 
 
-def open_network(path):
+def open_network(path, weights=None):
     """Opens a model's file; a weights-alone `_custom.h5` with the `_architecture.json` beside it.
 
+    Args:
+        path: of the file, or of a `.json` with the architecture alone.
+        weights: path of the weights that belong to the `.json`; None for other files.
     Returns: `Network`; its `run` raises ConfigError where the file turns out to be damaged.
-    Raises: ConfigError where the file is none, is damaged, would run code, or holds no classifier of RGB images.
+    Raises: ConfigError where the file is none, is damaged, would run code, or holds no classifier of images; where a
+        `.json` comes without weights, or another file with them.
     """
-    path = Path(path)
-    artifacts.refuse_saved_model(path)
-    if path.suffix not in OPENERS:
-        raise ConfigError(
-            f"The model must be a file that ends in {', '.join(OPENERS)}, or a run id. Received: {str(path)!r}."
-        )
+    artifacts.refuse_saved_model(Path(path))
+    path, opener = Path(path), _opener(Path(path), weights)
+    path = path if weights is None else Path(weights)
     with artifacts.reading(path):
-        network = OPENERS[path.suffix](path)
+        network = opener(path)
         _check_note(network.provenance)
 
     def run(images):
         with artifacts.using(path):  # some damage shows no sooner
-            return network.run(images)
+            return _run(network, images)
 
     return dataclasses.replace(network, run=run)
+
+
+def _opener(path, weights):
+    """What opens this file.
+
+    Raises: ConfigError where nothing does.
+    """
+    if path.suffix == ".json" and weights is not None:
+        return functools.partial(_keras, architecture=path)
+    if path.suffix == ".json":
+        raise ConfigError(
+            f"{path} holds an architecture alone, so that its weights must be named after it. Received: none. "
+            f"Give both: {path.name} WEIGHTS.h5."
+        )
+    if path.suffix not in OPENERS:
+        raise ConfigError(
+            f"The model must be a file that ends in {', '.join(OPENERS)}, a .json and its weights, or a run id. "
+            f"Received: {str(path)!r}."
+        )
+    if weights is not None:
+        raise ConfigError(f"Weights go with an architecture that ends in .json. Received: {path.name} and {weights}.")
+    return OPENERS[path.suffix]
+
+
+def _run(network, images):
+    """What the file itself puts out, as float32 `(n, outputs)`, for images as `Network.run` takes them."""
+    if network.quantised:
+        images = network.quantised.integers(images)
+    if network.channels_first:
+        images = np.ascontiguousarray(np.moveaxis(images, 3, 1))
+    if network.batch is None:
+        scores = network.run(images)
+    else:  # its last image fills a last block that is too small
+        missing = -len(images) % network.batch
+        blocks = np.pad(images, [(0, missing), (0, 0), (0, 0), (0, 0)], "edge").reshape(
+            -1, network.batch, *images.shape[1:]
+        )
+        scores = np.concatenate([network.run(block) for block in blocks])[: len(images)]
+    return network.quantised_output.real(scores) if network.quantised_output else np.asarray(scores, "float32")
 
 
 def imported(module):
@@ -93,20 +187,37 @@ def imported(module):
         ) from None
 
 
-def _keras(path):
-    architecture = path.with_name(path.name.removesuffix(CUSTOM) + ARCHITECTURE)
-    apart = path.name.endswith(CUSTOM) and architecture.is_file()
-    model = artifacts.rebuild(architecture, path) if apart else artifacts.load(path)
+def _keras(path, architecture=None):
+    beside = path.with_name(path.name.removesuffix(CUSTOM) + ARCHITECTURE)
+    if architecture is None and path.name.endswith(CUSTOM) and beside.is_file():
+        architecture = beside
+    if architecture is None:
+        model = artifacts.load(path)
+    else:
+        with artifacts.reading(architecture):
+            model = artifacts.rebuild(architecture, path)
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise _no_classifier(f"{len(model.inputs)} inputs and {len(model.outputs)} outputs")
     (inside,), (outside,) = model.inputs, model.outputs
-    dtype = "uint8" if inside.dtype == "uint8" else "float32"
 
     def run(images):
         return np.asarray(model.predict_on_batch(images), "float32")
 
-    sized = _sized(inside.shape, outside.shape, dtype)
-    return Network(path, artifacts.provenance(path), *sized, run, model, artifacts.written_by(path))
+    facts = _facts(inside.shape, outside.shape, "uint8" if inside.dtype == "uint8" else "float32")
+    if facts["channels_first"]:
+        raise _no_classifier(f"an input {tuple(inside.shape)}: channels first, which TensorFlow has for GPUs alone")
+    facts |= {"activation": _last_activation(model), "architecture": architecture, "model": model}
+    return Network(path, artifacts.provenance(path), run=run, written_by=artifacts.written_by(path), **facts)
+
+
+def _last_activation(model):
+    """The name of the activation that a model ends with; None where its last layer is of another kind."""
+    layer = model.outputs[0]._keras_history.operation
+    if isinstance(layer, keras.Model):
+        return _last_activation(layer)
+    if isinstance(layer, keras.layers.Softmax):
+        return "softmax"
+    return getattr(getattr(layer, "activation", None), "__name__", None)
 
 
 def _onnx(path):
@@ -121,14 +232,15 @@ def _onnx(path):
     if len(session.get_inputs()) != 1 or len(session.get_outputs()) != 1:
         raise _no_classifier(f"{len(session.get_inputs())} inputs and {len(session.get_outputs())} outputs")
     (inside,), (outside,) = session.get_inputs(), session.get_outputs()
-    dtype = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}.get(inside.type, inside.type)
+    dtype = ONNX_TYPES.get(inside.type, inside.type)
 
     def run(images):
-        return session.run(None, {inside.name: images})[0]
+        return session.run(None, {inside.name: images.astype(dtype, copy=False)})[0]
 
     meta = session.get_modelmeta()
     note = json.loads(meta.custom_metadata_map.get(artifacts.ATTRIBUTE, "null"))
-    return Network(path, note, *_sized(inside.shape, outside.shape, dtype), run, written_by=meta.producer_name)
+    facts = _facts(inside.shape, outside.shape, dtype)
+    return Network(path, note, run=run, written_by=meta.producer_name, **facts)
 
 
 def _litert(path):
@@ -149,12 +261,28 @@ def _litert(path):
             with silent():
                 interpreter.allocate_tensors()
             state["batch"] = len(images)
-        interpreter.set_tensor(inside["index"], images)
+        interpreter.set_tensor(inside["index"], images.astype(inside["dtype"], copy=False))
         interpreter.invoke()
         return interpreter.get_tensor(outside["index"])
 
     shapes = [[None if side == -1 else int(side) for side in end["shape_signature"]] for end in (inside, outside)]
-    return Network(path, artifacts.provenance(path), *_sized(*shapes, np.dtype(inside["dtype"]).name), run)
+    quantised, quantised_output = _quantised(inside), _quantised(outside)
+    facts = _facts(*shapes, "uint8" if quantised else np.dtype(inside["dtype"]).name)
+    facts |= {"quantised": quantised, "quantised_output": quantised_output}
+    return Network(path, artifacts.provenance(path), run=run, **facts)
+
+
+def _quantised(end):
+    """How the integers of one of LiteRT's inputs or outputs stand for real numbers; None where they are none.
+
+    Raises: ConfigError for what is no step above 0.
+    """
+    (scale, zero), dtype = end["quantization"], np.dtype(end["dtype"]).name
+    if dtype not in ("uint8", "int8") or scale == 0:
+        return None
+    if not 0 < scale < math.inf:
+        raise ConfigError(f"A quantised input or output must have a scale above 0. Received: {scale}.")
+    return Quantised(dtype, float(scale), int(zero))
 
 
 def _check_tensors(interpreter):
@@ -175,28 +303,41 @@ def _check_note(note):
         raise ConfigError("Its provenance must name classes in words. Received: something else.")
 
 
-def _sized(inside, outside, dtype):
-    """`(size, dtype, outputs)` of a classifier of RGB images; what is no number in a shape is a side of any length.
+def _facts(inside, outside, dtype):
+    """What shapes and dtype say of a classifier, attributes of `Network` by name.
 
-    Raises: ConfigError for anything else.
+    Args:
+        inside: shape of the input; what is no number in it is a side of any length.
+        outside: shape of the output.
+        dtype: of the input.
+    Raises: ConfigError for what is no classifier of images.
     """
     inside, outside = ([side if isinstance(side, int) else None for side in shape] for shape in (inside, outside))
-    if len(inside) != 4 or inside[3] != 3 or dtype not in DTYPES:
+    first = len(inside) == 4 and inside[1] in CHANNELS and inside[3] not in CHANNELS
+    if len(inside) != 4 or inside[1 if first else 3] not in CHANNELS or dtype not in (*DTYPES, *FLOATS):
         raise _no_classifier(f"an input {tuple(inside)} of {dtype}")
-    if len(outside) != 2 or outside[1] is None or outside[1] < 2:
+    if len(outside) != 2 or not outside[1]:
         raise _no_classifier(f"an output {tuple(outside)}")
-    height, width = inside[1:3]
-    if height is None or width is None:
-        return None, dtype, outside[1]
-    if not 0 < height * width <= MAX_PIXELS:
+    batch, (channels, height, width) = inside[0], inside[1:] if first else (inside[3], *inside[1:3])
+    size = None if height is None or width is None else (height, width)
+    if size and not 0 < height * width <= MAX_PIXELS:
         raise _no_classifier(f"an input of {height} x {width} pixels")
-    return (height, width), dtype, outside[1]
+    if batch is not None and not 0 < batch <= MAX_BATCH:
+        raise _no_classifier(f"an input of {batch} images at a time, at most {MAX_BATCH} are allowed")
+    return {
+        "size": size,
+        "dtype": "float32" if dtype in FLOATS else dtype,
+        "outputs": outside[1],
+        "channels": channels,
+        "channels_first": first,
+        "batch": batch,
+    }
 
 
 def _no_classifier(received):
     return ConfigError(
-        "The model must take RGB images (batch, height, width, 3) and put out a number for each of two classes or more."
-        f" Received: {received}."
+        "The model must take images (batch, height, width, 3), or 1 where they are grey, and put out a number for each "
+        f"class (one number for two classes). Received: {received}."
     )
 
 

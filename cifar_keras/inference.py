@@ -1,6 +1,7 @@
 """Predicting with a saved model: `load(path).predict(images)` for any file, `probabilities` for a dataset's images."""
 
 import dataclasses
+import functools
 import itertools
 import os
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from cifar_keras import blocks, foreign
+from cifar_keras import blocks, foreign, labels
 from cifar_keras.config import ConfigError
 from cifar_keras.datasets.base import Split
 from cifar_keras.formats import Network, open_network
@@ -19,6 +20,12 @@ from cifar_keras.pipeline import evaluation_pipeline
 
 BATCH = 64  # images at a time
 SCALINGS = ("raw", "unit", "half", "zscore", "torch", "caffe")  # none, and those of the zoo's models
+FOR_GREY = ("raw", "unit", "half")  # of them; the others have a figure for each of three channels
+LUMA = np.float32(
+    (19595, 38470, 7471)
+)  # red, green and blue of 65,536 parts of grey: ITU-R 601, rounded as Pillow does
+NEAR = 0.02  # share of its span by which a range may miss that of a scaling and still be taken for it
+PROBES = 16  # images on which it is seen whether a model puts out probabilities
 
 VIEWS = (
     # arXiv:2404.00498, section 3.5: mirrored or not, each at rest and one pixel up-left and down-right
@@ -69,21 +76,23 @@ class Moved:
         return view[:, :, ::-1] if self.mirrored else view
 
 
-def load(path, *, scaling=None, image_size=None, default_size=None):
+def load(path, *, weights=None, scaling=None, image_size=None, default_size=None, class_names=None):
     """Loads any saved model for prediction; no code stored in a file is run.
 
     Args:
-        path: a `.keras`, a complete `.h5` (of Keras 2 or 3), a `_custom.h5` beside its `_architecture.json`, an `.onnx`
-            or a `.tflite`.
-        scaling: of `SCALINGS`; what a model from elsewhere wants its pixels to be. Default 'raw', RGB in [0, 255].
-            Models of this project scale by themselves.
+        path: a `.keras`, a complete `.h5` (of Keras 2 or 3), a `_custom.h5` beside its `_architecture.json`, a `.json`
+            whose weights are given too, an `.onnx` or a `.tflite`.
+        weights: path of the weights that belong to a `.json`.
+        scaling: of `SCALINGS`; what a model from elsewhere wants its pixels to be. Default 'raw', RGB in [0, 255]; of a
+            quantised input what its range says. Models of this project scale by themselves.
         image_size: side of the images, for a model that takes any.
         default_size: the same, where `image_size` is not given; ignored by a model that takes one size.
-    Returns: `Classifier`.
-    Raises: ConfigError where the file is damaged, holds more than stock layers, is no classifier of RGB images, or does
+        class_names: in the order of the outputs, as for `labels.listed`; default those that the file holds.
+    Returns: `Classifier`; its `assumptions` say what the file left open.
+    Raises: ConfigError where the file is damaged, holds more than stock layers, is no classifier of images, or does
         not go with the other arguments.
     """
-    network = open_network(path)
+    network = open_network(path, weights)
     note = network.provenance or {}
     side = image_size or default_size
     if (size := network.size or side and (side, side)) is None:
@@ -94,13 +103,169 @@ def load(path, *, scaling=None, image_size=None, default_size=None):
         raise ConfigError(
             f"`--input-scaling` is for models from elsewhere; {path} scales by itself. Received: {scaling}."
         )
-    names = note.get("class_names") or [f"class {number}" for number in range(network.outputs)]
-    if len(names) != network.outputs:
-        raise ConfigError(f"{path} must name its {network.outputs} classes. Received: {len(names)} names.")
+    names, note, assumed = named(network, class_names)
     if network.model and not network.size:
         foreign.check_outputs(network.model, size)
-    classifier = Classifier(network, tuple(names), note, size, logits=False).scaled(scaling or "raw")
-    return dataclasses.replace(classifier, logits="contract" not in note and classifier._puts_out_logits())
+    classifier = Classifier(network, names, note, size, logits=False)
+    classifier, of_pixels = _pixels_known(classifier, scaling)
+    classifier, of_outputs = _outputs_known(classifier)
+    return dataclasses.replace(classifier, assumptions=(*assumed, *of_pixels, *of_outputs))
+
+
+def named(network, class_names=None):
+    """The names of a network's classes.
+
+    Args:
+        network: `formats.Network`.
+        class_names: as for `load`.
+    Returns: `(names, provenance, assumptions)`. The provenance holds `class_names` where they are known, and is empty
+        for a file from elsewhere without; else the names are 'class 0' and so on.
+    Raises: ConfigError for names that are not one a class.
+    """
+    count = max(network.outputs, 2)
+    numbered = tuple(f"class {number}" for number in range(count))
+    note = dict(network.provenance or {})
+    own = tuple(note.pop("class_names", ()))
+    if own and len(own) != count:
+        raise ConfigError(f"{network.path} must name its {count} classes. Received: {len(own)} names.")
+    own = () if own == numbered else own  # which is what an export without names may say
+    if class_names is None:
+        return own or numbered, note | ({"class_names": list(own)} if own else {}), ()
+    if len(given := labels.listed(class_names)) != count:
+        raise ConfigError(
+            f"`--class-names` must name the {count} classes of {network.path.name} in the order of its outputs. "
+            f"Received: {len(given)} names."
+        )
+    differs = own and own != given
+    said = (f"names its classes {shortened(own)}; --class-names calls them {shortened(given)}",) if differs else ()
+    return given, note | {"class_names": list(given)}, said
+
+
+def shortened(names, most=10):
+    """Names in one line, at most so many."""
+    return ", ".join(names[:most]) + (f", ... ({len(names)})" if len(names) > most else "")
+
+
+def _pixels_known(classifier, scaling):
+    """The classifier with its scaling, and what was assumed about its pixels."""
+    network, said = classifier.network, []
+    if network.channels == 1:
+        said.append("takes grey images; RGB becomes grey by ITU-R 601 luma, as Pillow's mode L")
+    if network.quantised and scaling is None and "contract" not in classifier.provenance:
+        low, high = network.quantised.ends
+        known = scaling_of_range(low, high, classifier.scalings)
+        scaling = "raw" if known in FOR_GREY else known
+        meaning = f"that is {known!r}" if known else "a guess, as no scaling has this range"
+        shifted = " minus 128" if network.quantised.dtype == "int8" else ""
+        pixels = f"pixels go in as they are{shifted}" if scaling in ("raw", None) else "pixels are scaled so"
+        said.append(f"takes {network.quantised.dtype} for {low:.4g} to {high:.4g}; {pixels} ({meaning})")
+        classifier = dataclasses.replace(classifier, range_known=known is not None)
+    return classifier.scaled(scaling or "raw"), said
+
+
+def scaling_of_range(low, high, scalings=SCALINGS):
+    """The scaling whose pixels reach from `low` to `high`; None where there is no such one."""
+    for scaling in scalings:
+        start, end = _span(scaling)
+        if max(abs(start - low), abs(end - high)) <= NEAR * (end - start):
+            return scaling
+    return None
+
+
+@functools.cache
+def _span(scaling):
+    """The lowest and the highest number that a scaling makes of pixels."""
+    if scaling == "raw":
+        return 0.0, 255.0
+    ends = np.array([0, 255], "uint8").repeat(3).reshape(2, 1, 1, 3)
+    scaled = np.asarray(_scale(scaling, (1, 1, 3))(ends))
+    return float(scaled.min()), float(scaled.max())
+
+
+def _outputs_known(classifier):
+    """The classifier with whatever makes probabilities of its outputs, and what was assumed about them."""
+    network = classifier.network
+    if "contract" in classifier.provenance and network.outputs > 1:
+        return classifier, ()
+    if network.outputs == 1:
+        return _of_two_classes(classifier, classifier.scores(_probes(classifier.size)))
+    if output := network.quantised_output:  # rounded ones need not sum to 1; the file states their range
+        logits = not _is_unit(output)
+    else:
+        scores = classifier.scores(_noise(2, classifier.size))
+        logits = bool(scores.min() < 0 or np.abs(scores.sum(axis=1) - 1).max() > 1e-2)
+    if not logits:
+        return classifier, ()
+    said = "puts out numbers that are no probabilities; a softmax is taken of them"
+    if network.activation == "sigmoid":
+        said = "puts out a sigmoid for each class; a softmax is taken of them, which keeps their order only"
+    return dataclasses.replace(classifier, logits=True), (said,)
+
+
+def _of_two_classes(classifier, scores):
+    """The classifier of a network that puts out one number, with two probabilities.
+
+    Raises: ConfigError for a softmax, which makes 1 of any number.
+    """
+    network, second = classifier.network, classifier.class_names[1]
+    if network.activation == "softmax":
+        raise ConfigError(
+            f"{network.path} must tell two classes apart. Received: a softmax of one number, which is always 1. "
+            "End the model with a sigmoid, or with two outputs."
+        )
+    if network.quantised_output or network.activation in ("sigmoid", "hard_sigmoid", "linear"):
+        unit = _is_unit(network.quantised_output) if network.quantised_output else network.activation != "linear"
+        source = (
+            "its quantised output says so" if network.quantised_output else f"its last layer is {network.activation}"
+        )
+    else:
+        unit = bool(scores.min() >= 0 and scores.max() <= 1)
+        source = f"a guess: on {len(scores)} test patterns it lies between {scores.min():.3g} and {scores.max():.3g}"
+    kind = "the probability" if unit else "the logit"
+    said = f"puts out one number, {kind} of {second!r}, the second class, by Keras' convention ({source})"
+    return dataclasses.replace(classifier, network=_both(network, unit)), (said,)
+
+
+def _both(network, unit):
+    """A network of one number as one of two probabilities; the number is one of them, or a logit."""
+
+    def run(images):
+        scores = network.run(images)
+        if unit and not (scores.min() > -0.01 and scores.max() < 1.01):  # rounding aside
+            raise ConfigError(
+                f"{network.path} must put out probabilities, as it did at first. Received: {scores.min():.3g} to "
+                f"{scores.max():.3g}. Save it with a sigmoid as its last operation."
+            )
+        second = scores if unit else 0.5 * (1 + np.tanh(scores / 2))  # the sigmoid, which can't overflow so
+        return np.concatenate([1 - second, second], axis=1)
+
+    return dataclasses.replace(network, run=run, outputs=2, model=network.model and _model_of_both(network.model, unit))
+
+
+def _model_of_both(model, unit):
+    """The same for a `keras.Model`, so that it can be exported and explained: `[1 - p, p]`."""
+    x = model.outputs[0] if unit else layers.Activation("sigmoid", dtype="float32")(model.outputs[0])
+    last = layers.Dense(2, trainable=False, dtype="float32", name="both_probabilities")
+    both = keras.Model(model.inputs[0], last(x), name=model.name)
+    last.set_weights([np.float32([[-1, 1]]), np.float32([1, 0])])
+    return both
+
+
+def _is_unit(output):
+    """Whether a quantised output reaches from 0 to 1, as LiteRT's specification has it for sigmoid and softmax."""
+    low, high = output.ends
+    return abs(low) < 1e-6 and 0.9 < high <= 1 + 1e-6
+
+
+def _noise(count, size):
+    return np.random.default_rng(0).integers(0, 256, (count, *size, 3), dtype="uint8")
+
+
+def _probes(size):
+    """Images of all kinds, uint8 `(n, height, width, 3)`: plain ones of every corner of the colours, noise of parts."""
+    corners = [np.full((*size, 3), colour, "uint8") for colour in itertools.product((0, 255), repeat=3)]
+    noise = _noise(PROBES - len(corners), size)
+    return np.stack([*corners, *(one // (2 + place) for place, one in enumerate(noise))])
 
 
 @dataclass(frozen=True)
@@ -115,6 +280,8 @@ class Classifier:
         logits: whether a softmax is still to come.
         scaling: of `SCALINGS`, 'raw' where the model scales by itself.
         scale: takes uint8 pixels, returns what the network takes.
+        assumptions: what the file left open and was assumed, a sentence each that continues its name.
+        range_known: whether the range of a quantised input is that of a scaling.
     """
 
     network: Network
@@ -124,6 +291,8 @@ class Classifier:
     logits: bool
     scaling: str = "raw"
     scale: Callable | None = None
+    assumptions: tuple[str, ...] = ()
+    range_known: bool = False
 
     def predict(self, images, *, batch_size=BATCH):
         """Class probabilities of images.
@@ -149,37 +318,70 @@ class Classifier:
 
         Raises: ConfigError where the model puts out NaN or infinity.
         """
+        scores = self.scores(pixels)
+        return _softmax(scores) if self.logits else scores
+
+    def scores(self, pixels):
+        """What the network puts out, float32; arguments and errors as `probabilities`."""
         scores = np.asarray(self.network.run(self.scaled_pixels(pixels)), "float32")
         if not np.isfinite(scores).all():
             raise ConfigError(f"{self.network.path} must put out finite numbers. Received: NaN or infinity.")
-        return _softmax(scores) if self.logits else scores
+        return scores
 
     def scaled_pixels(self, pixels):
-        """What the network is given for uint8 images at its size."""
-        return self.scale(pixels) if self.scale else pixels.astype(self.network.dtype)
+        """What the network is given for uint8 RGB images at its size."""
+        pixels = grey(pixels) if self.network.channels == 1 else pixels
+        return np.asarray(self.scale(pixels)) if self.scale else pixels.astype(self.network.dtype)
 
     def scaled(self, scaling):
-        """The same classifier with another of `SCALINGS`."""
-        if scaling not in SCALINGS:
-            raise ConfigError(f"`--input-scaling` must be one of {', '.join(SCALINGS)}. Received: {scaling!r}.")
-        scale = None if scaling == "raw" else _scale(scaling, self.size)
+        """The same classifier with another of its `scalings`."""
+        if scaling not in self.scalings:
+            raise ConfigError(
+                f"`--input-scaling` must be one of {', '.join(self.scalings)} for {self.network.path.name}. "
+                f"Received: {scaling!r}."
+            )
+        scale = None if scaling == "raw" else _scale(scaling, (*self.size, self.network.channels))
         return dataclasses.replace(self, scaling=scaling, scale=scale)
+
+    @functools.cached_property
+    def scalings(self):
+        """Those of `SCALINGS` that the input can hold: integers hold pixels as they are, or what their range covers."""
+        network = self.network
+        names = FOR_GREY if network.channels == 1 else SCALINGS
+        if network.quantised:
+            return ("raw", *(name for name in names[1:] if _holds(network.quantised.ends, _span(name))))
+        return ("raw",) if network.dtype == "uint8" else names
 
     @property
     def states_scaling(self):
-        """Whether the file itself says how pixels are scaled: by its contract, or by layers that do it."""
-        return "contract" in self.provenance or self.network.holds_scaling
-
-    def _puts_out_logits(self):
-        """Whether the numbers for two images of noise are no probabilities."""
-        noise = np.random.default_rng(0).integers(0, 256, (2, *self.size, 3), dtype="uint8")
-        scores = self.probabilities(noise)
-        return bool(scores.min() < 0 or np.abs(scores.sum(axis=1) - 1).max() > 1e-2)
+        """Whether the file itself says how pixels are scaled: by contract, layers that do it, or the input's type."""
+        told = "contract" in self.provenance or self.network.holds_scaling or self.range_known
+        return told or self.scalings == ("raw",)
 
 
-def _scale(scaling, size):
-    """`blocks.scale` as a function of uint8 arrays."""
-    x = inputs = keras.Input((*size, 3), dtype="uint8")
+def _holds(ends, span):
+    """Whether a range covers most of another one, and is not far wider than it, so that steps would be too coarse."""
+    common = min(ends[1], span[1]) - max(ends[0], span[0])
+    return common >= 0.7 * (span[1] - span[0]) and common >= 0.1 * (ends[1] - ends[0])
+
+
+def grey(pixels):
+    """Luma of RGB, as Pillow's mode L has it.
+
+    Args:
+        pixels: uint8 `(n, height, width, 3)`; or a symbolic float32 tensor, for a model that shall do the same.
+    Returns: the same of one channel, `(n, height, width, 1)`, in [0, 255].
+    """
+    if isinstance(pixels, keras.KerasTensor):
+        parts = keras.ops.sum(pixels * LUMA, axis=-1, keepdims=True)
+        return keras.ops.floor((parts + 32768) / 65536)  # exact: every sum is an integer below 2**24
+    parts = np.sum(pixels * LUMA.astype("int32"), axis=-1, keepdims=True)
+    return ((parts + 32768) >> 16).astype("uint8")
+
+
+def _scale(scaling, shape):
+    """`blocks.scale` as a function of uint8 arrays `(n, height, width, channels)`; `shape` leaves n out."""
+    x = inputs = keras.Input(shape, dtype="uint8")
     x = layers.Rescaling(1.0, dtype="float32")(x)
     return keras.Model(inputs, blocks.scale(x, scaling)).predict_on_batch
 

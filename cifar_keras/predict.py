@@ -6,8 +6,10 @@ import io
 import itertools
 import json
 import os
+import shlex
 import sys
 import warnings
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +18,9 @@ import numpy as np
 from tabulate import tabulate
 from tqdm import tqdm
 
-from cifar_keras import inference
+from cifar_keras import inference, labels
 from cifar_keras.config import ConfigError
-from cifar_keras.evaluate import wilson
+from cifar_keras.evaluate import mcnemar, wilson
 from cifar_keras.files import replacing
 from cifar_keras.formats import OPENERS
 from cifar_keras.images import EXTENSIONS, ImageError
@@ -28,6 +30,9 @@ from cifar_keras.units import printable
 SOME_FAILED, ALL_FAILED = 1, 2
 STANDARD_INPUT, MAX_BYTES = "-", 2**28  # an image that comes through a pipe may have
 TRIED = 200  # labelled images on which scalings are compared
+DOUBT = 0.05  # a difference that chance makes more often than this is none
+WEIGHTS = (".h5", ".hdf5", ".keras")  # endings of files with the weights of a `.json`
+MOST_NAMES = 20  # in one line
 
 
 @dataclass(frozen=True)
@@ -55,56 +60,112 @@ def find_model(name, *, root):
     Raises: ConfigError where there is none.
     """
     path = Path(name)
-    if path.suffix in OPENERS or path.exists():
+    if path.suffix in (*OPENERS, ".json") or path.exists():
         return path
     from cifar_keras.explain.analyse import saved_model  # scikit-learn and seaborn come with it
 
     return saved_model(name, root=root)
 
 
-def run(
-    model, images, *, root, form="table", top=3, labelled=False, gradcam_folder=None, scaling=None, image_size=None
-):
+def paired(arguments):
+    """Models of a command line: a `.json` takes the argument behind it as its weights.
+
+    Args:
+        arguments: strings such as `["model.json", "weights.h5", "other.onnx"]`.
+    Returns: list of `(model, weights)`; the weights are None for whatever is no `.json`.
+    Raises: ConfigError for a `.json` without weights.
+    """
+    pairs, rest = [], list(arguments)
+    while rest:
+        model, weights = rest.pop(0), None
+        if Path(model).suffix == ".json":
+            if not rest or Path(rest[0]).suffix not in WEIGHTS:
+                raise ConfigError(
+                    f"{model} holds an architecture alone and must be followed by its weights, a file that ends in "
+                    f"{', '.join(WEIGHTS)}. Received: {rest[0] if rest else 'nothing more'}."
+                )
+            weights = rest.pop(0)
+        pairs.append((model, weights))
+    return pairs
+
+
+def single(model, weights):
+    """The `(model, weights)` of a command that takes one model; `weights` may be None.
+
+    Raises: ConfigError as `paired`, and for weights behind anything else than a `.json`.
+    """
+    first, *others = paired([model, *([weights] if weights else [])])
+    if others:
+        raise ConfigError(f"One model must be named; weights follow a `.json` only. Received: {model} and {weights}.")
+    return first
+
+
+def say_assumptions(classifier):
+    """Prints what a model's file left open and was assumed, a line each, on standard error."""
+    for assumed in classifier.assumptions:
+        print(printable(f"{classifier.network.path.name} {assumed}"), file=sys.stderr)
+
+
+def run(model, images, *, root, form="table", top=3, labelled=False, gradcam_folder=None, **loading):
     """Predicts images and prints a line for each.
 
     Args:
-        model: a file, a run id or an experiment.
+        model: a file, a run id or an experiment; of a `.json`, the first of `images` is the weights.
         images: files, folders, patterns, and '-' for standard input.
         root: folder that holds `results/`.
         form: 'table', 'json' (an object a line) or 'csv'.
         top: classes to name for an image.
         labelled: whether an image's folder is its class, for accuracy and confusion matrix.
         gradcam_folder: where a Grad-CAM overlay of each image goes; None for none.
-        scaling: as for `inference.load`.
-        image_size: as for `inference.load`.
+        **loading: `scaling`, `image_size` and `class_names` as for `inference.load`.
     Returns: exit code: 0, 1 where some images can't be used, 2 where none can.
     Raises: ConfigError where the model can't be used, or not in this way.
     """
     warnings.filterwarnings("ignore", module="PIL")  # damaged files are told of by name
+    model, weights, images = _model_and_images(model, images)
     if images.count(STANDARD_INPUT) > 1:
         raise ConfigError("Standard input must be named once, as it holds one image. Received: `-` twice.")
     if gradcam_folder is not None:
         _make_folder(gradcam_folder)
-    classifier = inference.load(find_model(model, root=root), scaling=scaling, image_size=image_size)
+    classifier = inference.load(find_model(model, root=root), weights=weights, **loading)
+    say_assumptions(classifier)
+    _hint_at_names(classifier)
     found = list(sources(images))
     names = _labels(classifier, found) if labelled else None
-    if not classifier.states_scaling and scaling is None:
+    if not classifier.states_scaling and loading.get("scaling") is None:
         classifier = _with_best_scaling(classifier, found, names) if labelled else _as_they_are(classifier)
     painter = None if gradcam_folder is None else Painter(classifier, Path(gradcam_folder))
     count = "1 image" if len(found) == 1 else f"{len(found):,} images"
     print(f"{count}, {classifier.network.path.name}", file=sys.stderr, flush=True)
+    tally = _told(classifier, found, names, form=form, top=top, painter=painter)
+    if labelled and tally.counted:
+        print(tally.text(), file=sys.stdout if form == "table" else sys.stderr)
+        _suggest_order(tally)
+    return tally.exit_code
+
+
+def _told(classifier, found, names, *, form, top, painter):
+    """Prints, and paints where there is a painter, what is predicted of every source. Returns the `Tally`."""
     tally = Tally(names or classifier.class_names)
     with tqdm(total=len(found), unit=" images", disable=None, leave=False) as bar:
-        tell = Teller(form, tally.names, min(top, len(tally.names)), labelled=labelled)
+        tell = Teller(form, tally.names, min(top, len(tally.names)), labelled=names is not None)
         for prediction in predictions(classifier, found, names):
             tell(prediction)
             tally.add(prediction)
             if painter and prediction.error is None:
                 painter.paint(prediction)
             bar.update()
-    if labelled and tally.counted:
-        print(tally.text(), file=sys.stdout if form == "table" else sys.stderr)
-    return tally.exit_code
+    return tally
+
+
+def _model_and_images(model, images):
+    """`(model, weights, images)` of the command line."""
+    if Path(model).suffix != ".json":
+        return model, None, images
+    ((model, weights),) = paired([model, *images[:1]])
+    if len(images) < 2:
+        raise ConfigError(f"IMAGE must be named behind {model} and {weights}. Received: none.")
+    return model, weights, images[1:]
 
 
 class Missing(ImageError):
@@ -144,10 +205,14 @@ def sources(arguments):
 
 
 def _inside(folder):
-    """The image files in a folder and below it, sorted; hidden ones are passed over."""
-    empty = True
-    for path, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    """The image files in a folder and below it, sorted, links followed as in training; hidden ones are passed over."""
+    empty, above = True, {}
+    for path, folders, names in os.walk(folder, followlinks=True):
+        here = (*above.pop(path, ()), os.path.realpath(path))
+        inner = {name: os.path.join(path, name) for name in sorted(folders) if not name.startswith(".")}
+        # A link to a folder that it lies in would never end.
+        folders[:] = [name for name, one in inner.items() if os.path.realpath(one) not in here]
+        above |= {inner[name]: here for name in folders}
         for name in sorted(names):
             file = os.path.join(path, name)
             if Path(name).suffix.lower() in EXTENSIONS and not name.startswith(".") and os.path.isfile(file):
@@ -178,7 +243,7 @@ def _read(classifier, source, names):
     """The pixels of one source, or why there are none."""
     if isinstance(source, Missing):
         return Prediction(source.argument, error=str(source))
-    label = None if names is None else Path(source).resolve().parent.name
+    label = None if names is None else labels.label_of(source, names)
     if label is not None and label not in names:
         said = f"{source} must lie in a folder named after one of the model's classes. Received: {label!r}."
         return Prediction(source, error=said)
@@ -206,28 +271,66 @@ def _labels(classifier, found):
 
     Raises: ConfigError where the folders can't be the classes.
     """
-    paths = (source for source in found if isinstance(source, str) and source != STANDARD_INPUT)
-    folders = sorted({Path(source).resolve().parent.name for source in paths})
+    paths = [source for source in found if isinstance(source, str) and source != STANDARD_INPUT]
     if "class_names" in classifier.provenance:
+        folders = sorted({labels.label_of(path, classifier.class_names) for path in paths})
         if folders and not {*folders} & {*classifier.class_names}:
             raise ConfigError(
                 "`--labels-from-folders` needs folders named after the model's classes "
                 f"({', '.join(classifier.class_names[:10])}). Received: {', '.join(folders[:10])}."
             )
         return classifier.class_names
+    folders = Counter(folder.name for folder in {labels.folder_of(path) for path in paths})
     if len(folders) != len(classifier.class_names):
         raise ConfigError(
             f"`--labels-from-folders` needs a folder for each of the model's {len(classifier.class_names)} classes, as "
-            f"it names none itself. Received: {len(folders)} folders with images."
+            f"it names none itself. Received: {len(folders)} folders with images. `--class-names` names the classes."
         )
-    return tuple(folders)
+    _say_order(sorted(folders), folders)
+    return tuple(sorted(folders))
+
+
+def _say_order(names, folders):
+    """Prints which output was taken for which folder; `folders` counts those of one name."""
+    several = [name + (f" ({folders[name]} folders)" if folders[name] > 1 else "") for name in names]
+    outputs = inference.shortened([f"output {place} = {name}" for place, name in enumerate(several)], MOST_NAMES)
+    said = f"the model names no classes; assumed: {outputs}: the folders' alphabetical order"
+    print(f"{printable(said)}; --class-names states another", file=sys.stderr)
+
+
+def _hint_at_names(classifier):
+    """Prints that a file of names lies beside a model that names none; it may be another model's."""
+    if "class_names" in classifier.provenance:
+        return
+    for name in labels.BESIDE:
+        if (path := classifier.network.path.with_name(name)).is_file():
+            said = f"{classifier.network.path.name} names no classes; --class-names {path} would, if it is the model's"
+            print(printable(said), file=sys.stderr)
+            return
+
+
+def _suggest_order(tally):
+    """Prints that the outputs would fit far better in another order, if so, and which."""
+    if (order := labels.better_order(tally.confusion)) is None:
+        return
+    fits = tally.confusion[order, np.arange(len(order))].sum() / tally.confusion.sum()
+    names = [tally.names[place] for place in order]
+    stated = shlex.quote(",".join(names))
+    if any("," in name for name in names):
+        stated = f"FILE with the lines {', '.join(map(repr, names))}"
+    print(
+        f"With its outputs in another order the model is right on {fits:.2%} of these images, not "
+        f"{tally.accuracy:.2%}. The order was chosen after the fact, to fit them; check it, then state it: "
+        f"--class-names {printable(stated)}",
+        file=sys.stderr,
+    )
 
 
 def _as_they_are(classifier):
     """The classifier, after saying that nobody knows how its pixels are scaled."""
     print(
         f"{classifier.network.path.name} does not say how its pixels are scaled; they are given as they are, in "
-        f"[0, 255]. If that is wrong: --input-scaling {'|'.join(inference.SCALINGS)}, or labelled images, by which "
+        f"[0, 255]. If that is wrong: --input-scaling {'|'.join(classifier.scalings)}, or labelled images, by which "
         "--labels-from-folders tells.",
         file=sys.stderr,
     )
@@ -235,18 +338,59 @@ def _as_they_are(classifier):
 
 
 def _with_best_scaling(classifier, found, names):
-    """The classifier with the scaling that gets most of some labelled images right."""
+    """The classifier with the scaling that gets most of some labelled images right, where that can be told."""
     some = [found[i] for i in np.unique(np.linspace(0, len(found) - 1, min(TRIED, len(found))).astype(int))]
-    right = {}
-    for scaling in inference.SCALINGS:
-        tally = Tally(names)
-        for prediction in predictions(classifier.scaled(scaling), some, names):
-            tally.add(prediction)
-        right[scaling] = tally.accuracy
-    best = max(right, key=right.get)
-    scores = ", ".join(f"{scaling} {share:.1%}" for scaling, share in right.items())
-    print(f"input scaling not given; right of {len(some)} images: {scores}. Used: {best}", file=sys.stderr)
+    assumed = "class_names" not in classifier.provenance  # then the order of the outputs may hide the right scaling
+    right, notes, truth = {}, {}, np.empty(0, int)
+    for scaling in classifier.scalings:
+        truth, chosen = _outcomes(classifier.scaled(scaling), some, names)
+        confusion = np.zeros((len(names), len(names)), int)
+        np.add.at(confusion, (truth, chosen), 1)
+        order = labels.better_order(confusion, tries=len(classifier.scalings)) if assumed else None
+        notes[scaling] = "" if order is None else " with the outputs in another order"
+        right[scaling] = truth == (chosen if order is None else order[chosen])
+    if not len(truth):
+        return _as_they_are(classifier)
+    best, verdict = chosen_scaling(right, np.bincount(truth).max() / len(truth))
+    scores = ", ".join(f"{scaling} {np.mean(one):.1%}{notes[scaling]}" for scaling, one in right.items())
+    print(f"input scaling not given; right of {len(truth)} images: {scores}. {verdict}", file=sys.stderr)
     return classifier.scaled(best)
+
+
+def _outcomes(classifier, found, names):
+    """True and predicted classes of labelled images, int arrays; those that can't be used are left out."""
+    usable = [one for one in predictions(classifier, found, names) if one.error is None]
+    truth = [names.index(one.label) for one in usable]
+    return np.array(truth, int), np.array([one.probabilities.argmax() for one in usable], int)
+
+
+def chosen_scaling(right, guessing):
+    """Which of several scalings to use, by how often each is right on the same images.
+
+    Args:
+        right: scaling -> bool `(n,)`, whether each image got its class; n above 0.
+        guessing: the share that the commonest class alone would get right, in [0, 1].
+    Returns: `(scaling, sentence)`. The sentence says where the best is not distinguishable (at 5%) from another one, by
+        McNemar's exact test, or from guessing, by a binomial test times the scalings tried; then 'raw' is returned.
+    """
+    from scipy import stats
+
+    best, *others = sorted(right, key=lambda scaling: -np.sum(right[scaling]))
+    test = stats.binomtest(int(np.sum(right[best])), len(right[best]), guessing, alternative="greater")
+    if test.pvalue * len(right) >= DOUBT:
+        named = "|".join(scaling for scaling in right if scaling != "raw")
+        return "raw", (
+            f"None is distinguishable from guessing ({guessing:.1%}, the commonest class). Used: raw, for want of a "
+            f"better one; more images would tell, or state it: --input-scaling {named}"
+        )
+    tied = [other for other in others if mcnemar(right[best], right[other]).p >= DOUBT]
+    if not tied:
+        return best, f"Used: {best}"
+    are = "are" if len(tied) > 1 else "is"
+    return best, (
+        f"Used: {best}, from which {', '.join(tied)} {are} not distinguishable on these images; "
+        "--input-scaling states another"
+    )
 
 
 class Tally:

@@ -246,8 +246,8 @@ def test_a_truncated_h5_is_named(paths, folder, tmp_path, capsys):
     ("make", "said"),
     [
         (lambda: colour_model(outputs=2), "1 inputs and 2 outputs"),
-        (lambda: keras.Sequential([keras.Input((8, 8, 1)), layers.Flatten(), layers.Dense(3)]), "\\(None, 8, 8, 1\\)"),
-        (lambda: keras.Sequential([keras.Input((8, 8, 3)), layers.Flatten(), layers.Dense(1)]), "\\(None, 1\\)"),
+        (lambda: keras.Sequential([keras.Input((8, 8, 4)), layers.Flatten(), layers.Dense(3)]), "\\(None, 8, 8, 4\\)"),
+        (lambda: keras.Sequential([keras.Input((3, 8, 8)), layers.Flatten(), layers.Dense(3)]), "channels first"),
         (lambda: keras.Sequential([keras.Input((8, 8, 3)), layers.Conv2D(2, 3)]), "\\(None, 6, 6, 2\\)"),
     ],
 )
