@@ -272,6 +272,7 @@ def _parser():
     explain.add_argument("--layer", metavar="NAME", help="of Grad-CAM (default: the last one with places)")
     explain.add_argument("--input-scaling", metavar="NAME", help="as for predict")
     explain.add_argument("--image-size", type=positive, metavar="PIXELS", help=SIDE)
+    _add_names(explain)
     _add_predict(verb("predict", "what a saved model says of images"))
     _add_evaluate(verb("evaluate", "saved models on a labelled dataset, side by side on the same images"))
     inspect = verb("inspect", "what a saved model is: layers, input, classes, provenance, size")
@@ -327,7 +328,8 @@ def _add_predict(parser):
 
 
 def _add_evaluate(parser):
-    parser.add_argument("models", nargs="+", metavar="MODEL", help=f"{ANY_MODEL}; others are compared with the first")
+    models = f"{ANY_MODEL}, or a .json followed by its weights; others are compared with the first"
+    parser.add_argument("models", nargs="+", metavar="MODEL", help=models)
     images = "as for an experiment (default: what the first model was trained on, where that has a name)"
     parser.add_argument("--dataset", metavar="NAME|DIR", help=images)
     parser.add_argument("--split", choices=("test", "val", "train"), default="test", help="default test")
@@ -335,6 +337,7 @@ def _add_evaluate(parser):
     scaling = "as for predict (default: of a model that does not state it, what fits best on val)"
     parser.add_argument("--input-scaling", metavar="NAME", help=scaling)
     parser.add_argument("--image-size", type=positive, metavar="PIXELS", help=f"{SIDE} (default: the dataset's)")
+    _add_names(parser)
     views = "also the accuracy of the mean over six views of each image, mirrored and shifted"
     parser.add_argument("--test-time-augmentation", action="store_true", help=views)
     parser.add_argument("--json", action="store_true", help="one document on standard output")
@@ -351,7 +354,7 @@ def _evaluate(options):
     asked = scores.Asked(
         dataset=options.dataset, data_dir=options.data_dir, classes=options.classes, split=options.split,
         limit=options.limit, image_size=options.image_size, scaling=options.input_scaling,
-        augmented=options.test_time_augmentation,
+        class_names=options.class_names, augmented=options.test_time_augmentation,
     )  # fmt: skip
     output = {"as_json": options.json, "predictions": options.predictions, "figure": options.figure}
     return scores.run(options.models, asked, root=options.root, **output)
@@ -375,7 +378,8 @@ def _dispatch(options, arguments, rest):
         from cifar_keras.explain import analyse
 
         where = {"root": options.root, "dataset": options.dataset, "data_dir": options.data_dir}
-        loading = {"scaling": options.input_scaling, "image_size": options.image_size}
+        loading = {name: getattr(options, name) for name in ("image_size", "class_names")}
+        loading["scaling"] = options.input_scaling
         analyse.explain(options.name, layer=options.layer, **where, **loading)
         return 0
     if options.verb == "predict":

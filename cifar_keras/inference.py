@@ -25,6 +25,7 @@ LUMA = np.float32(
     (19595, 38470, 7471)
 )  # red, green and blue of 65,536 parts of grey: ITU-R 601, rounded as Pillow does
 NEAR = 0.02  # share of its span by which a range may miss that of a scaling and still be taken for it
+BOTH = "both_probabilities"  # name of the layer that makes two probabilities of one
 PROBES = 16  # images on which it is seen whether a model puts out probabilities
 
 VIEWS = (
@@ -245,7 +246,7 @@ def _both(network, unit):
 def _model_of_both(model, unit):
     """The same for a `keras.Model`, so that it can be exported and explained: `[1 - p, p]`."""
     x = model.outputs[0] if unit else layers.Activation("sigmoid", dtype="float32")(model.outputs[0])
-    last = layers.Dense(2, trainable=False, dtype="float32", name="both_probabilities")
+    last = layers.Dense(2, trainable=False, dtype="float32", name=BOTH)
     both = keras.Model(model.inputs[0], last(x), name=model.name)
     last.set_weights([np.float32([[-1, 1]]), np.float32([1, 0])])
     return both

@@ -14,7 +14,7 @@ import numpy as np
 from tabulate import tabulate
 from tqdm import tqdm
 
-from cifar_keras import evaluate, inference
+from cifar_keras import evaluate, inference, labels, predict
 from cifar_keras.config import ConfigError, Limits
 from cifar_keras.datasets import NAMES
 from cifar_keras.datasets import load as load_dataset
@@ -22,7 +22,6 @@ from cifar_keras.datasets.base import at_most, take
 from cifar_keras.datasets.shapes import KINDS
 from cifar_keras.explain.calibration import measures
 from cifar_keras.files import replacing
-from cifar_keras.predict import ALL_FAILED, SOME_FAILED, TRIED, find_model
 from cifar_keras.report import figures
 from cifar_keras.units import printable
 
@@ -30,8 +29,6 @@ SPLITS = ("train", "val", "test")
 FEW = 20  # classes; of more, text shows the worst ones
 WORST = 10
 LEVEL = 0.05  # of tests
-FAR = 0.1  # accuracy by which another order of the outputs must fit better to be mentioned
-SURELY = 0.999  # confidence of the intervals that must then lie apart: the best of so many orders gains by chance alone
 
 
 @dataclass(frozen=True)
@@ -46,6 +43,7 @@ class Asked:
         limit: most images of the split; every class keeps its share.
         image_size: side for models that take any; None takes the dataset's.
         scaling: as for `inference.load`, of models that do not state theirs.
+        class_names: the same; where several models are evaluated, of those that name none.
         augmented: whether accuracy under test-time augmentation is wanted too.
     """
 
@@ -56,6 +54,7 @@ class Asked:
     limit: int | None = None
     image_size: int | None = None
     scaling: str | None = None
+    class_names: str | None = None
     augmented: bool = False
 
 
@@ -151,7 +150,7 @@ def run(models, asked, *, root, as_json=False, predictions=None, figure=None):
     """Evaluates models one after the other and prints what they do.
 
     Args:
-        models: files, run ids or experiments.
+        models: files, run ids or experiments; a `.json` is followed by its weights.
         asked: `Asked`.
         root: folder that holds `results/`; confusion pictures go to `results/evaluate/` below it.
         as_json: print one JSON document instead of tables.
@@ -160,14 +159,15 @@ def run(models, asked, *, root, as_json=False, predictions=None, figure=None):
     Returns: exit code: 0, 1 where some models can't be used, 2 where none can.
     Raises: ConfigError where the images can't be had or a file can't be written.
     """
-    folder = Path(root) / "results" / "evaluate"
+    folder, pairs = Path(root) / "results" / "evaluate", predict.paired(models)
+    models = [model for model, _ in pairs]
     _check_outputs(models, predictions, figure, folder)
     images = Images(asked.dataset, asked) if asked.dataset else None
     scores, failed = [], []
-    for model, name in zip(models, short_names(models), strict=True):
+    for (model, weights), name in zip(pairs, short_names(models), strict=True):
         try:
-            path = find_model(model, root=root)
-            classifier = inference.load(path, **_loading(asked, images))
+            loading = _loading(asked, images) | {"weights": weights}
+            classifier = _loaded(predict.find_model(model, root=root), asked.class_names, len(pairs) == 1, **loading)
         except ConfigError as error:
             failed.append(_failed(model, error))
             continue
@@ -177,7 +177,7 @@ def run(models, asked, *, root, as_json=False, predictions=None, figure=None):
         except ConfigError as error:
             failed.append(_failed(model, error))
     if not scores:
-        return ALL_FAILED
+        return predict.ALL_FAILED
     report = document(scores, images.data, asked) | {"failed": failed}
     pictures = _draw(scores, report, images.data, folder, figure)
     for one, path in zip(report["models"], pictures, strict=True):
@@ -185,7 +185,7 @@ def run(models, asked, *, root, as_json=False, predictions=None, figure=None):
     if predictions is not None:
         _write_predictions(scores, images.data, asked, predictions)
     print(json.dumps(report, allow_nan=False) if as_json else text(report, [one.name for one in scores]))
-    return SOME_FAILED if failed else 0
+    return predict.SOME_FAILED if failed else 0
 
 
 def _say(text):
@@ -240,6 +240,15 @@ def _loading(asked, images):
     return side | {"scaling": asked.scaling, "default_size": images.side if images else None}
 
 
+def _loaded(path, class_names, alone, **loading):
+    """The classifier; given class names are those of a model that stands alone or names none itself."""
+    if class_names is None or alone:
+        return inference.load(path, class_names=class_names, **loading)
+    classifier = inference.load(path, **loading)
+    unnamed = "class_names" not in classifier.provenance
+    return inference.load(path, class_names=class_names, **loading) if unnamed else classifier
+
+
 def _own_dataset(classifier):
     """The dataset that a model was trained on, where it has a name.
 
@@ -266,16 +275,16 @@ def score(model, name, classifier, images, asked):
     """
     data, path = images.of(classifier), classifier.network.path
     order = order_of(classifier, data.class_names)
-    notes = [_say(f"{name}: {order.note}")] if order.note else []
+    notes = [_say(f"{name}: {note}") for note in (*classifier.assumptions, order.note) if note]
     if asked.split != "test" and _trained_on(classifier) == data.fingerprint:
         use = {"train": "it was trained on this split", "val": "its epoch was selected on this split"}[asked.split]
         notes.append(_say(f"{name}: {use}, so the accuracy is too high for new images"))
-    if not classifier.states_scaling and asked.scaling is None and classifier.network.dtype != "uint8":
+    if not classifier.states_scaling and asked.scaling is None:
         classifier, note = _with_best_scaling(classifier, data, order, asked.split)
         notes.append(_say(f"{name}: {note}"))
     split = getattr(data, asked.split)
     found = probabilities(classifier, split.images, what=name)[:, order.outputs]
-    if order.assumed and (note := _other_order(evaluate.confusion(split.labels, found), data.class_names)):
+    if order.assumed and (note := _better_order(evaluate.confusion(split.labels, found), data.class_names)):
         notes.append(_say(f"{name}: {note}"))
     augmented = None
     if asked.augmented:
@@ -317,7 +326,8 @@ def order_of(classifier, class_names):
 
     Raises: ConfigError where they can't be these classes.
     """
-    names, outputs = _stated(classifier), classifier.network.outputs
+    outputs = len(classifier.class_names)
+    names = list(classifier.class_names) if "class_names" in classifier.provenance else None
     if names is None and outputs == len(class_names):
         note = "it names no classes; output i is taken for the dataset's i-th class " + (
             f"({_some(class_names)}), an assumption"
@@ -334,15 +344,8 @@ def order_of(classifier, class_names):
     return Order(np.array(places + rest), others, note=note.strip(" ."))
 
 
-def _stated(classifier):
-    """The names of the classes as the file states them; None where it does not, or merely numbers them."""
-    numbered = [f"class {place}" for place in range(classifier.network.outputs)]
-    names = list(classifier.class_names)
-    return None if "class_names" not in classifier.provenance or names == numbered else names
-
-
 def _other_classes(classifier, names, class_names):
-    received = f"{classifier.network.outputs} outputs"
+    received = f"{len(classifier.class_names)} outputs"
     if names is None:
         received += " without names"
     else:
@@ -361,50 +364,29 @@ def _some(names, most=10):
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
-def better_assignment(confusion):
-    """The assignment of outputs to classes under which most images are right.
-
-    Args:
-        confusion: int `(classes, classes)`, rows true, columns outputs.
-    Returns: `(classes of the outputs, accuracy)`, int `(classes,)` and a share.
-    """
-    from scipy.optimize import linear_sum_assignment
-
-    outputs, classes = linear_sum_assignment(confusion.T, maximize=True)
-    return classes, float(confusion.T[outputs, classes].sum() / confusion.sum())
-
-
-def _other_order(confusion, class_names):
+def _better_order(confusion, class_names):
     """A note where another order of the outputs fits far better than the assumed one; empty where none does."""
-    count, assumed = int(confusion.sum()), float(np.trace(confusion) / confusion.sum())
-    classes, best = better_assignment(confusion)
-    (_, high), (low, _) = (evaluate.wilson(share, count, confidence=SURELY) for share in (assumed, best))
-    if low <= high or best - assumed < FAR:
+    if (order := labels.better_order(confusion)) is None:
         return ""
-    order = ",".join(class_names[place] for place in classes)
+    assumed = np.trace(confusion) / confusion.sum()
+    fits = confusion[order, np.arange(len(order))].sum() / confusion.sum()
     return (
         f"the outputs seem to stand for the classes in another order: {assumed:.1%} are right in the assumed one, "
-        f"{best:.1%} in this one: {order}"
+        f"{fits:.1%} in this one, which was chosen to fit: {','.join(class_names[place] for place in order)}"
     )
 
 
 def _with_best_scaling(classifier, data, order, split):
     """The classifier with the scaling that gets most of some images right, of a split that is not evaluated."""
     name = "train" if split == "val" else "val"
-    some = take(getattr(data, name), at_most(getattr(data, name), TRIED))
+    some = take(getattr(data, name), at_most(getattr(data, name), predict.TRIED))
     right = {}
-    for scaling in inference.SCALINGS:
+    for scaling in classifier.scalings:
         found = probabilities(classifier.scaled(scaling), some.images, what=scaling)[:, order.outputs]
         right[scaling] = found.argmax(axis=1) == some.labels
-    best, second = sorted(right, key=lambda scaling: -right[scaling].sum())[:2]
+    best, verdict = predict.chosen_scaling(right, evaluate.majority_share(np.bincount(some.labels)))
     shares = ", ".join(f"{scaling} {one.mean():.1%}" for scaling, one in right.items())
-    note = f"it does not state its input scaling; right of {len(some)} {name} images: {shares}. Used: {best}"
-    chance = 1 / len(data.class_names)
-    if evaluate.wilson(right[best].mean(), len(some))[0] <= chance:
-        note += ", which is not distinguishable from chance; the model may not fit these images"
-    elif evaluate.mcnemar(right[best], right[second]).p > LEVEL:
-        note += f", which is not distinguishable from {second}"
-    return classifier.scaled(best), f"{note}. Give --input-scaling where you know it"
+    return classifier.scaled(best), f"input scaling not given; right of {len(some)} {name} images: {shares}. {verdict}"
 
 
 # --- figures of all of them ---

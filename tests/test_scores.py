@@ -142,14 +142,9 @@ def test_an_unnamed_model_is_taken_in_the_datasets_order_and_a_far_better_one_is
     _, document, err = told(path, "--input-scaling", "raw", "--split", "train")
     assert document["models"][0]["accuracy"] == pytest.approx(1 / 3)  # green alone stands at its place
     assert "output i is taken for the dataset's i-th class (blue, green, red), an assumption" in err
-    assert "33.3% are right in the assumed one, 100.0% in this one: red,green,blue" in err
+    assert "33.3% are right in the assumed one, 100.0% in this one, which was chosen to fit: red,green,blue" in err
     chance = np.random.RandomState(0).poisson(1, (10, 10))  # of 101 images the best of all orders gets many right
-    assert scores.better_assignment(chance)[1] > 0.2 and scores._other_order(chance, tuple("abcdefghij")) == ""
-
-
-def test_the_best_assignment_of_outputs_to_classes():
-    classes, accuracy = scores.better_assignment(np.array([[0, 9, 1], [2, 0, 8], [7, 3, 0]]))
-    assert classes.tolist() == [2, 0, 1] and accuracy == pytest.approx(24 / 30)
+    assert scores._better_order(chance, tuple("abcdefghij")) == ""
 
 
 def test_other_classes_are_refused_and_more_classes_count_as_wrong(colours, told, tmp_path):
