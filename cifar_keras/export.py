@@ -211,6 +211,7 @@ def exportable(classifier):
     x = layers.Rescaling(1.0, dtype="float32")(x)
     x = inference.grey(x) if classifier.network.channels == 1 else x
     x = model(x if classifier.scaling == "raw" else _exportable_scale(x, classifier.scaling))
+    x = inference.both(x, classifier.single) if classifier.single else x
     return keras.Model(inputs, layers.Softmax(dtype="float32")(x) if classifier.logits else x, name=model.name)
 
 

@@ -25,7 +25,7 @@ LUMA = np.float32(
     (19595, 38470, 7471)
 )  # red, green and blue of 65,536 parts of grey: ITU-R 601, rounded as Pillow does
 NEAR = 0.02  # share of its span by which a range may miss that of a scaling and still be taken for it
-BOTH = "both_probabilities"  # name of the layer that makes two probabilities of one
+PROBABILITY, LOGIT = "probability", "logit"  # what one number for two classes may be
 PROBES = 16  # images on which it is seen whether a model puts out probabilities
 
 VIEWS = (
@@ -156,10 +156,10 @@ def _pixels_known(classifier, scaling):
         low, high = network.quantised.ends
         known = scaling_of_range(low, high, classifier.scalings)
         scaling = "raw" if known in FOR_GREY else known
-        meaning = f"that is {known!r}" if known else "a guess, as no scaling has this range"
         shifted = " minus 128" if network.quantised.dtype == "int8" else ""
         pixels = f"pixels go in as they are{shifted}" if scaling in ("raw", None) else "pixels are scaled so"
-        said.append(f"takes {network.quantised.dtype} for {low:.4g} to {high:.4g}; {pixels} ({meaning})")
+        meaning = f"that is {known!r}: {pixels}" if known else f"the range of no scaling here: as a guess, {pixels}"
+        said.append(f"takes {network.quantised.dtype} for {low:.4g} to {high:.4g}, {meaning}")
         classifier = dataclasses.replace(classifier, range_known=known is not None)
     return classifier.scaled(scaling or "raw"), said
 
@@ -222,13 +222,13 @@ def _of_two_classes(classifier, scores):
     else:
         unit = bool(scores.min() >= 0 and scores.max() <= 1)
         source = f"a guess: on {len(scores)} test patterns it lies between {scores.min():.3g} and {scores.max():.3g}"
-    kind = "the probability" if unit else "the logit"
-    said = f"puts out one number, {kind} of {second!r}, the second class, by Keras' convention ({source})"
-    return dataclasses.replace(classifier, network=_both(network, unit)), (said,)
+    kind = PROBABILITY if unit else LOGIT
+    said = f"puts out one number, the {kind} of {second!r}, the second class, by Keras' convention ({source})"
+    return dataclasses.replace(classifier, network=_both(network, unit), single=kind), (said,)
 
 
 def _both(network, unit):
-    """A network of one number as one of two probabilities; the number is one of them, or a logit."""
+    """A network whose `run` puts out two probabilities for its one number; its `model` stays as it is."""
 
     def run(images):
         scores = network.run(images)
@@ -240,16 +240,16 @@ def _both(network, unit):
         second = scores if unit else 0.5 * (1 + np.tanh(scores / 2))  # the sigmoid, which can't overflow so
         return np.concatenate([1 - second, second], axis=1)
 
-    return dataclasses.replace(network, run=run, outputs=2, model=network.model and _model_of_both(network.model, unit))
+    return dataclasses.replace(network, run=run, outputs=2)
 
 
-def _model_of_both(model, unit):
-    """The same for a `keras.Model`, so that it can be exported and explained: `[1 - p, p]`."""
-    x = model.outputs[0] if unit else layers.Activation("sigmoid", dtype="float32")(model.outputs[0])
-    last = layers.Dense(2, trainable=False, dtype="float32", name=BOTH)
-    both = keras.Model(model.inputs[0], last(x), name=model.name)
+def both(x, kind):
+    """The two probabilities, `(batch, 2)`, of a symbolic tensor `(batch, 1)` of the second one or its logit."""
+    x = layers.Activation("sigmoid", dtype="float32")(x) if kind == LOGIT else x
+    last = layers.Dense(2, trainable=False, dtype="float32", name="both_probabilities")
+    x = last(x)
     last.set_weights([np.float32([[-1, 1]]), np.float32([1, 0])])
-    return both
+    return x
 
 
 def _is_unit(output):
@@ -283,6 +283,8 @@ class Classifier:
         scale: takes uint8 pixels, returns what the network takes.
         assumptions: what the file left open and was assumed, a sentence each that continues its name.
         range_known: whether the range of a quantised input is that of a scaling.
+        single: what the file's only number is, `PROBABILITY` or `LOGIT` of the second class; None where it puts out a
+            number for each class. `network.run` then gives both probabilities, `network.model` still the one number.
     """
 
     network: Network
@@ -294,6 +296,7 @@ class Classifier:
     scale: Callable | None = None
     assumptions: tuple[str, ...] = ()
     range_known: bool = False
+    single: str | None = None
 
     def predict(self, images, *, batch_size=BATCH):
         """Class probabilities of images.

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from cifar_keras import inference, labels
 from cifar_keras.config import ConfigError
-from cifar_keras.evaluate import mcnemar, wilson
+from cifar_keras.evaluate import balanced_accuracy, imbalanced, majority_share, mcnemar, wilson
 from cifar_keras.files import replacing
 from cifar_keras.formats import OPENERS
 from cifar_keras.images import EXTENSIONS, ImageError
@@ -424,6 +424,11 @@ class Tally:
         names = [printable(name) for name in self.names]
         rows = [[name, *row] for name, row in zip(names, self.confusion.tolist(), strict=True)]
         said = f"accuracy {self.accuracy:.2%} [{low:.1%}, {high:.1%}] of {count:,} images"
+        if imbalanced(counts := self.confusion.sum(axis=1)):
+            said += (
+                f"; balanced accuracy {balanced_accuracy(self.confusion):.2%}, as the largest class alone is "
+                f"{majority_share(counts):.1%} of them"
+            )
         return f"\n{said}\n{tabulate(rows, ['true, predicted', *names], 'plain')}"
 
 

@@ -7,7 +7,6 @@ from PIL import Image
 
 from cifar_keras.explain.base import NotApplicable, Section, drawn, figure_of, spread
 from cifar_keras.explain.flatten import Call, flattened, plain
-from cifar_keras.inference import BOTH
 
 SHOWN = 6  # right predictions, and wrong ones
 OPACITY = 0.55  # of a map over its image
@@ -59,8 +58,6 @@ def logits_of(model):
         model: from `flattened`.
     """
     producers, (end,) = {id(layer.output): layer for layer in model.layers}, model.outputs
-    if plain(producers[id(end)]).name == BOTH:  # a model of one number, as `inference` has it
-        end = producers[id(end)].input
     after, tensor = [], end
     while isinstance(plain(layer := producers[id(tensor)]), SHAPES) and _activation(layer) is None:
         after.append(layer)
