@@ -125,7 +125,7 @@ def optimizers():
 
 
 def test_every_optimiser_of_keras_is_passed_over(tmp_path):
-    names, model = [], moved(sequential())
+    names, model = [], moved(keras.Sequential([keras.Input((8, 8, 3)), layers.Flatten(), layers.Dense(3)]))
     expected = answers(model)
     for optimizer in optimizers():
         model.compile(optimizer=optimizer, loss="mse")
@@ -186,7 +186,7 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("compiled", [HOSTILE, 5, "x", [HOSTILE]])
+@pytest.mark.parametrize("compiled", [HOSTILE, [5, "x"]])
 def test_what_was_compiled_is_dropped_unseen_at_every_depth(compiled, tmp_path):
     model = moved(nested())
     model.save(path := tmp_path / "a.keras")
@@ -275,7 +275,7 @@ def assert_saved_in_float32(row, folder, policy):
     assert widths(model) == {"float32"} and model.inputs[0].dtype == "uint8" and model.name == built.name
     for one, other in zip(model.get_weights(), built.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
-    expected = model.predict(images, verbose=0)
+    expected = np.asarray(model(images))  # eagerly: each model is asked once
     narrow = keras.ops.softmax(keras.ops.cast(built(images), "float32"))
     assert np.array_equal(expected.argmax(axis=1), np.asarray(narrow).argmax(axis=1))
     paths = Paths(folder, "m", "model")
@@ -284,10 +284,10 @@ def assert_saved_in_float32(row, folder, policy):
     apart = artifacts.rebuild(paths.architecture, paths.custom_h5)
     for loaded in (artifacts.load(paths.keras), artifacts.load(paths.h5), apart):  # under the policy of training
         assert widths(loaded) == {"float32"} and loaded.inputs[0].dtype == "uint8"
-        np.testing.assert_allclose(loaded.predict(images, verbose=0), expected, atol=1e-6)
+        np.testing.assert_allclose(loaded(images), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("policy", MIXED, indirect=True)
+@pytest.mark.parametrize("policy", [MIXED[0], pytest.param(MIXED[1], marks=pytest.mark.slow)], indirect=True)
 def test_a_network_trained_in_16_bits_is_saved_in_float32(policy, tmp_path):
     assert_saved_in_float32(zoo.MODELS["scratch_cnn"], tmp_path, policy)
 
@@ -306,7 +306,7 @@ def test_what_is_float32_is_not_rebuilt():
 
 @pytest.mark.parametrize(
     ("policy", "make"),
-    [*zip(MIXED, (nested, functional), strict=True), ("float16", functional), ("bfloat16", nested)],
+    [("mixed_bfloat16", functional), ("mixed_float16", nested), ("bfloat16", functional)],
     indirect=["policy"],
 )
 def test_a_file_in_16_bits_from_elsewhere_loads_in_float32(make, policy, tmp_path):
