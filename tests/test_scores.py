@@ -335,6 +335,7 @@ def test_every_format_of_a_runs_model_gives_its_record_image_for_image(which, re
     record, before = made.record, (made.root / "results" / "results.csv").read_bytes()
     models, stored = [record["run_id"], made.h5, *exported(made)], made.root / "p.npz"
     options = ("--limit", made.limit, "--test-time-augmentation", "--json", "--predictions", stored)
+    capsys.readouterr()  # of the run itself
     assert run(*models, *options, "--root", made.root) == 0
     out, err = capsys.readouterr()
     document = json.loads(out)
