@@ -11,17 +11,17 @@ PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
 FORMS = PROJECT / "docs" / "saved_models.md"
 
 
-def tested_rows():
+def rows_of_forms():
     """`(form, file, test)` of every row of the table of forms."""
     rows = [line.split("|")[1:-1] for line in FORMS.read_text(encoding="utf-8").splitlines() if "::test_" in line]
     return [(row[0].strip(), *re.search(r"`(test_\w+\.py)::(test_\w+)`", row[-1]).groups()) for row in rows]
 
 
 def test_the_table_of_forms_is_there():
-    assert len(tested_rows()) >= 20
+    assert len(rows_of_forms()) >= 20
 
 
-@pytest.mark.parametrize(("form", "file", "test"), tested_rows())
+@pytest.mark.parametrize(("form", "file", "test"), rows_of_forms())
 def test_every_row_of_the_table_of_forms_is_a_test(form, file, test):
     tree = ast.parse((PROJECT / "tests" / file).read_text(encoding="utf-8"))
     assert test in {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}, form
