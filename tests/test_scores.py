@@ -237,10 +237,10 @@ def test_a_scaling_that_is_not_stated_is_chosen_on_val_and_ties_are_told(colours
     code, document, err = told(saved(model, tmp_path, "unit", None))
     (one,) = document["models"]
     assert code == 0 and one["accuracy"] == 0.85 and "right of 24 val images: raw" in err
-    assert "not distinguishable from" in err and one["input_scaling"] in inference.SCALINGS
+    assert "not distinguishable on these images" in err and one["input_scaling"] in inference.SCALINGS
     model.get_layer("logits").set_weights([0 * turned])
     _, _, err = told(saved(model, tmp_path, "nothing", None))
-    assert "not distinguishable from chance" in err
+    assert "None is distinguishable from guessing" in err
 
 
 def test_val_may_be_evaluated_and_limited(colours, told):
