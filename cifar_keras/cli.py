@@ -347,7 +347,7 @@ def _dispatch(options, arguments, rest):
         path = predict.find_model(options.model, root=options.root)
         classifier = inference.load(path, scaling=options.input_scaling, image_size=options.image_size)
         where = {"dataset": options.dataset, "data_dir": options.data_dir}
-        print(*export.export(classifier, options.to, options.output, **where), sep="\n")
+        print(*export.export(classifier, options.to, options.output, **where, verbose=options.verbose), sep="\n")
         return 0
     if options.verb == "report":
         runtime.setup(verbose=options.verbose)
