@@ -410,7 +410,7 @@ def _dispatch(options, arguments, rest):
         classifier = inference.load(predict.find_model(model, root=options.root), weights=weights, **told)
         predict.say_assumptions(classifier)
         where = {"dataset": options.dataset, "data_dir": options.data_dir}
-        print(*export.export(classifier, options.to, options.output, **where), sep="\n")
+        print(*export.export(classifier, options.to, options.output, **where, verbose=options.verbose), sep="\n")
         return 0
     if options.verb == "report":
         runtime.setup(verbose=options.verbose)

@@ -4,10 +4,14 @@ Whatever the model was, what is written takes uint8 RGB at the model's size and 
 and softmax that a model from elsewhere lacks become part of it. Class names and provenance stand inside.
 """
 
+import contextlib
 import gc
 import json
 import math
+import re
+import sys
 import tempfile
+import traceback
 import warnings
 import zipfile
 from dataclasses import dataclass
@@ -18,8 +22,8 @@ import numpy as np
 from keras import layers
 from tqdm import tqdm
 
-from cifar_keras import artifacts, blocks, inference
-from cifar_keras.config import ConfigError, RunFailedError
+from cifar_keras import artifacts, blocks, inference, resizing
+from cifar_keras.config import CifarKerasError, ConfigError, RunFailedError
 from cifar_keras.datasets import NAMES
 from cifar_keras.datasets import load as load_dataset
 from cifar_keras.datasets.base import at_most, take
@@ -31,6 +35,7 @@ CALIBRATED = 256  # training images that int8 ranges are taken from
 AT_ONCE = 8  # of them: onnxruntime keeps every layer's output meanwhile, at 224 pixels 0.2 GB an image
 CHECKED, CHECKED_LARGE, LARGE = 1000, 500, 128  # validation images; of models that see so many pixels a side or more
 NEEDED = {".onnx": ("tf2onnx", "onnxruntime"), ".tflite": ("ai_edge_litert.interpreter",)}
+UNKNOWN = re.compile(r"'tf\.(\w+)' op is neither")  # how LiteRT's converter names what it does not know
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class Format:
         ending: of its files.
         int8: whether weights and activations are 8-bit integers.
         difference: how far a probability may lie from the original's.
-        loss: how much accuracy may be lost.
+        loss: how much accuracy may be lost; of fewer images than that share shows, one may be.
         agreement: the share of images that must get the same class, where accuracy is unknown. Elsewhere it bounds
             nothing: a model that is right on half its images has many near-ties, which may fall either way.
     """
@@ -87,7 +92,7 @@ class Check:
         if self.accuracy is None:
             alike = self.agreement >= form.agreement
         else:
-            alike = self.lost <= form.loss
+            alike = self.lost <= max(form.loss, 1 / self.images)
         return alike and self.difference <= form.difference
 
     def __str__(self):
@@ -98,7 +103,7 @@ class Check:
         )
 
 
-def export(classifier, to, path, *, dataset=None, data_dir=None):
+def export(classifier, to, path, *, dataset=None, data_dir=None, verbose=False):
     """Writes a model in another format, whole or not at all, after checking it on validation images.
 
     Args:
@@ -107,9 +112,10 @@ def export(classifier, to, path, *, dataset=None, data_dir=None):
         path: of the new file; None: beside the model, ending in `_int8` where it is.
         dataset: as `--dataset`; default what the model was trained on, where that has a name.
         data_dir: as `--data-dir`.
+        verbose: let the converter's own messages through.
     Returns: `(path, Check)`.
-    Raises: ConfigError where the images or a package are missing; RunFailedError, with nothing written, where the new
-        model is further from the original than its format may be.
+    Raises: ConfigError where the images or a package are missing; RunFailedError, with nothing written, where the
+        model can't be converted, or the new one is further from the original than its format may be.
     """
     if (model := classifier.network.model) is None:
         raise ConfigError(f"MODEL must be a .keras or .h5 file to be exported. Received: {classifier.network.path}.")
@@ -121,13 +127,11 @@ def export(classifier, to, path, *, dataset=None, data_dir=None):
     calibration, images, labels = real_images(classifier, dataset or _own_dataset(classifier), data_dir)
     with replacing(path) as temporary:
         print(f"converting {model.name} to {to}", flush=True)
-        convert(classifier, to, temporary, calibration)
+        convert(classifier, to, temporary, calibration, verbose=verbose)
         try:
             exported = inference.load(temporary)
         except ConfigError as error:
-            raise RunFailedError(
-                f"The converter must write what {to} can open. Received: a file that it can't ({error})."
-            ) from error
+            raise _unconvertible(to, error, verbose=verbose) from error
         check = compared(classifier, exported, images, labels)
         if not check.within(form):
             raise RunFailedError(
@@ -137,29 +141,47 @@ def export(classifier, to, path, *, dataset=None, data_dir=None):
     return path, check
 
 
-def convert(classifier, to, path, calibration):
+def convert(classifier, to, path, calibration, *, verbose=False):
     """Writes a model in another format, unchecked.
+
+    What the model says of itself goes along: class names only where it has any.
 
     Args:
         classifier: as for `export`.
         to: key of `FORMATS`.
         path: of the new file.
         calibration: uint8 images at the model's size, from whose activations int8 ranges are taken.
-    Raises: ConfigError where a package is missing.
+        verbose: as for `export`.
+    Raises: ConfigError where a package is missing; RunFailedError where the converter fails, in whatever way.
     """
     form = FORMATS[to]
     for module in NEEDED[form.ending]:
         imported(module)
-    note = {**classifier.provenance, "class_names": list(classifier.class_names), "contract": artifacts.CONTRACT}
+    note = {**classifier.provenance, "contract": artifacts.CONTRACT}
     note["exported_from"] = f"{classifier.network.path.name}, to {to}"
-    model = exportable(classifier)
     try:
-        CONVERTERS[form.ending](model, path, calibration if form.int8 else None, note)
-    except (RuntimeError, ValueError, NotImplementedError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise RunFailedError(
-            f"The model must consist of operations that {to} has. Received: one that can't be converted ({reason})."
-        ) from error
+        with contextlib.nullcontext() if verbose else silent():
+            CONVERTERS[form.ending](exportable(classifier), path, calibration if form.int8 else None, note)
+    except (CifarKerasError, OSError):  # the second is about the file, not about the model
+        raise
+    except Exception as error:  # converters raise nearly anything
+        raise _unconvertible(to, error, verbose=verbose) from error
+
+
+def _unconvertible(to, error, *, verbose):
+    """What a converter's failure comes to in a sentence; the whole of it goes to standard error if that is wanted."""
+    if verbose:
+        traceback.print_exception(error, file=sys.stderr)
+    text = " ".join(str(error).split())
+    if unknown := sorted({*UNKNOWN.findall(text)}):
+        reason = ", ".join(unknown)
+    else:  # compilers put pages of their own language into a message
+        reason = type(error).__name__ if not text or "loc(" in text else text[:120]
+    hint = "" if verbose else " `--verbose` shows what the converter says."
+    return RunFailedError(
+        f"The model must consist of operations that {to} has. Received: one that can't be converted ({reason}). "
+        f"Nothing was written.{hint}"
+    )
 
 
 def _own_dataset(classifier):
@@ -234,15 +256,11 @@ def _exportable_layer(layer):
     """The same layer, without what a converter would leave out of the file or does not know."""
     if isinstance(layer, layers.Normalization):
         return _rescaling(layer)
+    if isinstance(layer, layers.Resizing) and layer.data_format == "channels_last":
+        return resizing.ResizingByMatrices(layer)
     copy = type(layer).from_config(layer.get_config())
     if getattr(copy, "activation", None) is keras.activations.gelu:
         copy.activation = _gelu
-    if (
-        isinstance(layer, layers.Resizing)
-        and layer.input.shape[1] <= layer.height
-        and layer.input.shape[2] <= layer.width
-    ):
-        copy.antialias = False  # which only shrinking needs, and neither format has
     return copy
 
 
@@ -267,15 +285,19 @@ def _to_onnx(model, path, calibration, note):
         signature = [keras.InputSpec(shape=model.input_shape, dtype="uint8", name="image")]
         model.export(path, format="onnx", verbose=False, input_signature=signature)
     gc.collect()  # tf2onnx leaves gigabytes in cycles
+    graph = onnx.load(path)
+    if unknown := {node.op_type for node in graph.graph.node if not onnx.defs.has(node.op_type, node.domain)}:
+        raise ValueError(", ".join(sorted(unknown)))  # which tf2onnx writes all the same
     if calibration is not None:
         _quantize_onnx(path, calibration)
-    graph = onnx.load(path)
+        graph = onnx.load(path)
     onnx.helper.set_model_props(graph, {artifacts.ATTRIBUTE: json.dumps(note)})
     onnx.save(graph, path)
 
 
 def _quantize_onnx(path, calibration):
     """Replaces an ONNX file by its int8 form: weights by channel, activations by the ranges that the images reach."""
+    import onnx
     from onnxruntime import InferenceSession, quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -291,12 +313,15 @@ def _quantize_onnx(path, calibration):
     with tempfile.TemporaryDirectory() as folder:
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
+        nodes = [node.name for node in onnx.load(prepared).graph.node]
         quantization.quantize_static(
             str(prepared),
             str(path),
             Reader(),
             per_channel=True,
+            reduce_range=True,  # weights of 7 bits: on CPUs with AVX2 alone the sums of 8-bit ones overflow unnoticed
             op_types_to_quantize=["Conv", "MatMul", "Gemm", "Relu"],
+            nodes_to_exclude=[name for name in nodes if resizing.SCOPE in name],  # pixels, rounded to 8 bits twice
             weight_type=quantization.QuantType.QInt8,
             activation_type=quantization.QuantType.QUInt8,  # signed ones leave onnxruntime's convolutions in float32
         )
@@ -310,8 +335,7 @@ def _to_litert(model, path, calibration, note):
         yield from ([image[None]] for image in calibration)
 
     int8 = {"optimizations": [tf.lite.Optimize.DEFAULT], "representative_dataset": representative}
-    with silent():
-        model.export(path, format="litert", verbose=False, **({} if calibration is None else int8))
+    model.export(path, format="litert", verbose=False, **({} if calibration is None else int8))
     with zipfile.ZipFile(path, "a") as archive:  # LiteRT's own way to carry files of other kinds
         archive.writestr(artifacts.MEMBER, json.dumps(note))
 

@@ -16,7 +16,7 @@ ORDER = (
     "report.pairs", "report.comparison",
     "explain.base", "explain.errors", "explain.calibration", "explain.space", "explain.versus", "explain.flatten",
     "explain.gradcam", "explain.activations", "explain.elsewhere", "explain", "explain.analyse", "report.meaning",
-    "report.page", "track", "runner", "predict", "scores", "describe", "export", "doctor", "commands", "cli",
+    "report.page", "track", "runner", "predict", "scores", "describe", "resizing", "export", "doctor", "commands", "cli",
     "__main__",
 )  # fmt: skip
 PACKAGE = PROJECT / "cifar_keras"

@@ -1,0 +1,96 @@
+"""`keras.layers.Resizing` in operations that every converter knows.
+
+From one fixed size to another, resizing is linear and works on rows and columns apart: a matrix for each, whatever the
+interpolation, antialiased or not. TensorFlow's own operation for it is in neither ONNX nor LiteRT.
+"""
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers, ops
+
+SCOPE = "resize_by_matrices"  # stands in the names of the operations, so that quantisation can leave them out
+AT_ONCE = 2**24  # values of the images from which the matrices are read
+NATIVE = ("bilinear", "nearest")  # interpolations that the formats have, but for antialiasing
+
+
+class ResizingByMatrices(layers.Layer):
+    """Computes what a `layers.Resizing` does; made for a graph that is converted, not for saving.
+
+    Args:
+        layer: the `layers.Resizing`, channels last.
+    """
+
+    def __init__(self, layer):
+        super().__init__(name=layer.name, dtype="float32", trainable=False)
+        self.settings = layer.get_config()
+
+    def compute_output_spec(self, images):
+        """As the layer's own: integers stay integers."""
+        shape = (images.shape[0], self.settings["height"], self.settings["width"], images.shape[3])
+        return keras.KerasTensor(shape, images.dtype if keras.backend.is_int_dtype(images.dtype) else "float32")
+
+    def call(self, images):
+        """Images `(batch, height, width, channels)`, whose height and width must be known, at the layer's size."""
+        if _is_native(self.settings, images.shape):
+            return _layer(self.settings, antialias=False)(images)
+        with keras.name_scope(SCOPE):
+            resized = _resized(ops.cast(images, "float32"), *matrices(self.settings, *images.shape[1:3]))
+            return _as_integers(resized, images.dtype) if keras.backend.is_int_dtype(images.dtype) else resized
+
+
+def _is_native(settings, shape):
+    """Whether the formats have this very operation: only shrinking needs antialiasing."""
+    height, width = shape[1:3]
+    shrinks = settings["height"] < height or settings["width"] < width
+    fitted = settings["crop_to_aspect_ratio"] or settings["pad_to_aspect_ratio"]
+    smooth = settings["antialias"] and shrinks and settings["interpolation"] != "nearest"
+    return settings["interpolation"] in NATIVE and not fitted and not smooth
+
+
+def _resized(images, rows, columns, added):
+    """Both matrices as 1x1 convolutions, rows and then columns standing in the channels' place."""
+    x = ops.conv(ops.transpose(images, (0, 2, 3, 1)), rows.T[None, None])  # batch, width, channels, new height
+    x = ops.conv(ops.transpose(x, (0, 3, 2, 1)), columns.T[None, None])  # batch, new height, channels, new width
+    x = ops.transpose(x, (0, 1, 3, 2))
+    return x + added if added.any() else x
+
+
+def matrices(settings, height, width):
+    """What a `layers.Resizing` makes of an image, as `rows @ image @ columns.T + added` for each channel.
+
+    The layer itself is asked: images with one row or one column of ones show what becomes of it.
+
+    Args:
+        settings: the layer's configuration.
+        height: of the images.
+        width: of the images.
+    Returns: float32 arrays `(new height, height)`, `(new width, width)` and `(1, new height, new width, 1)`; the last
+        is what padding adds.
+    """
+    without_fill = _layer(settings, fill_value=0.0)
+    rows = np.concatenate([part[:, :, part.shape[2] // 2] for part in _responses(without_fill, height, width, axis=1)])
+    columns = np.concatenate([part[:, part.shape[1] // 2] for part in _responses(without_fill, height, width, axis=2)])
+    rows, columns = rows.T, columns.T
+    with tf.init_scope():
+        added = _layer(settings)(np.zeros((1, height, width, 1), "float32"))
+    return rows / rows[len(rows) // 2].sum(), columns, np.asarray(added)
+
+
+def _responses(layer, height, width, *, axis):
+    """What becomes of images with ones in one row (axis 1) or column (axis 2): parts `(n, new height, new width)`."""
+    size = (height, width)[axis - 1]
+    for places in np.array_split(np.arange(size), -(-size * height * width // AT_ONCE)):
+        images = np.zeros((len(places), height, width, 1), "float32")
+        np.moveaxis(images, axis, 1)[np.arange(len(places)), places] = 1
+        with tf.init_scope():  # also while a graph is traced
+            yield np.asarray(layer(images))[..., 0]
+
+
+def _layer(settings, **changes):
+    return layers.Resizing.from_config({**settings, "dtype": "float32", **changes})
+
+
+def _as_integers(images, dtype):
+    limits = np.iinfo(keras.backend.standardize_dtype(dtype))
+    return ops.cast(ops.clip(ops.round(images), limits.min, limits.max), dtype)
