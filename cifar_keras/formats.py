@@ -207,7 +207,9 @@ def _keras(path, architecture=None):
     if facts["channels_first"]:
         raise _no_classifier(f"an input {tuple(inside.shape)}: channels first, which TensorFlow has for GPUs alone")
     facts |= {"activation": _last_activation(model), "architecture": architecture, "model": model}
-    return Network(path, artifacts.provenance(path), run=run, written_by=artifacts.written_by(path), **facts)
+    return Network(
+        path, artifacts.provenance(path), run=run, written_by=artifacts.written_by(path, architecture), **facts
+    )
 
 
 def _last_activation(model):

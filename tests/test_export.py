@@ -1,16 +1,19 @@
 """A model in another format says the same, or it is not written."""
 
 import dataclasses
+import functools
+import runpy
 
 import keras
 import numpy as np
 import pytest
 from keras import layers
+from PIL import Image
 
-from cifar_keras import artifacts, cli, export, formats, inference
+from cifar_keras import artifacts, cli, export, formats, inference, predict, runner
 from cifar_keras.config import ConfigError, RunFailedError
 from cifar_keras.datasets import load
-from cifar_keras.paths import Paths
+from cifar_keras.paths import PROJECT, Paths
 
 PACKAGES = {".onnx": ("onnx", "onnxruntime", "tf2onnx"), ".tflite": ("ai_edge_litert",)}
 
@@ -86,6 +89,77 @@ def test_int8_convolutions_of_onnx_are_computed_in_int8(tmp_path):
     onnxruntime.InferenceSession(str(tmp_path / "a.onnx"), options)
     nodes = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
     assert nodes.count("QLinearConv") == 3 and "Conv" not in nodes and "FusedConv" not in nodes, nodes
+
+
+def folder_of(root, height, width, *, count=40):
+    """Two classes that brightness tells apart, as PNG files of one size."""
+    random = np.random.RandomState(0)
+    for label, name in enumerate(("dark", "light")):
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = random.randint(110 * label, 120 + 110 * label, (height, width, 3)).astype("uint8")
+            Image.fromarray(pixels).save(root / name / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Experiment 4 trained on a folder of images of a size, as a classifier and its folder; each size once."""
+
+    @functools.cache
+    def of(height, width):
+        root = tmp_path_factory.mktemp(f"of{height}x{width}")
+        images = folder_of(root / "images", height, width)
+        experiment = runpy.run_path(str(PROJECT / "experiments" / "exp4_scratch.py"))["EXPERIMENT"]
+        options = {"variant": "best", "budget": "demo", "seed": 0, "epochs": 1, "root": str(root)}
+        runner.run(experiment, cli.Options(**options, dataset=str(images)))
+        (path,) = (root / "model_cp").glob("*.keras")
+        return inference.load(path), images
+
+    return of
+
+
+SIZES = ((224, 224), (48, 64), (20, 20))
+QUICK = ((SIZES[0], "litert"), (SIZES[1], "onnx"))
+
+
+@pytest.mark.parametrize(
+    ("size", "to"),
+    [
+        pytest.param(size, to, marks=() if (size, to) in QUICK else pytest.mark.slow)
+        for size in SIZES
+        for to in export.FORMATS
+    ],
+)
+def test_a_model_trained_on_one_s_own_images_exports(trained, size, to, tmp_path):
+    needed(to)
+    classifier, images = trained(*size)
+    assert classifier.size == (min(size), min(size))  # a folder's images are brought to their shorter side
+    path, check = export.export(classifier, to, tmp_path / f"a{export.FORMATS[to].ending}", dataset=str(images))
+    pixels = np.random.default_rng(0).integers(0, 256, (4, *classifier.size, 3), dtype="uint8")
+    new, old = (one.probabilities(pixels) for one in (inference.load(path), classifier))
+    np.testing.assert_allclose(new, old, atol=0.2 if export.FORMATS[to].int8 else 1e-4)
+    assert check.images > 0 and check.within(export.FORMATS[to])
+
+
+@pytest.mark.parametrize("to", ["onnx", "litert"])
+def test_an_export_knows_no_more_classes_than_its_source(to, trained, tmp_path, capsys):
+    needed(to)
+    _, images = trained(20, 20)
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8, 8, 3))
+    x = layers.GlobalAveragePooling2D()(layers.Rescaling(1 / 255)(inputs))
+    model = keras.Model(inputs, layers.Dense(2, activation="softmax")(x))
+    model.layers[-1].set_weights([np.float32([[-9, 9]] * 3), np.float32([12.2, -12.2])])  # class 1 is light
+    model.save(tmp_path / "m.h5")
+    exported, _ = export.export(inference.load(tmp_path / "m.h5"), to, None, dataset=str(images))
+    assert "class_names" not in inference.load(exported).provenance
+    capsys.readouterr()  # the conversion's lines
+    outputs = []
+    for path in (tmp_path / "m.h5", exported):
+        assert predict.run(str(path), [str(images)], root=tmp_path, labelled=True) == 0
+        outputs.append(capsys.readouterr().out)
+    assert "accuracy 100.00%" in outputs[0] and outputs[1] == outputs[0]
 
 
 @pytest.mark.parametrize("to", ["onnx", "litert"])
