@@ -16,7 +16,8 @@ ORDER = (
     "report.pairs", "report.comparison",
     "explain.base", "explain.errors", "explain.calibration", "explain.space", "explain.versus", "explain.gradcam",
     "explain.activations", "explain", "explain.analyse", "report.meaning",
-    "report.page", "track", "runner", "predict", "describe", "resizing", "export", "doctor", "commands", "cli", "__main__",
+    "report.page", "track", "runner", "predict", "describe", "resizing", "export", "doctor", "commands",
+    "cli", "__main__",
 )  # fmt: skip
 PACKAGE = PROJECT / "cifar_keras"
 WITHOUT_TENSORFLOW = (
