@@ -11,7 +11,7 @@ from keras import layers, ops
 
 SCOPE = "resize_by_matrices"  # stands in the names of the operations, so that quantisation can leave them out
 AT_ONCE = 2**24  # values of the images from which the matrices are read
-NATIVE = ("bilinear", "nearest")  # interpolations that the formats have, but for antialiasing
+NATIVE = ("bilinear", "nearest")  # interpolations that the formats have
 
 
 class ResizingByMatrices(layers.Layer):
@@ -25,7 +25,7 @@ class ResizingByMatrices(layers.Layer):
         super().__init__(name=layer.name, dtype="float32", trainable=False)
         self.settings = layer.get_config()
 
-    def compute_output_spec(self, images):
+    def compute_output_spec(self, images, **_):
         """As the layer's own: integers stay integers."""
         shape = (images.shape[0], self.settings["height"], self.settings["width"], images.shape[3])
         return keras.KerasTensor(shape, images.dtype if keras.backend.is_int_dtype(images.dtype) else "float32")
@@ -33,19 +33,17 @@ class ResizingByMatrices(layers.Layer):
     def call(self, images):
         """Images `(batch, height, width, channels)`, whose height and width must be known, at the layer's size."""
         if _is_native(self.settings, images.shape):
-            return _layer(self.settings, antialias=False)(images)
+            return _layer(self.settings, antialias=False)(images)  # which only shrinking needs
         with keras.name_scope(SCOPE):
             resized = _resized(ops.cast(images, "float32"), *matrices(self.settings, *images.shape[1:3]))
             return _as_integers(resized, images.dtype) if keras.backend.is_int_dtype(images.dtype) else resized
 
 
 def _is_native(settings, shape):
-    """Whether the formats have this very operation: only shrinking needs antialiasing."""
-    height, width = shape[1:3]
-    shrinks = settings["height"] < height or settings["width"] < width
+    """Whether the formats do this as well: enlarging by whole numbers, where ONNX's factor is exact."""
+    whole = settings["height"] % shape[1] == 0 and settings["width"] % shape[2] == 0
     fitted = settings["crop_to_aspect_ratio"] or settings["pad_to_aspect_ratio"]
-    smooth = settings["antialias"] and shrinks and settings["interpolation"] != "nearest"
-    return settings["interpolation"] in NATIVE and not fitted and not smooth
+    return settings["interpolation"] in NATIVE and whole and not fitted
 
 
 def _resized(images, rows, columns, added):

@@ -1,16 +1,16 @@
 """A model in another format says the same, or it is not written."""
 
 import dataclasses
-import functools
-import runpy
+import importlib.util
 
 import keras
 import numpy as np
 import pytest
 from keras import layers
 from PIL import Image
+from test_experiments import experiment_of
 
-from cifar_keras import artifacts, cli, export, formats, inference, predict, runner
+from cifar_keras import artifacts, cli, export, formats, inference, resizing, runner, zoo
 from cifar_keras.config import ConfigError, RunFailedError
 from cifar_keras.datasets import load
 from cifar_keras.paths import PROJECT, Paths
@@ -84,82 +84,14 @@ def test_int8_convolutions_of_onnx_are_computed_in_int8(tmp_path):
     classifier = inference.load(tmp_path / "a.keras", scaling="unit")
     calibration = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype="uint8")
     export.convert(classifier, "onnx-int8", tmp_path / "a.onnx", calibration)
+    weights = [onnx.numpy_helper.to_array(one) for one in onnx.load(tmp_path / "a.onnx").graph.initializer]
+    kernels = [one for one in weights if one.dtype == np.int8 and one.ndim == 4]
+    assert len(kernels) == 3 and max(np.abs(one.astype(int)).max() for one in kernels) == 64, "sums fit in 16 bits"
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     onnxruntime.InferenceSession(str(tmp_path / "a.onnx"), options)
     nodes = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
     assert nodes.count("QLinearConv") == 3 and "Conv" not in nodes and "FusedConv" not in nodes, nodes
-
-
-def folder_of(root, height, width, *, count=40):
-    """Two classes that brightness tells apart, as PNG files of one size."""
-    random = np.random.RandomState(0)
-    for label, name in enumerate(("dark", "light")):
-        (root / name).mkdir(parents=True)
-        for number in range(count):
-            pixels = random.randint(110 * label, 120 + 110 * label, (height, width, 3)).astype("uint8")
-            Image.fromarray(pixels).save(root / name / f"{number}.png")
-    return root
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """Experiment 4 trained on a folder of images of a size, as a classifier and its folder; each size once."""
-
-    @functools.cache
-    def of(height, width):
-        root = tmp_path_factory.mktemp(f"of{height}x{width}")
-        images = folder_of(root / "images", height, width)
-        experiment = runpy.run_path(str(PROJECT / "experiments" / "exp4_scratch.py"))["EXPERIMENT"]
-        options = {"variant": "best", "budget": "demo", "seed": 0, "epochs": 1, "root": str(root)}
-        runner.run(experiment, cli.Options(**options, dataset=str(images)))
-        (path,) = (root / "model_cp").glob("*.keras")
-        return inference.load(path), images
-
-    return of
-
-
-SIZES = ((224, 224), (48, 64), (20, 20))
-QUICK = ((SIZES[0], "litert"), (SIZES[1], "onnx"))
-
-
-@pytest.mark.parametrize(
-    ("size", "to"),
-    [
-        pytest.param(size, to, marks=() if (size, to) in QUICK else pytest.mark.slow)
-        for size in SIZES
-        for to in export.FORMATS
-    ],
-)
-def test_a_model_trained_on_one_s_own_images_exports(trained, size, to, tmp_path):
-    needed(to)
-    classifier, images = trained(*size)
-    assert classifier.size == (min(size), min(size))  # a folder's images are brought to their shorter side
-    path, check = export.export(classifier, to, tmp_path / f"a{export.FORMATS[to].ending}", dataset=str(images))
-    pixels = np.random.default_rng(0).integers(0, 256, (4, *classifier.size, 3), dtype="uint8")
-    new, old = (one.probabilities(pixels) for one in (inference.load(path), classifier))
-    np.testing.assert_allclose(new, old, atol=0.2 if export.FORMATS[to].int8 else 1e-4)
-    assert check.images > 0 and check.within(export.FORMATS[to])
-
-
-@pytest.mark.parametrize("to", ["onnx", "litert"])
-def test_an_export_knows_no_more_classes_than_its_source(to, trained, tmp_path, capsys):
-    needed(to)
-    _, images = trained(20, 20)
-    keras.utils.set_random_seed(0)
-    inputs = keras.Input((8, 8, 3))
-    x = layers.GlobalAveragePooling2D()(layers.Rescaling(1 / 255)(inputs))
-    model = keras.Model(inputs, layers.Dense(2, activation="softmax")(x))
-    model.layers[-1].set_weights([np.float32([[-9, 9]] * 3), np.float32([12.2, -12.2])])  # class 1 is light
-    model.save(tmp_path / "m.h5")
-    exported, _ = export.export(inference.load(tmp_path / "m.h5"), to, None, dataset=str(images))
-    assert "class_names" not in inference.load(exported).provenance
-    capsys.readouterr()  # the conversion's lines
-    outputs = []
-    for path in (tmp_path / "m.h5", exported):
-        assert predict.run(str(path), [str(images)], root=tmp_path, labelled=True) == 0
-        outputs.append(capsys.readouterr().out)
-    assert "accuracy 100.00%" in outputs[0] and outputs[1] == outputs[0]
 
 
 @pytest.mark.parametrize("to", ["onnx", "litert"])
@@ -216,6 +148,8 @@ def test_bounds_count_difference_agreement_and_lost_accuracy():
     assert not dataclasses.replace(good, agreement=0.89, accuracy=None).within(form)
     assert not dataclasses.replace(good, accuracy=(0.88, 0.9)).within(form)
     assert dataclasses.replace(good, accuracy=(0.89, 0.9)).within(form), "one point exactly"
+    assert dataclasses.replace(good, images=20, accuracy=(0.85, 0.9)).within(form), "one image"
+    assert not dataclasses.replace(good, images=20, accuracy=(0.8, 0.9)).within(form)
     assert not dataclasses.replace(good, difference=0.01).within(export.FORMATS["onnx"])
 
 
@@ -318,13 +252,201 @@ def test_the_command_writes_beside_the_model_and_tells_the_check(own, capsys):
         export.export(inference.load(own.network.path.with_name("m.model.tflite")), "litert", None)
 
 
-def test_what_a_converter_does_not_know_ends_in_a_sentence(own, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error", [ValueError("no such\noperation"), KeyError("x"), MemoryError(), Exception("loc(%0)")]
+)
+def test_a_failing_converter_ends_in_a_sentence_and_changes_no_file(own, error, tmp_path, monkeypatch):
     needed("litert")
+    (tmp_path / "a.tflite").write_text("what stood there before")
+    monkeypatch.setattr(export, "real_images", lambda *_: (np.zeros((1, 32, 32, 3), "uint8"), None, None))
 
-    def failing(*_):
-        raise ValueError("no such\noperation")
+    def failing(model, path, *_):
+        path.write_bytes(b"half a mod")
+        raise error
 
     monkeypatch.setitem(export.CONVERTERS, ".tflite", failing)
-    with pytest.raises(RunFailedError, match="can't be converted \\(no such operation\\)"):
+    reason = {"ValueError": "no such operation", "KeyError": "'x'"}.get(type(error).__name__, type(error).__name__)
+    with pytest.raises(RunFailedError, match=f"can't be converted \\({reason}\\)") as raised:
         export.export(own, "litert", tmp_path / "a.tflite", dataset="shapes")
-    assert not list(tmp_path.iterdir())
+    assert raised.value.exit_code == 3
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["what stood there before"]
+
+
+@pytest.mark.parametrize("to", ["onnx", "litert"])
+def test_what_the_converter_says_is_for_verbose(to, tmp_path, capfd):
+    needed(to)
+    x = layers.UpSampling2D(2, interpolation="lanczos3")(inputs := keras.Input((8, 8, 3)))
+    keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling2D()(x))).save(tmp_path / "a.keras")
+    classifier = inference.load(tmp_path / "a.keras")
+    for verbose in (False, True):
+        capfd.readouterr()
+        with pytest.raises(RunFailedError, match="can't be converted \\(ScaleAndTranslate\\)") as raised:
+            export.convert(classifier, to, tmp_path / f"b{export.FORMATS[to].ending}", None, verbose=verbose)
+        assert len(str(raised.value)) < 220 and ("--verbose" in str(raised.value)) is not verbose
+        out, err = capfd.readouterr()
+        assert not out and ("ScaleAndTranslate" in err and len(err) > 300 if verbose else not err)
+
+
+def test_a_model_without_class_names_stays_without(tmp_path, capsys):
+    """So that the new file takes the folders that the old one took."""
+    x = layers.GlobalAveragePooling2D()(inputs := keras.Input((8, 8, 3)))
+    model = keras.Model(inputs, layers.Dense(3, activation="softmax", name="scores")(x))
+    model.get_layer("scores").set_weights([np.eye(3, dtype="float32"), np.zeros(3, "float32")])
+    model.save(tmp_path / "a.h5")
+    classifier = inference.load(tmp_path / "a.h5", scaling="raw")
+    colours = {"brick": (200, 0, 0), "grass": (0, 200, 0), "water": (0, 0, 200)}
+    for name, colour in colours.items():  # one image of grass in each folder, so that 5 of 9 are not right
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number, one in enumerate((colour, colours["grass"], colours["grass"])):
+            Image.new("RGB", (8, 8), one).save(tmp_path / "images" / name / f"{number}.png")
+    files = {"a.h5": ["--input-scaling", "raw"]}
+    for to in ("onnx", "litert"):
+        if all(map(_installed, PACKAGES[export.FORMATS[to].ending])):
+            files[name := f"a{export.FORMATS[to].ending}"] = []
+            export.convert(classifier, to, tmp_path / name, None)
+            other = inference.load(tmp_path / name)
+            assert "class_names" not in other.provenance and other.class_names == classifier.class_names
+    for name, options in files.items():
+        with pytest.raises(SystemExit) as ended:
+            images = [str(tmp_path / "images"), "--labels-from-folders"]
+            cli.command(["predict", str(tmp_path / name), *images, *options])
+        assert not ended.value.code and "accuracy 55.56%" in capsys.readouterr().out, name
+
+
+def _installed(package):
+    return importlib.util.find_spec(package) is not None
+
+
+@pytest.mark.parametrize("to", ["onnx", "litert"])
+def test_every_way_to_resize_is_exported_also_in_a_model_for_any_size(to, tmp_path):
+    needed(to)
+    ways = (
+        {"antialias": True},
+        {"interpolation": "bicubic"},
+        {"interpolation": "lanczos3", "antialias": True},
+        {"interpolation": "nearest"},
+        {"crop_to_aspect_ratio": True},
+        {"pad_to_aspect_ratio": True, "fill_value": 77.0, "antialias": True},
+    )
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((None, None, 3))
+    within = keras.Sequential([keras.Input((None, None, 3)), layers.Resizing(14, 18, antialias=True)])
+    parts = [within(inputs), *(layers.Resizing(14, 18, **way)(inputs) for way in ways)]
+    x = layers.Rescaling(1 / 127.5, -1.0)(layers.Concatenate()(parts))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(16, 5, activation="relu")(x))
+    keras.Model(inputs, layers.Dense(3, activation="softmax", kernel_initializer="he_normal")(x)).save(
+        tmp_path / "a.keras"
+    )
+    classifier = dataclasses.replace(inference.load(tmp_path / "a.keras", image_size=30), size=(20, 45))
+    export.convert(classifier, to, path := tmp_path / f"a{export.FORMATS[to].ending}", None)
+    noise = np.random.default_rng(1).integers(0, 256, (4, 20, 45, 3), dtype="uint8")
+    other = inference.load(path)
+    assert other.size == (20, 45)
+    np.testing.assert_allclose(other.probabilities(noise), classifier.probabilities(noise), atol=1e-5)
+
+
+COLOURS = {"brick": (200, 40, 30), "grass": (30, 180, 40), "water": (30, 60, 200)}
+
+
+def coloured(size, count, seed):
+    """Images that are easy to tell apart, uint8 `(count * 3, *size, 3)`, and their labels."""
+    random = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(3), count)
+    means = np.array(list(COLOURS.values()))[labels][:, None, None]
+    return np.clip(random.normal(means, 40, (len(labels), *size, 3)), 0, 255).astype("uint8"), labels
+
+
+def folder_of(size, path, *, count=20):
+    """A folder of such images as PNG files."""
+    images, labels = coloured(size, count, seed=0)
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        (path / list(COLOURS)[label]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path / list(COLOURS)[label] / f"{number}.png")
+    return path
+
+
+def check_export(classifier, to, folder, path):
+    """Exports with the folder's images and compares on others."""
+    path, check = export.export(classifier, to, path / f"a{export.FORMATS[to].ending}", dataset=str(folder))
+    assert check.accuracy == (1.0, 1.0)
+    images, labels = coloured(classifier.size, 5, seed=1)
+    new, old = inference.load(path).probabilities(images), classifier.probabilities(images)
+    assert np.abs(new - old).max() < (0.3 if export.FORMATS[to].int8 else 1e-5)
+    assert (new.argmax(axis=1) == labels).all() and (old.argmax(axis=1) == labels).all()
+
+
+@pytest.mark.parametrize(
+    ("size", "to"), [((224, 224), "onnx-int8"), ((224, 224), "litert"), ((48, 64), "litert-int8"), ((20, 20), "onnx")]
+)
+def test_models_of_larger_smaller_and_uneven_images_are_exported(size, to, tmp_path):
+    """32 pixels is what the network itself takes."""
+    needed(to)
+    model = zoo.build(zoo.MODELS["simple_cnn"], image_shape=(*size, 3), classes=3, steps=100, seed=0)
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(*coloured(size, 8, seed=2), batch_size=4, epochs=4, verbose=0)
+    paths = Paths(tmp_path, "m", "model")
+    artifacts.save(artifacts.for_inference(model), paths, provenance={"class_names": list(COLOURS)}, history={})
+    check_export(inference.load(paths.keras), to, folder_of(size, tmp_path / "images"), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(224, 224), (48, 64), (20, 20)])
+def test_a_model_trained_on_a_folder_is_exported_to_every_format(size, tmp_path):
+    for to in export.FORMATS:
+        needed(to)
+    folder = folder_of(size, tmp_path / "images")
+    scratch = experiment_of(PROJECT / "experiments" / "exp4_scratch.py")
+    plain = {"variant": "best", "seed": 0, "root": str(tmp_path), "dataset": str(folder)}
+    assert runner.run(scratch, cli.Options(**plain, epochs=3, batch_size=10))["status"] == "finished"
+    (path,) = (tmp_path / "model_cp").glob("*.keras")
+    for to in export.FORMATS:
+        check_export(inference.load(path), to, folder, tmp_path)
+
+
+def test_resizing_is_not_computed_in_int8_by_onnx(tmp_path):
+    needed("onnx-int8")
+    import onnx
+
+    x = layers.Resizing(8, 8, antialias=True)(inputs := keras.Input((20, 24, 3)))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(layers.Rescaling(1 / 255)(x)))
+    keras.Model(inputs, layers.Dense(3, activation="softmax")(x)).save(tmp_path / "a.keras")
+    classifier = inference.load(tmp_path / "a.keras")
+    calibration = np.random.default_rng(0).integers(0, 256, (8, 20, 24, 3), dtype="uint8")
+    export.convert(classifier, "onnx-int8", tmp_path / "a.onnx", calibration)
+    graph = onnx.load(tmp_path / "a.onnx").graph
+    resize = [node for node in graph.node if node.op_type == "Conv" and resizing.SCOPE in node.name]
+    assert len(resize) == 2 and not any("Quantize" in name for node in resize for name in node.input)
+    assert sum(node.op_type == "Conv" for node in graph.node) == 3
+
+
+def test_what_is_exported_is_float32_under_every_policy(own):
+    policy = keras.config.dtype_policy()
+    try:
+        keras.config.set_dtype_policy("mixed_bfloat16")
+        model = export.exportable(own)
+        elsewhere = dataclasses.replace(own.scaled("zscore"), provenance={}, logits=True)
+        layers_of = [*model.layers, *export.exportable(elsewhere)._flatten_layers(include_self=False)]
+    finally:
+        keras.config.set_dtype_policy(policy)
+    assert len(layers_of) > 20
+    computing = [one for one in layers_of if not isinstance(one, keras.Model | layers.InputLayer)]
+    assert {one.compute_dtype for one in computing} == {"float32"}
+
+
+@pytest.mark.parametrize("to", ["onnx", "litert"])
+@pytest.mark.parametrize("activation", ["sigmoid", "linear"])
+def test_grey_images_and_one_output_become_rgb_and_two(to, activation, tmp_path):
+    needed(to)
+    keras.utils.set_random_seed(0)
+    x = layers.Flatten()(layers.Conv2D(4, 3, activation="relu")(inputs := keras.Input((12, 12, 1))))
+    keras.Model(inputs, layers.Dense(1, activation=activation)(x)).save(tmp_path / "a.keras")
+    classifier = inference.load(tmp_path / "a.keras", scaling="unit")
+    export.convert(classifier, to, path := tmp_path / f"a{export.FORMATS[to].ending}", None)
+    images = np.random.default_rng(0).integers(0, 256, (20, 12, 12, 3), dtype="uint8")
+    grey = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in images])[..., None]
+    second = classifier.network.model.predict_on_batch(np.float32(grey) / 255)[:, -1]
+    other = inference.load(path)
+    got = other.probabilities(images)
+    assert got.shape == (20, 2) and len(other.class_names) == 2
+    np.testing.assert_allclose(got[:, 1], second, atol=1e-5)
+    np.testing.assert_allclose(got.sum(axis=1), 1, atol=1e-6)
