@@ -30,6 +30,7 @@ from cifar_keras.datasets.base import at_most, take
 from cifar_keras.files import replacing
 from cifar_keras.formats import imported
 from cifar_keras.runtime import silent
+from cifar_keras.units import printable
 
 CALIBRATED = 256  # training images that int8 ranges are taken from
 AT_ONCE = 8  # of them: onnxruntime keeps every layer's output meanwhile, at 224 pixels 0.2 GB an image
@@ -200,6 +201,8 @@ def real_images(classifier, dataset, data_dir):
     """Images at the model's size, uint8: `(calibration, validation, labels of these)`, None for other classes."""
     count = CHECKED_LARGE if min(classifier.size) >= LARGE else CHECKED
     data = load_dataset(dataset, data_dir=data_dir, image_size=None)
+    for note in data.notes:
+        print(printable(f"{data.label}: {note}"), file=sys.stderr)
     train, val = (take(split, at_most(split, most)) for split, most in ((data.train, CALIBRATED), (data.val, count)))
     sized = [np.stack([classifier.pixels(np.asarray(image)) for image in split.images]) for split in (train, val)]
     return *sized, np.asarray(val.labels) if data.class_names == classifier.class_names else None

@@ -23,7 +23,7 @@ from cifar_keras.config import ConfigError
 from cifar_keras.evaluate import balanced_accuracy, imbalanced, majority_share, mcnemar, wilson
 from cifar_keras.files import replacing
 from cifar_keras.formats import OPENERS
-from cifar_keras.images import EXTENSIONS, ImageError
+from cifar_keras.images import EXTENSIONS, ImageError, left_out, unused
 from cifar_keras.runtime import cores
 from cifar_keras.units import printable
 
@@ -206,7 +206,7 @@ def sources(arguments):
 
 def _inside(folder):
     """The image files in a folder and below it, sorted, links followed as in training; hidden ones are passed over."""
-    empty, above = True, {}
+    empty, above, kinds = True, {}, Counter()
     for path, folders, names in os.walk(folder, followlinks=True):
         here = (*above.pop(path, ()), os.path.realpath(path))
         inner = {name: os.path.join(path, name) for name in sorted(folders) if not name.startswith(".")}
@@ -215,9 +215,15 @@ def _inside(folder):
         above |= {inner[name]: here for name in folders}
         for name in sorted(names):
             file = os.path.join(path, name)
-            if Path(name).suffix.lower() in EXTENSIONS and not name.startswith(".") and os.path.isfile(file):
+            if name.startswith(".") or not os.path.isfile(file):
+                continue
+            if Path(name).suffix.lower() in EXTENSIONS:
                 empty = False
                 yield file
+            elif (kind := unused(file)) is not None:
+                kinds[kind] += 1
+    if kinds:
+        print(printable(f"{folder}: {left_out(kinds)}"), file=sys.stderr)
     if empty:
         yield Missing(folder, "a folder without images")
 

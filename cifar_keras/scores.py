@@ -76,6 +76,13 @@ class Images:
         self.data = self._read(None)
         if not len(getattr(self.data, asked.split)):
             raise ConfigError(f"The {asked.split} split of {self.data.label} must hold images. Received: none.")
+        for note in self.data.notes:
+            _say(f"{self.data.label}: {note}")
+        if asked.split in self.data.carved:
+            _say(
+                f"{self.data.label} has no {asked.split} split of its own: a tenth of its images, the same ones every "
+                "time, stand for it. `predict --labels-from-folders` takes all of them"
+            )
 
     @property
     def side(self):

@@ -264,3 +264,13 @@ def test_the_right_scaling_is_found_though_the_outputs_are_in_another_order(shif
     out, err = capsys.readouterr()
     assert "unit 72.0% with the outputs in another order" in err and "Used: unit" in err
     assert "accuracy 20.00%" in out and "72.00%" in err
+
+
+def test_images_that_can_not_be_read_and_imbalance_are_named(model, tmp_path, capsys):
+    levels = {"ants": [0] * 20, "bees": [1] * 3, "cows": [2], "dogs": [3], "eels": [0]}  # one of them is wrong
+    folder = images_of(tmp_path / "uneven", levels)
+    (folder / "ants" / "drawing.svg").write_text("<svg/>")
+    assert run("predict", model, folder, "--labels-from-folders", "--class-names", ",".join(CLASSES)) == 0
+    out, err = capsys.readouterr()
+    assert "accuracy 96.15%" in out and "balanced accuracy 80.00%" in out and "largest class alone is 76.9%" in out
+    assert "1 file left out: 1 .svg" in err

@@ -352,3 +352,14 @@ def test_every_format_of_a_runs_model_gives_its_record_image_for_image(which, re
     assert (made.root / "results" / "results.csv").read_bytes() == before
     assert run(made.h5, "--split", "val", "--limit", 20, "--json", "--root", made.root) == 0
     assert "its epoch was selected on this split" in json.loads(capsys.readouterr().out)["models"][0]["notes"][0]
+
+
+def test_a_split_that_was_carved_from_train_is_said_to_be(colours, told, tmp_path):
+    for name in NAMES:
+        (tmp_path / "alone" / name).mkdir(parents=True)
+        for place in range(10):
+            Image.new("RGB", (8, 8), (10 * place, 90, 30)).save(tmp_path / "alone" / name / f"{place}.png")
+    _, document, err = told(colours.good, dataset=tmp_path / "alone")
+    assert document["n"] == 3 and "has no test split of its own: a tenth of its images" in err
+    _, _, err = told(colours.good)
+    assert "of its own" not in err

@@ -81,6 +81,7 @@ class Dataset:
         train, val, test: `Split`; val selects, test is read once.
         superclass_names: of the coarse labels, else empty.
         notes: facts that a reader of the numbers needs (identical pixels across splits).
+        carved: the splits that the source does not have, taken out of its training images.
         skipped: relative paths of the images that are damaged and were left out, where that was asked for.
     """
 
@@ -94,6 +95,7 @@ class Dataset:
     superclass_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+    carved: tuple[str, ...] = ()
 
     @property
     def image_shape(self):

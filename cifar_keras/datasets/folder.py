@@ -111,6 +111,7 @@ def load(root, *, image_size=None, skip_unreadable=False):
         class_names=class_names,
         notes=tuple(filter(None, (twins, scan.assumed, *scan.left_out, _on_skipped(skipped)))),
         skipped=skipped,
+        carved=tuple(name for name in ("val", "test") if name not in {file.split for file in found}),
         **{name: Split(Rows(pixels, parts[name]), labels[parts[name]]) for name in SPLITS},
     )
 
