@@ -408,7 +408,7 @@ def _dispatch(options, arguments, rest):
         model, weights = predict.single(options.model, options.weights)
         told = {"scaling": options.input_scaling, "image_size": options.image_size, "class_names": options.class_names}
         classifier = inference.load(predict.find_model(model, root=options.root), weights=weights, **told)
-        predict.say_assumptions(classifier)
+        inference.print_assumptions(classifier)
         where = {"dataset": options.dataset, "data_dir": options.data_dir}
         print(*export.export(classifier, options.to, options.output, **where, verbose=options.verbose), sep="\n")
         return 0

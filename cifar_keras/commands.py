@@ -75,7 +75,9 @@ def _entry(path):
     try:
         module = runpy.run_path(str(path))
         experiment = module["EXPERIMENT"]
-    except Exception as error:  # the file may hold anything
+        if not isinstance(experiment, Experiment):
+            raise TypeError(f"EXPERIMENT is of type {type(experiment).__name__}")
+    except (Exception, SystemExit) as error:  # the file may hold anything
         raise ConfigError(
             f"{path} must be an experiment: a Python file with an `EXPERIMENT`. Received: {error!r}. "
             "Fix it or move it out of the folder."

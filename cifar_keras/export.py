@@ -232,10 +232,8 @@ def exportable(classifier):
     model.trainable = False  # or the graph would hold what moves BatchNorm's statistics
     if "contract" in classifier.provenance:
         return model
-    x = inputs = keras.Input((*classifier.size, 3), dtype="uint8", name="image")
-    x = layers.Rescaling(1.0, dtype="float32")(x)
-    x = inference.grey(x) if classifier.network.channels == 1 else x
-    x = model(x if classifier.scaling == "raw" else _exportable_scale(x, classifier.scaling))
+    inputs, x = inference.network_input(classifier, scale=_exportable_scale)
+    x = model(x)
     x = inference.both(x, classifier.single) if classifier.single else x
     return keras.Model(inputs, layers.Softmax(dtype="float32")(x) if classifier.logits else x, name=model.name)
 

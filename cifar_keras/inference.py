@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from cifar_keras.datasets.base import Split
 from cifar_keras.formats import Network, open_network
 from cifar_keras.images import decode, fitted
 from cifar_keras.pipeline import evaluation_pipeline
+from cifar_keras.units import printable
 
 BATCH = 64  # images at a time
 SCALINGS = ("raw", "unit", "half", "zscore", "torch", "caffe")  # none, and those of the zoo's models
@@ -140,6 +142,21 @@ def named(network, class_names=None):
     differs = own and own != given
     said = (f"names its classes {shortened(own)}; --class-names calls them {shortened(given)}",) if differs else ()
     return given, note | {"class_names": list(given)}, said
+
+
+def print_assumptions(classifier):
+    """Prints what a model's file left open and was assumed, a line each, on standard error."""
+    for assumed in classifier.assumptions:
+        print(printable(f"{classifier.network.path.name} {assumed}"), file=sys.stderr)
+
+
+def print_unstated_scaling(classifier, *, or_else=""):
+    """Prints on standard error that nobody knows how a model's pixels are scaled, and what can be done about it."""
+    print(
+        f"{classifier.network.path.name} does not state how its pixels are scaled. They are given as they are, in "
+        f"[0, 255]. If that is wrong: --input-scaling {'|'.join(classifier.scalings)}{or_else}.",
+        file=sys.stderr,
+    )
 
 
 def shortened(names, most=10):
@@ -381,6 +398,22 @@ def grey(pixels):
         return keras.ops.floor((parts + 32768) / 65536)  # exact: every sum is an integer below 2**24
     parts = np.sum(pixels * LUMA.astype("int32"), axis=-1, keepdims=True)
     return ((parts + 32768) >> 16).astype("uint8")
+
+
+def network_input(classifier, *, scale=blocks.scale):
+    """Pixels as a model's input, and what the classifier's `keras.Model` takes for them.
+
+    Args:
+        classifier: of a `.keras` or `.h5`.
+        scale: in place of `blocks.scale`.
+    Returns: `(inputs, x)`, symbolic: uint8 `(batch, height, width, 3)`, and what goes into `classifier.network.model`.
+    """
+    network = classifier.network
+    x = inputs = keras.Input((*classifier.size, 3), dtype="uint8", name="image")
+    if network.channels == 1 or classifier.scaling != "raw" or network.model.inputs[0].dtype != "uint8":
+        x = layers.Rescaling(1.0, dtype="float32", name="scaling_to_float")(x)
+    x = grey(x) if network.channels == 1 else x
+    return inputs, x if classifier.scaling == "raw" else scale(x, classifier.scaling)
 
 
 def _scale(scaling, shape):

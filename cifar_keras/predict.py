@@ -18,9 +18,9 @@ import numpy as np
 from tabulate import tabulate
 from tqdm import tqdm
 
-from cifar_keras import inference, labels
+from cifar_keras import inference, labels, scaling
 from cifar_keras.config import ConfigError
-from cifar_keras.evaluate import balanced_accuracy, imbalanced, majority_share, mcnemar, wilson
+from cifar_keras.evaluate import balanced_accuracy, imbalanced, majority_share, wilson
 from cifar_keras.files import replacing
 from cifar_keras.formats import OPENERS
 from cifar_keras.images import EXTENSIONS, ImageError, left_out, unused
@@ -30,7 +30,6 @@ from cifar_keras.units import printable
 SOME_FAILED, ALL_FAILED = 1, 2
 STANDARD_INPUT, MAX_BYTES = "-", 2**28  # an image that comes through a pipe may have
 TRIED = 200  # labelled images on which scalings are compared
-DOUBT = 0.05  # a difference that chance makes more often than this is none
 WEIGHTS = (".h5", ".hdf5", ".keras")  # endings of files with the weights of a `.json`
 MOST_NAMES = 20  # in one line
 
@@ -100,12 +99,6 @@ def single(model, weights):
     return first
 
 
-def say_assumptions(classifier):
-    """Prints what a model's file left open and was assumed, a line each, on standard error."""
-    for assumed in classifier.assumptions:
-        print(printable(f"{classifier.network.path.name} {assumed}"), file=sys.stderr)
-
-
 def run(model, images, *, root, form="table", top=3, labelled=False, gradcam_folder=None, **loading):
     """Predicts images and prints a line for each.
 
@@ -128,7 +121,7 @@ def run(model, images, *, root, form="table", top=3, labelled=False, gradcam_fol
     if gradcam_folder is not None:
         _make_folder(gradcam_folder)
     classifier = inference.load(find_model(model, root=root), weights=weights, **loading)
-    say_assumptions(classifier)
+    inference.print_assumptions(classifier)
     _hint_at_names(classifier)
     found = list(sources(images))
     names = _labels(classifier, found) if labelled else None
@@ -333,34 +326,19 @@ def _suggest_order(tally):
 
 
 def _as_they_are(classifier):
-    """The classifier, after saying that nobody knows how its pixels are scaled."""
-    print(
-        f"{classifier.network.path.name} does not say how its pixels are scaled; they are given as they are, in "
-        f"[0, 255]. If that is wrong: --input-scaling {'|'.join(classifier.scalings)}, or labelled images, by which "
-        "--labels-from-folders tells.",
-        file=sys.stderr,
-    )
+    """The classifier, after stating that its scaling is unknown."""
+    inference.print_unstated_scaling(classifier, or_else=", or labelled images and --labels-from-folders")
     return classifier
 
 
 def _with_best_scaling(classifier, found, names):
     """The classifier with the scaling that gets most of some labelled images right, where that can be told."""
     some = [found[i] for i in np.unique(np.linspace(0, len(found) - 1, min(TRIED, len(found))).astype(int))]
-    assumed = "class_names" not in classifier.provenance  # then the order of the outputs may hide the right scaling
-    right, notes, truth = {}, {}, np.empty(0, int)
-    for scaling in classifier.scalings:
-        truth, chosen = _outcomes(classifier.scaled(scaling), some, names)
-        confusion = np.zeros((len(names), len(names)), int)
-        np.add.at(confusion, (truth, chosen), 1)
-        order = labels.better_order(confusion, tries=len(classifier.scalings)) if assumed else None
-        notes[scaling] = "" if order is None else " with the outputs in another order"
-        right[scaling] = truth == (chosen if order is None else order[chosen])
-    if not len(truth):
+    chosen, sentence = scaling.best(classifier, lambda one: _outcomes(one, some, names), classes=len(names))
+    if sentence is None:
         return _as_they_are(classifier)
-    best, verdict = chosen_scaling(right, np.bincount(truth).max() / len(truth))
-    scores = ", ".join(f"{scaling} {np.mean(one):.1%}{notes[scaling]}" for scaling, one in right.items())
-    print(f"input scaling not given; right of {len(truth)} images: {scores}. {verdict}", file=sys.stderr)
-    return classifier.scaled(best)
+    print(sentence, file=sys.stderr)
+    return chosen
 
 
 def _outcomes(classifier, found, names):
@@ -368,35 +346,6 @@ def _outcomes(classifier, found, names):
     usable = [one for one in predictions(classifier, found, names) if one.error is None]
     truth = [names.index(one.label) for one in usable]
     return np.array(truth, int), np.array([one.probabilities.argmax() for one in usable], int)
-
-
-def chosen_scaling(right, guessing):
-    """Which of several scalings to use, by how often each is right on the same images.
-
-    Args:
-        right: scaling -> bool `(n,)`, whether each image got its class; n above 0.
-        guessing: the share that the commonest class alone would get right, in [0, 1].
-    Returns: `(scaling, sentence)`. The sentence says where the best is not distinguishable (at 5%) from another one, by
-        McNemar's exact test, or from guessing, by a binomial test times the scalings tried; then 'raw' is returned.
-    """
-    from scipy import stats
-
-    best, *others = sorted(right, key=lambda scaling: -np.sum(right[scaling]))
-    test = stats.binomtest(int(np.sum(right[best])), len(right[best]), guessing, alternative="greater")
-    if test.pvalue * len(right) >= DOUBT:
-        named = "|".join(scaling for scaling in right if scaling != "raw")
-        return "raw", (
-            f"None is distinguishable from guessing ({guessing:.1%}, the commonest class). Used: raw, for want of a "
-            f"better one; more images would tell, or state it: --input-scaling {named}"
-        )
-    tied = [other for other in others if mcnemar(right[best], right[other]).p >= DOUBT]
-    if not tied:
-        return best, f"Used: {best}"
-    are = "are" if len(tied) > 1 else "is"
-    return best, (
-        f"Used: {best}, from which {', '.join(tied)} {are} not distinguishable on these images; "
-        "--input-scaling states another"
-    )
 
 
 class Tally:

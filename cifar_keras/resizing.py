@@ -6,7 +6,6 @@ interpolation, antialiased or not. TensorFlow's own operation for it is in neith
 
 import keras
 import numpy as np
-import tensorflow as tf
 from keras import layers, ops
 
 SCOPE = "resize_by_matrices"  # stands in the names of the operations, so that quantisation can leave them out
@@ -70,6 +69,8 @@ def matrices(settings, height, width):
     rows = np.concatenate([part[:, :, part.shape[2] // 2] for part in _responses(without_fill, height, width, axis=1)])
     columns = np.concatenate([part[:, part.shape[1] // 2] for part in _responses(without_fill, height, width, axis=2)])
     rows, columns = rows.T, columns.T
+    import tensorflow as tf
+
     with tf.init_scope():
         added = _layer(settings)(np.zeros((1, height, width, 1), "float32"))
     return rows / rows[len(rows) // 2].sum(), columns, np.asarray(added)
@@ -77,6 +78,8 @@ def matrices(settings, height, width):
 
 def _responses(layer, height, width, *, axis):
     """What becomes of images with ones in one row (axis 1) or column (axis 2): parts `(n, new height, new width)`."""
+    import tensorflow as tf
+
     size = (height, width)[axis - 1]
     for places in np.array_split(np.arange(size), -(-size * height * width // AT_ONCE)):
         images = np.zeros((len(places), height, width, 1), "float32")

@@ -441,7 +441,8 @@ def describe(job):
     print(json.dumps(json.loads(config.identity), indent=1))
     print(f"\nparameters  {counts['parameters']:,} total, {counts['parameters_trainable']:,} trainable")
     print(f"{dataset.label}  " + ", ".join(f"{n} {len(getattr(dataset, n)):,}" for n in ("train", "val", "test")))
-    print(*dataset.notes, *on_balance(dataset, config.training), sep="\n")
+    for note in (*dataset.notes, *on_balance(dataset, config.training)):
+        print(note)
     if features.applicable(model, job.row, config.training):
         parts = (model, job.row, dataset, config.training)
         print(features.described(*parts, seed=config.seed, deterministic=config.deterministic))

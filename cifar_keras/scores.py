@@ -14,7 +14,7 @@ import numpy as np
 from tabulate import tabulate
 from tqdm import tqdm
 
-from cifar_keras import evaluate, inference, labels, predict
+from cifar_keras import evaluate, inference, labels, predict, scaling
 from cifar_keras.config import ConfigError, Limits
 from cifar_keras.datasets import NAMES
 from cifar_keras.datasets import load as load_dataset
@@ -384,16 +384,16 @@ def _better_order(confusion, class_names):
 
 
 def _with_best_scaling(classifier, data, order, split):
-    """The classifier with the scaling that gets most of some images right, of a split that is not evaluated."""
+    """The classifier with the scaling that fits best, on a split that is not evaluated, and the sentence on it."""
     name = "train" if split == "val" else "val"
     some = take(getattr(data, name), at_most(getattr(data, name), predict.TRIED))
-    right = {}
-    for scaling in classifier.scalings:
-        found = probabilities(classifier.scaled(scaling), some.images, what=scaling)[:, order.outputs]
-        right[scaling] = found.argmax(axis=1) == some.labels
-    best, verdict = predict.chosen_scaling(right, evaluate.majority_share(np.bincount(some.labels)))
-    shares = ", ".join(f"{scaling} {one.mean():.1%}" for scaling, one in right.items())
-    return classifier.scaled(best), f"input scaling not given; right of {len(some)} {name} images: {shares}. {verdict}"
+
+    def outcomes(one):
+        found = probabilities(one, some.images, what=one.scaling)[:, order.outputs]
+        return np.asarray(some.labels), found.argmax(axis=1)
+
+    classifier, sentence = scaling.best(classifier, outcomes, classes=len(data.class_names))
+    return classifier, f"on {name} images: {sentence}"
 
 
 # --- figures of all of them ---

@@ -4,6 +4,7 @@ By layer (`.h5`): a group for each layer, by name. In containers (`.keras` and `
 numbered by class in the order of the layers, as in `layers/conv2d_1`. Each value must find its place, or none is used.
 """
 
+import math
 import re
 import sys
 import tempfile
@@ -19,13 +20,14 @@ from cifar_keras.config import ConfigError
 
 CONTAINERS = ("layers", "_layer_checkpoint_dependencies")  # the second in Keras 2.13 and 2.14
 WEIGHTS = "model.weights.h5"
+LEAST_BYTES = 2**20  # a small file may have chunks larger than itself
 MAX_EXPANSION = 10  # times its size that a file may unpack to; weights hardly compress
 STATISTICS = ("moving_mean", "moving_variance")
 RENAMED = {"depthwise_kernel": "kernel", "model": "functional"}  # in Keras 2, and in 3
 
 
 def check(file, stored_bytes):
-    """Refuses weights that stand in other files, or that claim to be far larger than their own.
+    """Refuses weights that stand in other files, are no numbers, or would take far more memory than their file.
 
     Args:
         file: an open `h5py.File`.
@@ -38,11 +40,21 @@ def check(file, stored_bytes):
     elsewhere = [*links, *(item.name for item in found if item.external or item.is_virtual)]
     if elsewhere:
         raise ConfigError(f"The weights must stand in the file itself. Received: {elsewhere[0]!r}, which does not.")
+    if others := [item.name for item in found if not _holds_numbers(item.dtype)]:
+        raise ConfigError(f"The weights must be numbers. Received: {others[0]!r}, which holds values of another kind.")
     _check_total(found, stored_bytes)
 
 
+def _holds_numbers(dtype):
+    bfloat16 = dtype.kind == "V" and dtype.itemsize == 2 and not dtype.names  # stored as two bytes without a type
+    return dtype.kind in "biuf" or bfloat16
+
+
 def _check_total(datasets, stored_bytes):
-    claimed, most = sum((item.size or 0) * item.dtype.itemsize for item in datasets), MAX_EXPANSION * stored_bytes
+    # To read one value HDF5 unpacks a whole chunk, which may be far larger than what it is a part of.
+    values = ((item.size or 0, math.prod(item.chunks or ())) for item in datasets)
+    claimed = sum(max(pair) * item.dtype.itemsize for pair, item in zip(values, datasets, strict=True))
+    most = MAX_EXPANSION * max(stored_bytes, LEAST_BYTES)
     if claimed > most:
         raise ConfigError(f"The weights must unpack to at most {most:,} bytes. Received: {claimed:,}.")
 

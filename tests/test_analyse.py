@@ -300,6 +300,23 @@ def test_a_model_from_elsewhere_is_explained_on_a_dataset(few, undrawn, tmp_path
     assert (space["training embeddings"], space["test embeddings"], space["channels"]) == (60, 40, 6)
 
 
+@pytest.mark.parametrize("scaling", ["caffe", "raw"])
+def test_the_whole_of_a_grey_classifier_takes_rgb_and_what_is_assumed_is_printed(scaling, few, tmp_path, capsys):
+    x = inputs = keras.Input((32, 32, 1))
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3, activation="relu")(x))
+    keras.Model(inputs, keras.layers.Dense(10, activation="softmax")(x)).save(tmp_path / "grey.keras")
+    if scaling == "caffe":
+        with pytest.raises(ConfigError, match="--input-scaling"):
+            elsewhere.opened(tmp_path / "grey.keras", dataset="shapes", scaling=scaling)
+        return
+    classifier, data = elsewhere.opened(tmp_path / "grey.keras", dataset="shapes")
+    assert "takes grey images" in (err := capsys.readouterr().err) and "does not state how its pixels" in err
+    pixels = np.asarray(data.test.images[np.arange(3)])
+    whole = elsewhere.whole(classifier)
+    np.testing.assert_allclose(whole.predict(pixels, verbose=0), classifier.probabilities(pixels), atol=1e-5)
+    assert gradcam(whole, pixels, [0, 1, 2]).shape == (3, 32, 32)
+
+
 def test_the_whole_of_a_classifier_takes_pixels_and_has_the_same_maps(few, tmp_path):
     model = strangers(few, size=24)
     model.save(tmp_path / "net.keras")

@@ -72,6 +72,14 @@ def test_an_experiment_that_is_not_python_is_named(tmp_path):
         commands.experiments(folder)
 
 
+@pytest.mark.parametrize("text", ["EXPERIMENT = 3", "import sys; sys.exit(0)", "x = 1"])
+def test_a_file_without_an_experiment_is_named(text, tmp_path):
+    folder = project(tmp_path, exp1="")
+    (folder / "exp2_y.py").write_text(text)
+    with pytest.raises(ConfigError, match="exp2_y.py must be an experiment"):
+        commands.experiments(folder)
+
+
 def test_the_projects_own_experiments_can_be_read():
     entries = commands.experiments()
     assert [entry.number for entry in entries[:4]] == [1, 2, 3, 4]

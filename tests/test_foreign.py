@@ -218,6 +218,25 @@ def _claim_to_be_large(file):
     file.create_dataset(found[0], (200_000_000,), "float32", chunks=(1000,))
 
 
+@pytest.mark.parametrize(
+    ("stored", "said"),
+    [
+        ({"shape": (3,), "dtype": "float32", "maxshape": (None,), "chunks": (2**28,)}, "at most .* Received: 1,073,"),
+        ({"shape": (3,), "dtype": h5py.string_dtype(), "fillvalue": "x" * 1000}, "must be numbers.*/bias"),
+    ],
+    ids=["chunk", "text"],
+)
+def test_weights_whose_reading_would_take_far_more_memory_are_refused(stored, said, tmp_path):
+    keras.Sequential([keras.Input((8, 8, 3)), layers.Flatten(), layers.Dense(3, name="dense")]).save(tmp_path / "a.h5")
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        found = []
+        file.visititems(lambda name, item: found.append(name) if name.endswith("bias") else None)
+        del file[found[0]]
+        file.create_dataset(found[0], **stored)
+    with pytest.raises(ConfigError, match=said):
+        artifacts.load(tmp_path / "a.h5")
+
+
 def test_weights_in_another_file_are_refused(tmp_path):
     keras.Sequential([keras.Input((8, 8, 3)), layers.Flatten(), layers.Dense(3)]).save(tmp_path / "a.h5")
     (tmp_path / "secret").write_bytes(b"0" * 40)

@@ -13,7 +13,7 @@ import pytest
 from keras import layers
 from PIL import Image
 
-from cifar_keras import cli, inference, labels, predict
+from cifar_keras import cli, inference, labels, scaling
 from cifar_keras.config import ConfigError
 
 CLASSES = ("ants", "bees", "cows", "dogs", "eels")
@@ -237,16 +237,16 @@ def test_folders_in_folders_are_the_classes_of_a_model_that_names_them_so(model,
 def test_a_scaling_inside_the_noise_is_not_chosen():
     random = np.random.default_rng(0)
     raw, unit, half = (random.permutation(np.arange(200) < count) for count in (22, 22, 23))
-    best, said = predict.chosen_scaling({"raw": raw, "unit": unit, "half": half}, 0.1)
-    assert best == "raw" and "None is distinguishable from guessing (10.0%" in said and "unit|half" in said
+    best, said = scaling.chosen_scaling({"raw": raw, "unit": unit, "half": half}, 0.1)
+    assert best == "raw" and "None beats guessing (10.0%" in said and "unit|half" in said
     good = np.arange(200) < 150
     alike = good ^ (np.arange(200) == 199)
-    best, said = predict.chosen_scaling({"raw": raw, "torch": good, "zscore": alike}, 0.1)
+    best, said = scaling.chosen_scaling({"raw": raw, "torch": good, "zscore": alike}, 0.1)
     assert best == "zscore" and "from which torch is not distinguishable" in said
-    best, said = predict.chosen_scaling({"raw": raw, "torch": good, "zscore": np.arange(200) < 90}, 0.1)
+    best, said = scaling.chosen_scaling({"raw": raw, "torch": good, "zscore": np.arange(200) < 90}, 0.1)
     assert (best, said) == ("torch", "Used: torch")
     commonest = np.arange(200) < 190  # what a model that always says the same gets right
-    assert predict.chosen_scaling({"raw": raw, "unit": commonest}, 0.95)[0] == "raw"
+    assert scaling.chosen_scaling({"raw": raw, "unit": commonest}, 0.95)[0] == "raw"
 
 
 def test_a_model_that_no_scaling_fits_is_said_to_be_so(shifted, tmp_path, capsys):
@@ -255,7 +255,7 @@ def test_a_model_that_no_scaling_fits_is_said_to_be_so(shifted, tmp_path, capsys
     model.save(tmp_path / "constant.h5")
     assert run("predict", tmp_path / "constant.h5", shifted, "--labels-from-folders") == 0
     out, err = capsys.readouterr()
-    assert "None is distinguishable from guessing (20.0%" in err and "Used: raw" in err and "accuracy 20.00%" in out
+    assert "None beats guessing (20.0%" in err and "Used: raw" in err and "accuracy 20.00%" in out
 
 
 def test_the_right_scaling_is_found_though_the_outputs_are_in_another_order(shifted, tmp_path, capsys):

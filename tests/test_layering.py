@@ -10,7 +10,7 @@ ORDER = (
     "config", "units", "paths", "files", "runtime", "images",
     "datasets.base", "datasets.cifar", "datasets.layout", "datasets.folder", "datasets.shapes", "datasets",
     "augment", "pipeline", "blocks", "zoo", "weights", "optim", "foreign", "stored_weights", "artifacts", "train",
-    "features", "labels", "formats", "inference", "evaluate", "results",
+    "features", "labels", "formats", "inference", "evaluate", "scaling", "results",
     "report", "report.figures", "report.rows", "report.table",
     "report.summary_plots", "report.summary",
     "report.pairs", "report.comparison",

@@ -171,7 +171,7 @@ def test_a_model_from_elsewhere_puts_out_logits_and_names_no_classes(folder, tmp
     assert classifier.logits and classifier.provenance == {} and classifier.class_names[0] == "class 0"
     np.testing.assert_allclose(classifier.predict([folder / "red" / "RGB.png"]).sum(), 1, rtol=1e-6)
     assert run(tmp_path / "other.h5", folder) == 0
-    assert "does not say how its pixels are scaled" in capsys.readouterr().err
+    assert "does not state how its pixels are scaled" in capsys.readouterr().err
 
 
 def test_the_best_scaling_is_the_one_that_recognises(folder, tmp_path, capsys):

@@ -232,6 +232,8 @@ def find(name, *, root, dataset=None, data_dir=None, **loading):
     """The `Subject` that a name stands for. Arguments and errors as for `explain`."""
     records, path = _finished(root), Path(name)
     if path.suffix in OPENERS and (not _is_model(name) or next(_matching(str(name), records), None) is None):
+        if not path.is_file():
+            raise ConfigError(f"The model must be a file. Received: {str(path)!r}, which is none.")
         if dataset is None:
             raise _without_dataset(path, records)
         classifier, data = opened(path, dataset=dataset, data_dir=data_dir, **loading)

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
-from cifar_keras import blocks, inference
+from cifar_keras import inference
 from cifar_keras.config import ConfigError
 from cifar_keras.datasets import load
 from cifar_keras.datasets.base import Rows, Split
@@ -33,26 +33,21 @@ def opened(path, *, dataset, data_dir=None, **loading):
     """
     given = {option: value for option, value in loading.items() if value is not None}
     classifier = inference.load(path, **given)
+    inference.print_assumptions(classifier)
     if not classifier.states_scaling and "scaling" not in given:
-        print(
-            f"{path.name} does not say how its pixels are scaled; they are given as they are, in [0, 255]. If that is "
-            f"wrong: --input-scaling {'|'.join(inference.SCALINGS)}.",
-            file=sys.stderr,
-        )
-    named = bool(classifier.provenance.get("class_names") or given.get("class_names"))
-    return classifier, _for_classifier(load(dataset, data_dir=data_dir), classifier, named=named)
+        inference.print_unstated_scaling(classifier)
+    return classifier, _for_classifier(load(dataset, data_dir=data_dir), classifier)
 
 
-def _for_classifier(data, classifier, *, named):
+def _for_classifier(data, classifier):
     """The dataset with images at the model's size and labels by the model's outputs.
 
     Args:
         data: `Dataset`.
         classifier: `inference.Classifier`.
-        named: whether the classes of its outputs are known.
     Raises: ConfigError where the classes are not the dataset's.
     """
-    names, wanted = data.class_names, classifier.class_names
+    names, wanted, named = data.class_names, classifier.class_names, "class_names" in classifier.provenance
     if len(names) != len(wanted) or (named and set(names) != set(wanted)):
         raise ConfigError(
             f"The dataset must have the model's {len(wanted)} classes, {', '.join(wanted[:20])}. Received: "
@@ -108,15 +103,10 @@ def whole(classifier):
 
     Returns: functional `keras.Model`, whose output is the network's; None for a format without layers.
     """
-    if (network := classifier.network.model) is None:
+    if classifier.network.model is None:
         return None
-    x = inputs = keras.Input((*classifier.size, 3), dtype="uint8")
-    if classifier.scaling != "raw":
-        x = keras.layers.Rescaling(1.0, dtype="float32", name="scaling_to_float")(x)
-        x = blocks.scale(x, classifier.scaling)
-    elif network.inputs[0].dtype != "uint8":
-        x = keras.layers.Rescaling(1.0, dtype=network.inputs[0].dtype, name="scaling_to_float")(x)
-    return flattened(keras.Model(inputs, network(x)))
+    inputs, x = inference.network_input(classifier)
+    return flattened(keras.Model(inputs, classifier.network.model(x)))
 
 
 def embedding_of(model):
