@@ -95,7 +95,7 @@ class Options:
         None, "balanced: a rare class counts as much in the loss as a frequent one", choices=("balanced",)
     )
     on_the_fly: bool = _option(False, "send every epoch through a frozen backbone instead of storing its features")
-    skip_unreadable: bool = _option(False, "leave out a folder's damaged images; the record lists them")
+    skip_unreadable: bool = _option(False, "leave out damaged images of a folder; a record lists them")
     seed: range = _option(range(1), "0, or 0-4 for five runs", type=seeds, metavar="0|0-4")
     limit: int | None = _option(None, "most images of each split", type=positive, metavar="N")
     precision: str = _option("auto", "auto: 16 bit on GPUs that gain, else float32", choices=PRECISIONS)
@@ -273,6 +273,7 @@ def _parser():
     explain.add_argument("--input-scaling", metavar="NAME", help="as for predict")
     explain.add_argument("--image-size", type=positive, metavar="PIXELS", help=SIDE)
     _add_names(explain)
+    add_options(explain, only=("skip_unreadable",))
     _add_predict(verb("predict", "what a saved model says of images"))
     _add_evaluate(verb("evaluate", "saved models on a labelled dataset, side by side on the same images"))
     inspect = verb("inspect", "what a saved model is: layers, input, classes, provenance, size")
@@ -288,7 +289,7 @@ def _parser():
     export.add_argument("--image-size", type=positive, metavar="PIXELS", help=SIDE)
     checked = "the images that it is checked on, as for an experiment (default: those the model was trained on)"
     export.add_argument("--dataset", metavar="NAME|DIR", help=checked)
-    add_options(export, only=("data_dir", "root", "verbose"))
+    add_options(export, only=("data_dir", "skip_unreadable", "root", "verbose"))
     report = verb("report", "the study on one page, results/report/index.html, or one run")
     report.add_argument("name", nargs="?", metavar="RUN", help="as for explain; its page alone (default: the study)")
     for of_runs in (explain, report):
@@ -344,7 +345,7 @@ def _add_evaluate(parser):
     parser.add_argument("--predictions", metavar="FILE", help="write all probabilities to this .npz")
     figure = "the confusion matrix of a single model (default: results/evaluate/)"
     parser.add_argument("--figure", metavar="FILE.png", help=figure)
-    add_options(parser, only=("classes", "data_dir", "root", "verbose"))
+    add_options(parser, only=("classes", "data_dir", "skip_unreadable", "root", "verbose"))
 
 
 def _evaluate(options):
@@ -355,6 +356,7 @@ def _evaluate(options):
         dataset=options.dataset, data_dir=options.data_dir, classes=options.classes, split=options.split,
         limit=options.limit, image_size=options.image_size, scaling=options.input_scaling,
         class_names=options.class_names, augmented=options.test_time_augmentation,
+        skip_unreadable=options.skip_unreadable,
     )  # fmt: skip
     output = {"as_json": options.json, "predictions": options.predictions, "figure": options.figure}
     return scores.run(options.models, asked, root=options.root, **output)
@@ -379,7 +381,7 @@ def _dispatch(options, arguments, rest):
 
         where = {"root": options.root, "dataset": options.dataset, "data_dir": options.data_dir}
         loading = {name: getattr(options, name) for name in ("image_size", "class_names")}
-        loading["scaling"] = options.input_scaling
+        loading |= {"scaling": options.input_scaling, "skip_unreadable": options.skip_unreadable or None}
         analyse.explain(options.name, layer=options.layer, **where, **loading)
         return 0
     if options.verb == "predict":
@@ -409,8 +411,8 @@ def _dispatch(options, arguments, rest):
         told = {"scaling": options.input_scaling, "image_size": options.image_size, "class_names": options.class_names}
         classifier = inference.load(predict.find_model(model, root=options.root), weights=weights, **told)
         inference.print_assumptions(classifier)
-        where = {"dataset": options.dataset, "data_dir": options.data_dir}
-        print(*export.export(classifier, options.to, options.output, **where, verbose=options.verbose), sep="\n")
+        where = {name: getattr(options, name) for name in ("dataset", "data_dir", "skip_unreadable", "verbose")}
+        print(*export.export(classifier, options.to, options.output, **where), sep="\n")
         return 0
     if options.verb == "report":
         runtime.setup(verbose=options.verbose)

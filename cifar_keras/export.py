@@ -104,7 +104,7 @@ class Check:
         )
 
 
-def export(classifier, to, path, *, dataset=None, data_dir=None, verbose=False):
+def export(classifier, to, path, *, dataset=None, data_dir=None, skip_unreadable=False, verbose=False):
     """Writes a model in another format, whole or not at all, after checking it on validation images.
 
     Args:
@@ -113,6 +113,7 @@ def export(classifier, to, path, *, dataset=None, data_dir=None, verbose=False):
         path: of the new file; None: beside the model, ending in `_int8` where it is.
         dataset: as `--dataset`; default what the model was trained on, where that has a name.
         data_dir: as `--data-dir`.
+        skip_unreadable: as `--skip-unreadable`.
         verbose: let the converter's own messages through.
     Returns: `(path, Check)`.
     Raises: ConfigError where the images or a package are missing; RunFailedError, with nothing written, where the
@@ -125,7 +126,9 @@ def export(classifier, to, path, *, dataset=None, data_dir=None, verbose=False):
     path = Path(path) if path else classifier.network.path.with_name(name + form.ending)
     if path.suffix != form.ending:
         raise ConfigError(f"`--output` must end in {form.ending} for {to}. Received: {str(path)!r}.")
-    calibration, images, labels = real_images(classifier, dataset or _own_dataset(classifier), data_dir)
+    calibration, images, labels = real_images(
+        classifier, dataset or _own_dataset(classifier), data_dir, skip_unreadable=skip_unreadable
+    )
     with replacing(path) as temporary:
         print(f"converting {model.name} to {to}", flush=True)
         convert(classifier, to, temporary, calibration, verbose=verbose)
@@ -197,10 +200,10 @@ def _own_dataset(classifier):
     return name
 
 
-def real_images(classifier, dataset, data_dir):
+def real_images(classifier, dataset, data_dir, *, skip_unreadable=False):
     """Images at the model's size, uint8: `(calibration, validation, labels of these)`, None for other classes."""
     count = CHECKED_LARGE if min(classifier.size) >= LARGE else CHECKED
-    data = load_dataset(dataset, data_dir=data_dir, image_size=None)
+    data = load_dataset(dataset, data_dir=data_dir, decoded_at=classifier.size, skip_unreadable=skip_unreadable)
     for note in data.notes:
         print(printable(f"{data.label}: {note}"), file=sys.stderr)
     train, val = (take(split, at_most(split, most)) for split, most in ((data.train, CALIBRATED), (data.val, count)))

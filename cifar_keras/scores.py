@@ -45,6 +45,7 @@ class Asked:
         scaling: as for `inference.load`, of models that do not state theirs.
         class_names: the same; where several models are evaluated, of those that name none.
         augmented: whether accuracy under test-time augmentation is wanted too.
+        skip_unreadable: as for `datasets.load`.
     """
 
     dataset: str | None = None
@@ -56,6 +57,7 @@ class Asked:
     scaling: str | None = None
     class_names: str | None = None
     augmented: bool = False
+    skip_unreadable: bool = False
 
 
 class Images:
@@ -71,9 +73,10 @@ class Images:
     def __init__(self, name, asked):
         limits = Limits(asked.limit, asked.limit, asked.limit)
         shared = {"data_dir": asked.data_dir, "classes": asked.classes, "limits": limits}
+        shared |= {"skip_unreadable": True} if asked.skip_unreadable else {}
         self.name = name
-        self._read = functools.cache(lambda side: load_dataset(name, image_size=side, **shared))
-        self.data = self._read(None)
+        self._read = functools.cache(lambda **size: load_dataset(name, **shared, **size))
+        self.data = self._read()
         if not len(getattr(self.data, asked.split)):
             raise ConfigError(f"The {asked.split} split of {self.data.label} must hold images. Received: none.")
         for note in self.data.notes:
@@ -90,18 +93,14 @@ class Images:
         return min(self.data.image_shape[:2])
 
     def of(self, classifier):
-        """The dataset for a classifier, which resizes the images where they have another size than its own.
+        """The dataset for a classifier. CIFAR's images keep their size, and are resized one by one.
 
-        The embedded images are made at the model's size. A folder's files are decoded at it where it is smaller, as
-        `predict` does, or where the model was trained on them; else not, as photographs would fill the cache.
+        The embedded images are made at the model's size, and a folder's files are decoded at it, as `predict` does.
         """
         height, width = classifier.size
-        if height != width or height == self.side or not 8 <= height <= 1024:
-            return self.data
-        smaller = self.name not in NAMES and height < self.side
-        if self.name in KINDS or smaller or _trained_on(classifier) == self.data.fingerprint:
-            return self._read(height)
-        return self.data
+        if self.name in KINDS and height == width and 8 <= height <= 1024:
+            return self._read(image_size=height)
+        return self.data if self.name in NAMES else self._read(decoded_at=(height, width))
 
 
 def _trained_on(classifier):
@@ -184,6 +183,8 @@ def run(models, asked, *, root, as_json=False, predictions=None, figure=None):
         except ConfigError as error:
             failed.append(_failed(model, error))
     if not scores:
+        if as_json:
+            print(json.dumps({"models": [], "failed": failed}))
         return predict.ALL_FAILED
     report = document(scores, images.data, asked) | {"failed": failed}
     pictures = _draw(scores, report, images.data, folder, figure)

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 from types import SimpleNamespace
 
 import keras
@@ -173,7 +174,7 @@ def test_a_damaged_model_is_named_and_the_others_go_on(colours, told, tmp_path):
     assert [one["model"] for one in document["failed"]] == [str(tmp_path / "broken.h5"), "no-such-run"]
     assert "broken.h5 must be a whole saved model" in err and "Received: 'no-such-run'" in err
     code, document, _ = told(tmp_path / "broken.h5")
-    assert code == 2 and document is None
+    assert code == 2 and document["models"] == [] and len(document["failed"]) == 1
 
 
 def test_predictions_of_all_models_go_to_one_file(colours, told, tmp_path):
@@ -279,19 +280,36 @@ def test_images_of_another_size_are_seen_as_predict_sees_them(colours, told, tmp
     assert code == 0
 
 
-def test_images_are_read_at_a_models_size_only_where_that_is_right(monkeypatch):
-    def read(name, *, image_size, **options):
-        return SimpleNamespace(image_shape=(image_size or 32,) * 2 + (3,), fingerprint="own", test=[0])
+def test_a_folders_files_are_decoded_at_the_size_that_a_model_wants(tmp_path):
+    for name, column in (("left", 0), ("right", 39)):  # what tells them apart is lost in a square cut out of the middle
+        (tmp_path / "wide" / "test" / name).mkdir(parents=True)
+        (tmp_path / "wide" / "train" / name).mkdir(parents=True)
+        pixels = np.zeros((20, 40, 3), "uint8")
+        pixels[:, column] = 255
+        for place in range(4):
+            for split in ("train", "test"):
+                Image.fromarray(pixels).save(tmp_path / "wide" / split / name / f"{place}.png")
+    data = scores.Images(str(tmp_path / "wide"), scores.Asked())
+    assert data.of(SimpleNamespace(size=(20, 20))).test.images[0].max() == 0
+    wide = data.of(SimpleNamespace(size=(20, 40)))
+    assert wide.test.images.shape == (8, 20, 40, 3) and wide.fingerprint == data.data.fingerprint
+    assert wide.test.images[np.arange(8)][:, 0, [0, 39], 0].tolist() == [[255, 0]] * 4 + [[0, 255]] * 4
+    shapes = scores.Images("shapes", scores.Asked(limit=4))
+    assert shapes.of(SimpleNamespace(size=(64, 64))).image_shape == (64, 64, 3)
+    assert shapes.of(SimpleNamespace(size=(64, 32))).image_shape == (32, 32, 3)  # the classifier resizes these
 
-    monkeypatch.setattr(scores, "load_dataset", read)
 
-    def side(name, size, fingerprint="other"):
-        classifier = SimpleNamespace(size=size, provenance={"config": {"fingerprint": fingerprint}})
-        return scores.Images(name, scores.Asked()).of(classifier).image_shape[0]
-
-    assert side("folder", (24, 24)) == 24 and side("folder", (224, 224)) == 32 and side("folder", (24, 30)) == 32
-    assert side("folder", (64, 64), "own") == 64 and side("shapes", (64, 64)) == 64
-    assert side("cifar10", (24, 24)) == 32  # its images have one size; the classifier resizes them
+def test_damaged_images_can_be_left_out_and_odd_names_are_drawn(colours, tmp_path):
+    odd = os.fsdecode(b"caf\xe9")  # a folder of a Latin-1 archive
+    for name in (*NAMES[:2], odd):
+        (tmp_path / "odd" / name).mkdir(parents=True)
+        for place in range(12):
+            Image.new("RGB", (8, 8), (10 * place, 90, 30)).save(tmp_path / "odd" / name / f"{place}.png")
+    (tmp_path / "odd" / NAMES[0] / "broken.png").write_bytes(b"nothing")
+    arguments = (saved(colours.network, tmp_path, "unnamed", None), "--dataset", tmp_path / "odd", "--root", tmp_path)
+    assert run(*arguments) == 2
+    assert run(*arguments, "--skip-unreadable", "--input-scaling", "raw") == 0
+    assert len(list((tmp_path / "results" / "evaluate").glob("*.png"))) == 1
 
 
 def test_a_table_calls_no_two_models_alike():

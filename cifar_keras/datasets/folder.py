@@ -68,7 +68,7 @@ class UnreadableError(ConfigError):
         self.paths = paths
 
 
-def load(root, *, image_size=None, skip_unreadable=False):
+def load(root, *, image_size=None, decoded_at=None, skip_unreadable=False):
     """Loads `train/<class>/*`, with or without `val/` and `test/`, or `<class>/*` alone.
 
     Splits may be called otherwise (`Training`, `test_set`, `valid`; see `layout`): the notes then say what was taken
@@ -83,6 +83,8 @@ def load(root, *, image_size=None, skip_unreadable=False):
         root: the folder.
         image_size: every image's shorter side is resized to it and the centre cut out. Default: the most frequent
             shorter side of the training images (the smaller of equals), at most 224.
+        decoded_at: `(height, width)` that images are decoded at whenever they are read, in place of the cached ones:
+            a model from elsewhere then gets the pixels of the file, not those of the cache once more resized.
         skip_unreadable: leave out images that are damaged or can't be read, and name them in `Dataset.skipped`. All
             else, the fingerprint included, is then as without these files.
     Returns: `Dataset`; splits hold `Rows` of one memory map. The fingerprint depends on relative paths and bytes only.
@@ -103,6 +105,8 @@ def load(root, *, image_size=None, skip_unreadable=False):
     parts = _parts(root, found, labels)
     slug, label = KNOWN.get(facts["fingerprint"], (_slug(name, facts["fingerprint"]), name))
     skipped = tuple(sorted({file.path for file in scan.files} - {file.path for file in found}))
+    if decoded_at not in (None, tuple(pixels.shape[1:3])):
+        pixels = Files([root / file.path for file in found], decoded_at)
     twins = identical_pixels(*(hashes[parts[name]] for name in SPLITS))
     return Dataset(
         slug=slug,
@@ -114,6 +118,30 @@ def load(root, *, image_size=None, skip_unreadable=False):
         carved=tuple(name for name in ("val", "test") if name not in {file.split for file in found}),
         **{name: Split(Rows(pixels, parts[name]), labels[parts[name]]) for name in SPLITS},
     )
+
+
+class Files:
+    """Image files as an array, decoded when indexed: no memory and no disk, however many and large they are.
+
+    Args:
+        paths: of the files.
+        size: `(height, width)`; see `images.decode`.
+    """
+
+    def __init__(self, paths, size):
+        self.paths, self.size = paths, tuple(size)
+        self.shape, self.ndim, self.dtype = (len(paths), *self.size, 3), 4, np.dtype("uint8")
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, key):
+        """`key` is an int or an array of indices."""
+        if np.ndim(key) == 0:
+            return images.decode(self.paths[key], size=self.size)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            found = list(pool.map(lambda place: images.decode(self.paths[place], size=self.size), key))
+        return np.stack(found) if found else np.empty((0, *self.shape[1:]), self.dtype)
 
 
 def _scan(root, *, skip_unreadable=False):

@@ -35,7 +35,10 @@ from cifar_keras.units import duration
 
 EMBEDDED = 10_000  # training images whose embeddings are compared, at most
 PICTURES = 2  # whose feature maps are shown
-OPTIONS = {"scaling": "input-scaling", "image_size": "image-size", "class_names": "class-names"}
+OPTIONS = {  # of the command line, by their names here
+    "scaling": "input-scaling", "image_size": "image-size", "class_names": "class-names",
+    "skip_unreadable": "skip-unreadable",
+}  # fmt: skip
 AGREES = 0.005  # how far another machine's arithmetic may move the accuracy on the same images
 
 

@@ -20,13 +20,14 @@ NO_LAYERS = "this format has no layers to look into; .keras and .h5 have"
 MAX_EMBEDDED = 2**27  # values of all embeddings together: half a GiB
 
 
-def opened(path, *, dataset, data_dir=None, **loading):
+def opened(path, *, dataset, data_dir=None, skip_unreadable=None, **loading):
     """The model and the dataset for it: images at its size, labels by its outputs. What is assumed is printed.
 
     Args:
         path: of the model, in any format that `inference.load` takes.
         dataset: as `--dataset`.
         data_dir: as `--data-dir`.
+        skip_unreadable: as `--skip-unreadable`.
         loading: options of `inference.load`; None leaves one out.
     Returns: `(inference.Classifier, Dataset)`.
     Raises: ConfigError as `inference.load` and `datasets.load` do, and where the classes are others.
@@ -36,7 +37,9 @@ def opened(path, *, dataset, data_dir=None, **loading):
     inference.print_assumptions(classifier)
     if not classifier.states_scaling and "scaling" not in given:
         inference.print_unstated_scaling(classifier)
-    return classifier, _for_classifier(load(dataset, data_dir=data_dir), classifier)
+    size = {"decoded_at": classifier.size, "skip_unreadable": bool(skip_unreadable)}
+    data = load(dataset, data_dir=data_dir, **size)
+    return classifier, _for_classifier(data, classifier)
 
 
 def _for_classifier(data, classifier):

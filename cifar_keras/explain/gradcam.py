@@ -7,6 +7,7 @@ from PIL import Image
 
 from cifar_keras.explain.base import NotApplicable, Section, drawn, figure_of, spread
 from cifar_keras.explain.flatten import Call, flattened, plain
+from cifar_keras.report.figures import short
 
 SHOWN = 6  # right predictions, and wrong ones
 OPACITY = 0.55  # of a map over its image
@@ -326,8 +327,8 @@ def looked_at(model, images, labels, predicted, class_names, *, layer=None):
             left.imshow(picture, interpolation="nearest")
             right.imshow(picture.mean(axis=-1), cmap="gray", interpolation="nearest")
             right.imshow(heat, cmap="inferno", alpha=OPACITY, vmin=0, vmax=1, interpolation="bilinear")
-            left.set_title(f"{name}: {class_names[predicted[i]]}", fontsize=8)
-            right.set_title("" if name == "right" else f"is {class_names[labels[i]]}", fontsize=8)
+            left.set_title(f"{name}: {short(class_names[predicted[i]], 22)}", fontsize=8)
+            right.set_title("" if name == "right" else f"is {short(class_names[labels[i]], 22)}", fontsize=8)
     said = f"Grad-CAM at layer {maps_of.layer}; bright places speak for the class that the model says."
     return Section(
         "gradcam", "What it looks at", {"overlays": figure},

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from cifar_keras.files import replacing
+from cifar_keras.units import printable
 
 DPI = 120
 BLUE, ORANGE, GREEN = seaborn.color_palette("colorblind", 3)
@@ -246,6 +247,7 @@ def _name_ticks(axis, names, *, offset=0.0):
 
 def short(name, width):
     """The name with its middle left out where it is longer than `width`: both ends tell classes apart."""
+    name = " ".join(printable(name).split())  # names of folders may hold anything
     if len(name) <= width:
         return name
     half = (width - 1) // 2
