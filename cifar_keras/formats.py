@@ -5,6 +5,8 @@ import functools
 import importlib
 import json
 import math
+import warnings
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +32,7 @@ ONNX_TYPES = {
 CHANNELS = (1, 3)  # grey, RGB
 MAX_BATCH = 256  # images that a file may want at a time
 SCALING = (keras.layers.Rescaling, keras.layers.Normalization)
+MIN_DIVISOR = 10  # of pixels in [0, 255]; standard deviations of theirs are around 60, of those in [0, 1] below 1
 
 
 @dataclass(frozen=True)
@@ -104,9 +107,59 @@ class Network:
 
     @property
     def holds_scaling(self):
-        """Whether the model has layers that scale pixels, as one from elsewhere may, models within included."""
-        found = self.model._flatten_layers(include_self=False) if self.model else ()
-        return any(isinstance(layer, SCALING) for layer in found)
+        """Whether the model scales pixels before its first kernel, as one from elsewhere may, models within included.
+
+        What scales later says nothing of pixels: a `Rescaling` of logits by a temperature, for example.
+        """
+        graph = _graph(self.model) if self.model else None
+        return graph is not None and _scales_first(graph)[0]
+
+
+def _graph(layer):
+    """The graph of calls that a functional or sequential model stands for; None for anything else."""
+    if isinstance(layer, keras.Sequential):
+        return layer._functional
+    return layer if isinstance(layer, keras.Function) else None
+
+
+def _scales_first(graph):
+    """Whether a graph scales its input before any kernel, and whether no kernel stands before its outputs."""
+    before, scales = {id(tensor) for tensor in graph.inputs}, False  # tensors that no kernel has touched
+    for _, nodes in sorted(graph._nodes_by_depth.items(), reverse=True):
+        for node in nodes:
+            if node.is_input or not all(id(tensor) in before for tensor in node.input_tensors):
+                continue
+            found, passes = _scales(node)
+            scales = scales or found
+            if passes:
+                before.update(map(id, node.output_tensors))
+    return scales, all(id(tensor) in before for tensor in graph.outputs)
+
+
+def _scales(node):
+    """Whether one call of a layer or an operation scales what it takes, and whether it does so without a kernel."""
+    operation = node.operation
+    if (graph := _graph(operation)) is not None:
+        return _scales_first(graph)
+    if not isinstance(operation, keras.Layer):
+        return _shrinks(operation, node.arguments), True
+    if any(len(weight.shape) > 1 for weight in operation.weights):  # frozen ones too
+        return False, False
+    return any(isinstance(layer, SCALING) for layer in operation._flatten_layers()), True
+
+
+def _shrinks(operation, arguments):
+    """Whether an operation divides by a constant that pixels in [0, 255] call for.
+
+    `2 * x - 1` or `(x - 0.5) / 0.5` are for pixels that are in [0, 1] already, so that they state the opposite.
+    """
+    kind, (first, second) = type(operation).__name__, (*arguments.args, None, None)[:2]
+    if kind == "Multiply" and isinstance(second, keras.KerasTensor):
+        first, second = second, first
+    if kind not in ("Divide", "TrueDivide", "Multiply") or second is None or isinstance(second, keras.KerasTensor):
+        return False
+    size = np.abs(np.asarray(second, "float32"))
+    return bool((size <= 1 / MIN_DIVISOR).all() if kind == "Multiply" else (size >= MIN_DIVISOR).all())
 
 
 def open_network(path, weights=None):
@@ -138,21 +191,21 @@ def _opener(path, weights):
 
     Raises: ConfigError where nothing does.
     """
-    if path.suffix == ".json" and weights is not None:
+    if path.suffix.lower() == ".json" and weights is not None:
         return functools.partial(_keras, architecture=path)
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         raise ConfigError(
             f"{path} holds an architecture alone, so that its weights must be named after it. Received: none. "
             f"Give both: {path.name} WEIGHTS.h5."
         )
-    if path.suffix not in OPENERS:
+    if path.suffix.lower() not in OPENERS:
         raise ConfigError(
             f"The model must be a file that ends in {', '.join(OPENERS)}, a .json and its weights, or a run id. "
             f"Received: {str(path)!r}."
         )
     if weights is not None:
         raise ConfigError(f"Weights go with an architecture that ends in .json. Received: {path.name} and {weights}.")
-    return OPENERS[path.suffix]
+    return OPENERS[path.suffix.lower()]
 
 
 def _run(network, images):
@@ -191,13 +244,16 @@ def _keras(path, architecture=None):
     beside = path.with_name(path.name.removesuffix(CUSTOM) + ARCHITECTURE)
     if architecture is None and path.name.endswith(CUSTOM) and beside.is_file():
         architecture = beside
-    if architecture is None:
-        model = artifacts.load(path)
-    else:
-        with artifacts.reading(architecture):
-            model = artifacts.rebuild(architecture, path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "When providing `inputs` as a dict")  # `_plain` does away with it
+        if architecture is None:
+            model = artifacts.load(path)
+        else:
+            with artifacts.reading(architecture):
+                model = artifacts.rebuild(architecture, path)
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise _no_classifier(f"{len(model.inputs)} inputs and {len(model.outputs)} outputs")
+    model = _plain(model)
     (inside,), (outside,) = model.inputs, model.outputs
 
     def run(images):
@@ -210,6 +266,15 @@ def _keras(path, architecture=None):
     return Network(
         path, artifacts.provenance(path), run=run, written_by=artifacts.written_by(path, architecture), **facts
     )
+
+
+def _plain(model):
+    """The same model taking and returning a tensor, where its only one stands in a dict or a list."""
+    if not isinstance(model, keras.Function):
+        return model
+    if all(isinstance(one, keras.KerasTensor) for one in (model._inputs_struct, model._outputs_struct)):
+        return model
+    return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
 
 
 def _last_activation(model):
@@ -234,6 +299,7 @@ def _onnx(path):
     if len(session.get_inputs()) != 1 or len(session.get_outputs()) != 1:
         raise _no_classifier(f"{len(session.get_inputs())} inputs and {len(session.get_outputs())} outputs")
     (inside,), (outside,) = session.get_inputs(), session.get_outputs()
+    _check_output(outside.type.removeprefix("tensor(").removesuffix(")"))
     dtype = ONNX_TYPES.get(inside.type, inside.type)
 
     def run(images):
@@ -269,9 +335,12 @@ def _litert(path):
 
     shapes = [[None if side == -1 else int(side) for side in end["shape_signature"]] for end in (inside, outside)]
     quantised, quantised_output = _quantised(inside), _quantised(outside)
+    if quantised_output is None:
+        _check_output(np.dtype(outside["dtype"]).name)
     facts = _facts(*shapes, "uint8" if quantised else np.dtype(inside["dtype"]).name)
     facts |= {"quantised": quantised, "quantised_output": quantised_output}
-    return Network(path, artifacts.provenance(path), run=run, **facts)
+    note = artifacts.provenance(path) if zipfile.is_zipfile(path) else None  # whatever case its ending is in
+    return Network(path, note, run=run, **facts)
 
 
 def _quantised(end):
@@ -285,6 +354,15 @@ def _quantised(end):
     if not 0 < scale < math.inf:
         raise ConfigError(f"A quantised input or output must have a scale above 0. Received: {scale}.")
     return Quantised(dtype, float(scale), int(zero))
+
+
+def _check_output(dtype):
+    """Raises: ConfigError for an output of integers that stand for no real numbers."""
+    if dtype.startswith(("int", "uint", "bool")):
+        raise ConfigError(
+            f"The model must put out floating-point numbers, one for each class. Received: {dtype}, which holds class "
+            "numbers, not probabilities. Export the model without its ArgMax."
+        )
 
 
 def _check_tensors(interpreter):

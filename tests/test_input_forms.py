@@ -320,3 +320,102 @@ def test_plain_uint8_inputs_take_pixels_as_they_are(tmp_path):
 def test_scaling_layers_of_a_model_within_are_seen(tmp_path):
     light_model("sigmoid", sequential=True).save(tmp_path / "a.keras")
     assert inference.load(tmp_path / "a.keras").states_scaling
+
+
+def scaled_model(first, last):
+    """Kernel and bias between what `first` and `last` make of a tensor."""
+    x = layers.GlobalAveragePooling2D()(first(inputs := keras.Input((8, 8, 3))))
+    (dense := layers.Dense(3)).trainable = False  # frozen kernels are kernels
+    x = last(dense(x))
+    return keras.Model(inputs, layers.Softmax()(x))
+
+
+def nested(*stack):
+    return keras.Sequential([keras.Input((8, 8, 3)), *stack])
+
+
+@pytest.mark.parametrize(
+    ("first", "states"),
+    [
+        (lambda x: x, False),
+        (lambda x: nested(layers.Conv2D(3, 1), layers.Rescaling(0.1))(x), False),
+        (lambda x: layers.Rescaling(0.1)(nested(layers.Conv2D(3, 1))(x)), False),
+        (lambda x: layers.Add()([layers.Conv2D(3, 1)(x), x]), False),
+        (lambda x: layers.Rescaling(0.1)(x), True),
+        (lambda x: layers.Normalization(mean=[1] * 3, variance=[9] * 3)(layers.ZeroPadding2D()(x)), True),
+        (lambda x: nested(layers.RandomFlip(), layers.Rescaling(0.1), layers.Conv2D(3, 1))(x), True),
+        (lambda x: nested(layers.Rescaling(0.1))(nested(layers.RandomFlip())(x)), True),
+        (lambda x: x / 127.5 - 1, True),
+        (lambda x: keras.ops.multiply(1 / 255, x), True),
+        (lambda x: 2 * x - 1, False),
+        (lambda x: (x - 0.5) / 0.5, False),
+        (lambda x: x * x, False),
+    ],
+)
+def test_scaling_counts_before_the_first_kernel_only(first, states, tmp_path):
+    """A temperature at the end, in every one of these models, says nothing of pixels."""
+    scaled_model(first, layers.Rescaling(5.0)).save(tmp_path / "a.keras")
+    assert inference.load(tmp_path / "a.keras").states_scaling == states
+
+
+@pytest.mark.parametrize("ending", ["keras", "h5"])
+@pytest.mark.parametrize("kind", [dict, list])
+def test_the_only_tensor_of_a_dict_or_a_list_is_taken(ending, kind, tmp_path):
+    inside = keras.Input((8, 8, 3), name="pixels")
+    y = layers.Dense(3, activation="softmax")(layers.Flatten()(layers.Rescaling(0.01)(inside)))
+    expected = keras.Model(inside, y).predict_on_batch(NOISE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the key is not the input's name
+        structures = ({"image": inside}, {"probs": y}) if kind is dict else ([inside], [y])
+        keras.Model(*structures).save(tmp_path / f"a.{ending}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        classifier = inference.load(tmp_path / f"a.{ending}")
+        np.testing.assert_allclose(classifier.predict(NOISE), expected, atol=1e-6)
+    assert classifier.states_scaling and classifier.network.activation == "softmax"
+
+
+@pytest.mark.parametrize("keepdims", [0, 1])
+def test_class_numbers_of_an_onnx_graph_are_no_probabilities(keepdims, tmp_path):
+    onnx_file(tmp_path / "a.onnx", [None, 8, 8, 3])
+    import onnx
+    from onnx import TensorProto, helper
+
+    model = onnx.load(tmp_path / "a.onnx")
+    model.graph.node.append(helper.make_node("ArgMax", ["scores"], ["best"], axis=1, keepdims=keepdims))
+    del model.graph.output[:]
+    shape = [None, 1] if keepdims else [None]
+    model.graph.output.append(helper.make_tensor_value_info("best", TensorProto.INT64, shape))
+    onnx.save(model, tmp_path / "a.onnx")
+    with pytest.raises(ConfigError, match="a.onnx.*int64, which holds class numbers.*without its ArgMax"):
+        inference.load(tmp_path / "a.onnx")
+
+
+def test_class_numbers_of_a_tflite_are_no_probabilities(tmp_path):
+    pytest.importorskip("ai_edge_litert")
+    import tensorflow as tf
+
+    @tf.function(input_signature=[tf.TensorSpec((1, 8, 8, 3))])
+    def best(x):
+        return tf.argmax(tf.reduce_mean(x, (1, 2)), axis=1)[:, None]
+
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([best.get_concrete_function()])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        (tmp_path / "a.tflite").write_bytes(converter.convert())
+    with pytest.raises(ConfigError, match="a.tflite.*int64, which holds class numbers"):
+        inference.load(tmp_path / "a.tflite")
+
+
+@pytest.mark.parametrize("ending", ["KERAS", "H5", "ONNX", "TFLITE"])
+def test_endings_may_be_in_upper_case(ending, tmp_path):
+    path = tmp_path / f"a.{ending.lower()}"
+    if ending == "ONNX":
+        onnx_file(path, [None, 8, 8, 3])
+    elif ending == "TFLITE":
+        pytest.importorskip("ai_edge_litert")
+        quantised(path, "unit", "uint8")
+    else:
+        light_model("sigmoid").save(path)
+    expected = inference.load(path).predict(NOISE)
+    np.testing.assert_array_equal(inference.load(path.rename(tmp_path / f"A.{ending}")).predict(NOISE), expected)
