@@ -284,10 +284,12 @@ def _to_onnx(model, path, calibration, note):
     """Writes an ONNX file; int8 weights and activations where there are calibration images."""
     import onnx
 
+    inputs = keras.Input(model.input_shape[1:], dtype="uint8", name="image")
+    still = keras.Model(inputs, model(inputs, training=False), name=model.name)  # Keras' exporter would augment
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tf2onnx looks for what NumPy 2 no longer has
         signature = [keras.InputSpec(shape=model.input_shape, dtype="uint8", name="image")]
-        model.export(path, format="onnx", verbose=False, input_signature=signature)
+        still.export(path, format="onnx", verbose=False, input_signature=signature)
     gc.collect()  # tf2onnx leaves gigabytes in cycles
     graph = onnx.load(path)
     if unknown := {node.op_type for node in graph.graph.node if not onnx.defs.has(node.op_type, node.domain)}:
