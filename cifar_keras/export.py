@@ -7,6 +7,7 @@ and softmax that a model from elsewhere lacks become part of it. Class names and
 import contextlib
 import gc
 import json
+import logging
 import math
 import re
 import sys
@@ -164,12 +165,23 @@ def convert(classifier, to, path, calibration, *, verbose=False):
     note = {**classifier.provenance, "contract": artifacts.CONTRACT}
     note["exported_from"] = f"{classifier.network.path.name}, to {to}"
     try:
-        with contextlib.nullcontext() if verbose else silent():
+        with contextlib.nullcontext() if verbose else _quiet():
             CONVERTERS[form.ending](exportable(classifier), path, calibration if form.int8 else None, note)
     except (CifarKerasError, OSError):  # the second is about the file, not about the model
         raise
     except Exception as error:  # converters raise nearly anything
         raise _unconvertible(to, error, verbose=verbose) from error
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Keeps to themselves what converters write to file descriptor 2, and what they log to a stream opened before."""
+    logging.disable(logging.CRITICAL)
+    try:
+        with silent():
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _unconvertible(to, error, *, verbose):
@@ -294,6 +306,8 @@ def _to_onnx(model, path, calibration, note):
     graph = onnx.load(path)
     if unknown := {node.op_type for node in graph.graph.node if not onnx.defs.has(node.op_type, node.domain)}:
         raise ValueError(", ".join(sorted(unknown)))  # which tf2onnx writes all the same
+    if len(graph.graph.input) > 1:
+        raise ValueError("the graph holds a constant array; a Rescaling or Normalization layer in its place exports")
     if calibration is not None:
         _quantize_onnx(path, calibration)
         graph = onnx.load(path)
