@@ -56,6 +56,7 @@ COLUMNS = {
     "batch_size": "images a step",
     "backend": "Keras backend",
     "device": "GPU, else CPU and cores",
+    "cores": "CPU cores that the process could use; empty where a GPU trained",
     "keras": "version",
     "tensorflow": "version",
     "python": "version",

@@ -123,6 +123,7 @@ def environment():
     return {
         "backend": keras.backend.backend(),
         "device": device(),
+        "cores": None if gpu() else cores(),
         "keras": keras.__version__,
         "tensorflow": tf.__version__,
         "python": platform.python_version(),

@@ -6,6 +6,7 @@ import pytest
 from cifar_keras.commands import Entry
 from cifar_keras.config import ConfigError, Experiment, Stage, Training
 from cifar_keras.report import table
+from cifar_keras.report.rows import minutes
 
 
 def record(**changes):
@@ -163,3 +164,14 @@ def test_the_readme_s_table_has_six_columns_of_measured_rows_and_names_the_other
     assert "[exp4_scratch](experiments/exp4_scratch.py)" in rows[0] and "42 min, 2-core CPU, 1 seed " in rows[0]
     assert "[exp1_frozen](experiments/exp1_frozen.py) (best), [exp4_scratch]" in line and "(wide)" in line
     assert table.summarised([record()], [entry("exp4_scratch", "best")]).count("\n\n") == 0
+
+
+def test_minutes_are_left_out_where_other_work_shared_the_cores():
+    alone = record(cpu_seconds=4600.0, cores=2)  # of 2 x 2,520 seconds
+    shared = record(seed=1, cpu_seconds=4500.0, cores=2)
+    unknown = record(seed=2)
+    on_gpu = record(seed=3, cpu_seconds=100.0, cores=None)
+    assert [minutes([one]) for one in (alone, unknown, on_gpu)] == ["42", "42", "42"]
+    assert minutes([shared]) == minutes([alone, shared]) == ""
+    (row,), _ = table.collated([shared])
+    assert row["minutes"] == "-" and " min" not in table.summarised([shared], [])

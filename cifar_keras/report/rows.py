@@ -20,6 +20,9 @@ NEEDED = (  # of a CSV from elsewhere; older versions lack some of the others
 )
 
 
+OWN = 0.9  # share of its cores that a run needs for its minutes to mean something
+
+
 def _whole(text):
     return int(text.removesuffix(".0"))  # other programs write 10000.0 where a column has gaps
 
@@ -27,7 +30,7 @@ def _whole(text):
 KINDS = {  # column: (cast, check, words); the others are text, among them versions and digits that look like numbers
     **dict.fromkeys(
         ("seed", "pixels", "epochs", "best_epoch", "train_n", "train_images", "val_n", "parameters",
-         "parameters_trainable", "batch_size"),
+         "parameters_trainable", "batch_size", "cores"),
         (_whole, lambda number: number >= 0, "a whole number"),
     ),
     **dict.fromkeys(
@@ -153,6 +156,20 @@ def recipe(row):
     config = row.get("config") or {column: row.get(column) for column in CONFIGURATION}
     data = (row["fingerprint"], row.get("test_n"), row["overrides"])
     return json.dumps([*data, {**config, "seed": None}], sort_keys=True)
+
+
+def minutes(group):
+    """Mean minutes of training, as text; empty where they are unknown or other work shared the cores of some run."""
+    seconds = average(group, "training_seconds")
+    if seconds is None or any(map(_shared_cores, group)):
+        return ""
+    return f"{seconds / 60:.1f}" if seconds < 600 else f"{seconds / 60:.0f}"
+
+
+def _shared_cores(row):
+    """Whether a run had less than `OWN` of its cores, as far as that is known: its time then says little."""
+    used, wall, cores = (row.get(column) for column in ("cpu_seconds", "training_seconds", "cores"))
+    return None not in (used, wall, cores) and used < OWN * cores * wall
 
 
 def average(group, column):

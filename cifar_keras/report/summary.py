@@ -14,7 +14,7 @@ from cifar_keras.datasets import CIFAR10
 from cifar_keras.files import write_text
 from cifar_keras.paths import stem
 from cifar_keras.report import summary_plots
-from cifar_keras.report.rows import average
+from cifar_keras.report.rows import average, minutes
 from cifar_keras.report.table import DASH, newest_recipes
 from cifar_keras.results import overrides
 
@@ -145,7 +145,7 @@ def _overview_row(family, variant, runs):
         row["superclasses"] = percent(average(runs, "coarse_accuracy"))
     row |= {"seeds": str(len(runs)), "train": percent(average(runs, "train_accuracy"))}
     row |= {"images": f"{runs[0]['train_images']:,}", "epochs": str(runs[0]["epochs"])}
-    return row | {"minutes": f"{average(runs, 'training_seconds') / 60:.1f}"}
+    return row | {"minutes": minutes(runs) or DASH}
 
 
 def accuracy(runs):

@@ -10,7 +10,7 @@ from tabulate import tabulate
 
 from cifar_keras.config import ConfigError, published_of
 from cifar_keras.evaluate import accuracy_interval
-from cifar_keras.report.rows import average, from_record, grouped, key_of, natural
+from cifar_keras.report.rows import average, from_record, grouped, key_of, minutes, natural
 from cifar_keras.results import overrides
 
 DASH = "-"
@@ -70,7 +70,8 @@ def summarised(records, experiments):
 
 def _summary(row):
     names = ("experiment", "variant", "dataset", "test [95% interval] (n)", "published test")
-    cost = f"{row['minutes']} min, {row['hardware']}, {row['seeds']} seed{'s' * (row['seeds'] != '1')}"
+    time = "" if row["minutes"] == DASH else f"{row['minutes']} min, "
+    cost = f"{time}{row['hardware']}, {row['seeds']} seed{'s' * (row['seeds'] != '1')}"
     return {name: row[name] for name in names} | {"experiment": _link(row["experiment"]), "training": cost}
 
 
@@ -110,7 +111,7 @@ def _row(group):
         "train (n)": _accuracy(group, "train"),
         "val (n)": _accuracy(group, "val"),
         "parameters": _number(group, "parameters", "{:,.0f}"),
-        "minutes": _minutes(group) or DASH,
+        "minutes": minutes(group) or DASH,
         "hardware": _hardware(group) or DASH,
     }
 
@@ -150,11 +151,6 @@ def _interval(group):
     estimate = accuracy_interval(values, group[0]["test_n"])
     spread = f" sd {100 * stdev(values):.2f}" if len(values) > 1 else ""
     return 100 * estimate.low, 100 * estimate.high, spread
-
-
-def _minutes(group):
-    seconds = average(group, "training_seconds")
-    return "" if seconds is None else f"{seconds / 60:.1f}" if seconds < 600 else f"{seconds / 60:.0f}"
 
 
 def _hardware(group):
@@ -222,7 +218,7 @@ def _sentence(group):
         f"{first['variant']}: {100 * value:.1f}% of {first['test_n']:,} test images [{low:.1f}, {high:.1f}]{spread}",
         f"{len(group)} seed{'s' if len(group) > 1 else ''}",
         first["dataset"],
-        f"{minutes} min" if (minutes := _minutes(group)) else "",
+        f"{time} min" if (time := minutes(group)) else "",
         _hardware(group),
     )
     sentence = ", ".join(part for part in parts if part)
