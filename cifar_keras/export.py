@@ -244,6 +244,7 @@ def exportable(classifier):
     """The whole of a classifier as one model of operations that the converters know: uint8 RGB to probabilities."""
     model = keras.models.clone_model(classifier.network.model, clone_function=_exportable_layer, recursive=True)
     _copy_weights(classifier.network.model, model)
+    _arrays_for_tensors(model)
     model.trainable = False  # or the graph would hold what moves BatchNorm's statistics
     if "contract" in classifier.provenance:
         return model
@@ -251,6 +252,20 @@ def exportable(classifier):
     x = model(x)
     x = inference.both(x, classifier.single) if classifier.single else x
     return keras.Model(inputs, layers.Softmax(dtype="float32")(x) if classifier.logits else x, name=model.name)
+
+
+def _arrays_for_tensors(model):
+    """Makes arrays of a graph's constant tensors: the former become constants of an ONNX graph, the latter inputs."""
+    for operation in getattr(model, "operations", ()):
+        for node in operation._inbound_nodes:
+            held = node.arguments
+            held.args, held.kwargs = keras.tree.map_structure(
+                lambda one: keras.ops.convert_to_numpy(one) if keras.ops.is_tensor(one) else one,
+                (held.args, held.kwargs),
+            )
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            _arrays_for_tensors(layer)
 
 
 def _copy_weights(model, copy):

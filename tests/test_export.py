@@ -467,3 +467,32 @@ def test_grey_images_and_one_output_become_rgb_and_two(to, activation, tmp_path)
     assert got.shape == (20, 2) and len(other.class_names) == 2
     np.testing.assert_allclose(got[:, 1], second, atol=1e-5)
     np.testing.assert_allclose(got.sum(axis=1), 1, atol=1e-6)
+
+
+def difference(model, to, path):
+    """The largest difference of probabilities between a model and its exported form, on noise."""
+    model.save(path / "a.keras")
+    classifier = inference.load(path / "a.keras", scaling="raw")
+    export.convert(classifier, to, file := path / f"a{export.FORMATS[to].ending}", None)
+    noise = np.random.default_rng(1).integers(0, 256, (5, *classifier.size, 3), dtype="uint8")
+    new, old = inference.load(file).probabilities(noise), classifier.probabilities(noise)
+    assert np.ptp(old, axis=0).max() > 1e-3, "images that the model tells apart"
+    return np.abs(new - old).max()
+
+
+def small_head(x):
+    x = layers.Conv2D(4, 3, strides=2)(layers.Rescaling(1 / 50)(x))
+    return layers.Dense(3, activation="softmax")(layers.Flatten()(x))
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_constant_arrays_of_a_graph_stay_constants(within, tmp_path):
+    needed("onnx")
+    keras.utils.set_random_seed(0)
+    x = inputs = keras.Input((12, 16, 3))
+    x = keras.applications.resnet50.preprocess_input(x)
+    x = keras.ops.subtract(x - np.array([1.0, 20.0, 3.0], "float32"), keras.ops.convert_to_tensor([5.0, 1.0, 40.0]))
+    x = keras.ops.multiply(x, x2=keras.ops.convert_to_tensor([1.0, 0.5, 0.1]))
+    model = keras.Model(inputs, small_head(x))
+    model = keras.Sequential([keras.Input((12, 16, 3)), model]) if within else model
+    assert difference(model, "onnx", tmp_path) < 1e-5
