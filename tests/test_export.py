@@ -258,7 +258,7 @@ def test_the_command_writes_beside_the_model_and_tells_the_check(own, capsys):
 def test_a_failing_converter_ends_in_a_sentence_and_changes_no_file(own, error, tmp_path, monkeypatch):
     needed("litert")
     (tmp_path / "a.tflite").write_text("what stood there before")
-    monkeypatch.setattr(export, "real_images", lambda *_: (np.zeros((1, 32, 32, 3), "uint8"), None, None))
+    monkeypatch.setattr(export, "real_images", lambda *_, **__: (np.zeros((1, 32, 32, 3), "uint8"), None, None))
 
     def failing(model, path, *_):
         path.write_bytes(b"half a mod")
