@@ -15,8 +15,8 @@ import measure
 from measure import row
 
 from cifar_keras import results
-from cifar_keras.paths import PROJECT
-from cifar_keras.runtime import device
+from cifar_keras.utils.paths import PROJECT
+from cifar_keras.utils.runtime import device
 
 TITLE = "7 to 88%, scratch CNN"
 EPOCHS, IMAGES, BATCH = 30, 45_000, 64

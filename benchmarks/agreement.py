@@ -14,8 +14,8 @@ import numpy as np
 from measure import row, runs_on, table
 
 from cifar_keras.config import Limits
-from cifar_keras.datasets import load
-from cifar_keras.paths import PROJECT
+from cifar_keras.data import load
+from cifar_keras.utils.paths import PROJECT
 
 TITLE = "same class from every saved form"
 EXPORTED = "same class as the .keras"
@@ -23,7 +23,7 @@ EXPORTED = "same class as the .keras"
 
 def said(path, images):
     """Class probabilities, float32 `(n, classes)`, of a saved model in any format."""
-    from cifar_keras import inference
+    from cifar_keras.saved import inference
 
     classifier = inference.load(path)
     return np.concatenate([classifier.probabilities(np.stack(block)) for block in inference.batched(images, 64)])
@@ -42,8 +42,8 @@ def agreement(record, paths, dataset, *, images):
 
 def exported(record, paths, dataset, *, split):
     """A row for each format of `cifar-keras export`."""
-    from cifar_keras import export, inference
     from cifar_keras.config import CifarKerasError
+    from cifar_keras.saved import export, inference
 
     classifier, old = inference.load(paths.keras), said(paths.keras, split.images)
     calibration, _, _ = export.real_images(classifier, dataset, None)

@@ -21,8 +21,8 @@ from pathlib import Path
 import measure
 from measure import row
 
-from cifar_keras.files import write_text
-from cifar_keras.runtime import git_commit, version
+from cifar_keras.utils.files import write_text
+from cifar_keras.utils.runtime import git_commit, version
 
 HERE = Path(__file__).resolve().parent
 STORE, RESULTS = HERE / "results.json", HERE / "RESULTS.md"

@@ -18,7 +18,7 @@ from pathlib import Path
 import measure
 from measure import row
 
-from cifar_keras.paths import PROJECT
+from cifar_keras.utils.paths import PROJECT
 
 FROZEN, AUGMENTED = "4 frozen, ten epochs", "5 augmented, 224 pixels"
 TRAIN = 45_000  # images of the study
@@ -32,16 +32,17 @@ def trained(job):
         job: {"experiment", "dataset", "weights", "train", "val", "epochs", "views"}; `views` as in `config.Training`.
     Returns: {"seconds", "extraction", "accuracy", "peak"}: of everything, of the extraction in it, on val, MiB.
     """
-    from cifar_keras import runtime
+    from cifar_keras.utils import runtime
 
     runtime.setup()
     import runpy
 
-    from cifar_keras import config, features
-    from cifar_keras.datasets import load
-    from cifar_keras.train import Resume, fit
-    from cifar_keras.weights import load_backbone
-    from cifar_keras.zoo import build, row_of
+    from cifar_keras import config
+    from cifar_keras.data import load
+    from cifar_keras.models.weights import load_backbone
+    from cifar_keras.models.zoo import build, row_of
+    from cifar_keras.training import features
+    from cifar_keras.training.train import Resume, fit
 
     training = runpy.run_path(PROJECT / "experiments" / job["experiment"])["EXPERIMENT"].variants["best"]
     model_row, limits = row_of(training), config.Limits(job["train"], job["val"], 10)

@@ -15,7 +15,7 @@ import time
 import measure
 from measure import cell, ratio_of, row
 
-from cifar_keras.paths import PROJECT
+from cifar_keras.utils.paths import PROJECT
 
 TITLE = "3 first step of ResNet50"
 SIDES = {"ours": "ours", "plain": "plain Keras"}
@@ -24,15 +24,15 @@ PARTS = {"first step": 1 / 3, "build + compile + first step": 0.45}  # targets, 
 
 def first_step(side):
     """Prints the seconds from an imported library to the start of the first step, and to its end."""
-    from cifar_keras import runtime
+    from cifar_keras.utils import runtime
 
     runtime.setup()
     import numpy as np
 
     from cifar_keras.config import Stage, Training
-    from cifar_keras.optim import CrossEntropy, make_optimizer
-    from cifar_keras.train import make_variables
-    from cifar_keras.zoo import MODELS, build, set_trainable
+    from cifar_keras.models.zoo import MODELS, build, set_trainable
+    from cifar_keras.training.optim import CrossEntropy, make_optimizer
+    from cifar_keras.training.train import make_variables
 
     start = time.perf_counter()
     model_row = MODELS["resnet50_finetune"]

@@ -13,7 +13,7 @@ import measure
 import numpy as np
 from measure import Side, Turn, judged, measured, ratio_of, row
 
-from cifar_keras.paths import PROJECT
+from cifar_keras.utils.paths import PROJECT
 
 LAYOUTS = measure.LAYOUTS[:2]
 NAMES = ("scratch_cnn", "resnet50_finetune", "resnet50_augment_224")
@@ -38,9 +38,9 @@ def written(name, folder):
     """The study's model with random weights in every format: paths by format, and why others are missing."""
     from sides import keras_model, noise
 
-    from cifar_keras import artifacts, export, inference
     from cifar_keras.config import CifarKerasError
-    from cifar_keras.paths import Paths
+    from cifar_keras.saved import artifacts, export, inference
+    from cifar_keras.utils.paths import Paths
 
     _, model, _ = keras_model(name)
     random = np.random.default_rng(0)  # kernels that begin as the identity would be stored once, or as zeros
@@ -132,8 +132,8 @@ def against(title, windows, other):
 
 def kept_accuracy(root):
     """What int8 does to the accuracy of the newest run of the scratch CNN below a root, on its validation images."""
-    from cifar_keras import export, inference
     from cifar_keras.config import CifarKerasError
+    from cifar_keras.saved import export, inference
 
     found = [paths for record, paths in measure.runs_on("shapes", root) if record["model"] == NAMES[0]]
     if not found:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cifar_keras import evaluate
-from cifar_keras.report import pairs
+from cifar_keras import metrics
+from cifar_keras.results import matching
 
 SPREAD = 0.002  # standard deviation of a recipe's accuracy over seeds
 CORRELATION = 0.5  # of being right, between two models over images
@@ -37,43 +37,43 @@ def two_models(random, p_a, p_b, n):
 
 def one_seed_covered(random, *, n):
     accuracy = random.binomial(n, 0.9) / n
-    return covers(evaluate.accuracy_interval([accuracy], n), 0.9)
+    return covers(metrics.accuracy_interval([accuracy], n), 0.9)
 
 
 def seeds_covered(random, *, count):
-    return covers(evaluate.seeds_interval(seeds(random, count)), 0.9)
+    return covers(metrics.seeds_interval(seeds(random, count)), 0.9)
 
 
 def unpaired_covered(random, *, n1, n2):
     p1, p2 = random.binomial(n1, 0.90) / n1, random.binomial(n2, 0.91) / n2
-    return covers(evaluate.difference_unpaired(p1, n1, p2, n2), 0.01)
+    return covers(metrics.difference_unpaired(p1, n1, p2, n2), 0.01)
 
 
 def paired_covered(random, *, n):
-    return covers(evaluate.difference_paired(*two_models(random, 0.90, 0.91, n)), 0.01)
+    return covers(metrics.difference_paired(*two_models(random, 0.90, 0.91, n)), 0.01)
 
 
 def difference_of_seeds_covered(random, *, counts):
     a, b = seeds(random, counts[0]), seeds(random, counts[1], accuracy=0.91)
-    return covers(evaluate.difference_seeds(a, b), 0.01)
+    return covers(metrics.difference_seeds(a, b), 0.01)
 
 
 def falsely_by_image(random, *, n=10_000, spread=0.0):
     """One seed each, with stored predictions; `spread` draws the two models' accuracies as seeds would."""
     p_a, p_b = random.normal(0.9, spread, 2)
     correct = two_models(random, p_a, p_b, n)
-    return pairs.distinguishable(evaluate.difference_paired(*correct), evaluate.mcnemar(*correct))
+    return matching.distinguishable(metrics.difference_paired(*correct), metrics.mcnemar(*correct))
 
 
 def falsely_without_predictions(random, *, n=10_000):
     """One seed each, on the same images, of which only the accuracies are known."""
     a, b = (correct.mean() for correct in two_models(random, 0.9, 0.9, n))
-    return pairs.compared(group([a], n), group([b], n)).distinguishable
+    return matching.compared(group([a], n), group([b], n)).distinguishable
 
 
 def falsely_by_seeds(random, *, counts, n=10_000):
     a, b = (group(seeds(random, count, n=n), n) for count in counts)
-    return pairs.compared(a, b).distinguishable
+    return matching.compared(a, b).distinguishable
 
 
 def falsely_on_other_images(random, *, counts, images=(10_000, 10_000)):
@@ -82,14 +82,14 @@ def falsely_on_other_images(random, *, counts, images=(10_000, 10_000)):
     for side, (count, n) in enumerate(zip(counts, images, strict=True)):
         drawn = random.binomial(n, 0.9) / n
         sides.append(group(seeds(random, count, accuracy=drawn, n=n), n, fingerprint=f"of side {side}"))
-    return pairs.compared(*sides).distinguishable
+    return matching.compared(*sides).distinguishable
 
 
 def group(accuracies, n, *, fingerprint="the same"):
-    """A `pairs.Group` of which nothing but accuracies and data is known."""
+    """A `matching.Group` of which nothing but accuracies and data is known."""
     known = {"run_id": "-", "test_n": n, "fingerprint": fingerprint}
     runs = (known | {"seed": seed, "test_accuracy": float(p)} for seed, p in enumerate(accuracies))
-    return pairs.Group(tuple(runs), Path("nowhere"))
+    return matching.Group(tuple(runs), Path("nowhere"))
 
 
 COVERAGE = {

@@ -19,11 +19,12 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from cifar_keras import results, runtime
+from cifar_keras import results
 from cifar_keras.config import Limits, RunConfig
-from cifar_keras.datasets import load
-from cifar_keras.paths import Paths
-from cifar_keras.runtime import cores, cpu_name
+from cifar_keras.data import load
+from cifar_keras.utils import runtime
+from cifar_keras.utils.paths import Paths
+from cifar_keras.utils.runtime import cores, cpu_name
 
 SIDES = Path(__file__).resolve().parent / "sides.py"
 COLUMNS = ("benchmark", "side", "value", "unit", "ratio", "target", "met", "note")
@@ -173,7 +174,7 @@ def training_loops(recipe, *, batch_size, full):
 def runs_on(dataset, root):
     """The recorded runs on a dataset whose `.keras` is still their own, oldest first, each with its `paths.Paths`."""
     runtime.setup()
-    from cifar_keras import artifacts
+    from cifar_keras.saved import artifacts
 
     fingerprint = load(dataset, limits=Limits(10, 10, 10)).fingerprint
     for record in results.read(root):

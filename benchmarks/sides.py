@@ -58,7 +58,7 @@ def noise(count):
 
 def noise_dataset(count):
     """A dataset of that many training images and hardly any others."""
-    from cifar_keras.datasets.base import Dataset, Split
+    from cifar_keras.data.base import Dataset, Split
 
     few = Split(*noise(10))
     return Dataset("noise", "noise", "0" * 64, tuple("abcdefghij"), train=Split(*noise(count)), val=few, test=few)
@@ -66,7 +66,7 @@ def noise_dataset(count):
 
 def recipe(name):
     """The `best` recipe of the experiment with that model."""
-    from cifar_keras.paths import PROJECT
+    from cifar_keras.utils.paths import PROJECT
 
     experiments = (runpy.run_path(path) for path in sorted((PROJECT / "experiments").glob("exp*.py")))
     recipes = (found["EXPERIMENT"].variants.get("best") for found in experiments)
@@ -77,11 +77,11 @@ def keras_model(name):
     """The row, its model and its recipe's last stage, in which every layer trains."""
     import dataclasses
 
-    from cifar_keras import runtime
+    from cifar_keras.utils import runtime
 
     runtime.setup()
     runtime.apply(precision="float32", deterministic=False)
-    from cifar_keras.zoo import MODELS, build, initialise_from_data
+    from cifar_keras.models.zoo import MODELS, build, initialise_from_data
 
     training = recipe(name)
     model = build(MODELS[name], image_shape=(32, 32, 3), classes=10, steps=1000, seed=0)
@@ -94,7 +94,7 @@ def fit(clock, name):
     row, model, training = keras_model(name)
     import keras
 
-    from cifar_keras import train
+    from cifar_keras.training import train
 
     class Step(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
@@ -110,9 +110,9 @@ def fit(clock, name):
 def on_batch(clock, name):
     """The bare step of the same model on one batch in memory: what `fit` would cost without data and callbacks."""
     row, model, training = keras_model(name)
-    from cifar_keras.optim import CrossEntropy, make_optimizer
-    from cifar_keras.train import make_variables
-    from cifar_keras.zoo import set_trainable
+    from cifar_keras.models.zoo import set_trainable
+    from cifar_keras.training.optim import CrossEntropy, make_optimizer
+    from cifar_keras.training.train import make_variables
 
     set_trainable(model, row, freeze_backbone=False)
     optimizer = make_optimizer(training, training.stages[0], steps=1000)
@@ -127,9 +127,9 @@ def on_batch(clock, name):
 def predict(clock, name, count):
     """`inference.probabilities` of a saved and loaded model."""
     row, model, _ = keras_model(name)
-    from cifar_keras import artifacts
-    from cifar_keras.inference import probabilities
-    from cifar_keras.train import evaluation_batch
+    from cifar_keras.saved import artifacts
+    from cifar_keras.saved.inference import probabilities
+    from cifar_keras.training.train import evaluation_batch
 
     with tempfile.TemporaryDirectory() as folder:
         artifacts.for_inference(model).save(Path(folder) / "model.keras")
@@ -143,12 +143,12 @@ def predict(clock, name, count):
 
 def serve(clock, path, count):
     """A saved model in any format on one batch in memory; of Keras the compiled call, without what `predict` adds."""
-    from cifar_keras import runtime
+    from cifar_keras.utils import runtime
 
     runtime.setup()
     import tensorflow as tf
 
-    from cifar_keras.formats import open_network
+    from cifar_keras.saved.formats import open_network
 
     network = open_network(path)
     size = (int(count), *network.size, 3)
@@ -169,7 +169,7 @@ def torch_train(clock, name, layout):
     import torch
     import torch_models
 
-    from cifar_keras.runtime import cores
+    from cifar_keras.utils.runtime import cores
 
     torch.set_num_threads(cores())
     recipe = torch_models.RECIPES[name]
@@ -188,7 +188,7 @@ def torch_predict(clock, name, layout, count):
     import torch
     import torch_models
 
-    from cifar_keras.runtime import cores
+    from cifar_keras.utils.runtime import cores
 
     torch.set_num_threads(cores())
     model = torch_models.NETWORKS[name]().to(memory_format=torch_models.LAYOUTS[layout]).eval()

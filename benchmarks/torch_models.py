@@ -86,7 +86,7 @@ class ResNet50(nn.Module):
 
 
 class AirNet(nn.Module):
-    """airbench94's network as `cifar_keras.blocks.airnet` and `small_head` have it."""
+    """airbench94's network as `cifar_keras.models.blocks.airnet` and `small_head` have it."""
 
     def __init__(self, *, classes=10, widths=(64, 256, 256)):
         super().__init__()
@@ -158,7 +158,7 @@ def weights_of(model):
 
 
 class Muon(torch.optim.Optimizer):
-    """`cifar_keras.optim.Muon`: orthogonalised momentum for convolution kernels, Nesterov SGD for everything else."""
+    """`training.optim.Muon`: orthogonalised momentum for convolution kernels, Nesterov SGD for everything else."""
 
     def __init__(self, model, *, rate=0.16, head_rate=0.67 * 500 / 256**2, bias_rate=0.053 * 500, decay=1e-3):
         trained = [p for p in model.parameters() if p.requires_grad]
@@ -189,7 +189,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalized(matrix, *, steps=3):
-    """The Newton-Schulz iteration of `cifar_keras.optim.orthogonalized`."""
+    """The Newton-Schulz iteration of `cifar_keras.training.optim.orthogonalized`."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix.T if len(matrix) > matrix.shape[1] else matrix
     x = x / (x.norm() + 1e-7)

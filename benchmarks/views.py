@@ -15,7 +15,7 @@ import measure
 from features import AUGMENTED, VIEWS, outcome
 from measure import row, runs_on
 
-from cifar_keras.paths import PROJECT
+from cifar_keras.utils.paths import PROJECT
 
 JOB = {"experiment": "exp2_augment_224.py"}
 LIMIT = 3000  # MiB

@@ -11,119 +11,18 @@ import os
 import signal
 import sys
 import traceback
-from dataclasses import dataclass, field
 
-from cifar_keras import runtime
-from cifar_keras.config import BUDGETS, CifarKerasError
-from cifar_keras.paths import PROJECT
-from cifar_keras.units import printable
+from cifar_keras.config import CifarKerasError
+from cifar_keras.options import Options, add_options, positive
+from cifar_keras.utils import runtime
+from cifar_keras.utils.paths import PROJECT
+from cifar_keras.utils.text import printable
 
 GOES_ON = "the same command, without `--fresh`, goes on after the last finished epoch"
 MODEL = "a {} file, a run id, or an experiment (its newest model)"
 ANY_MODEL, KERAS_MODEL = MODEL.format(".keras, .h5, .onnx or .tflite"), MODEL.format(".keras or .h5")
 SIDE = "side of the images, for a model that takes any size"
 EXPORTS = ("onnx", "onnx-int8", "litert", "litert-int8")
-PRECISIONS = ("auto", "float32", "mixed_float16", "mixed_bfloat16")
-
-
-def positive(text):
-    """A whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, received {text!r}")
-    return int(text)
-
-
-def rate(text):
-    """A number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number above 0, received {text!r}")
-    return value
-
-
-def seeds(text):
-    """`3` or `0-4`: a range of whole numbers."""
-    first, _, last = text.partition("-")
-    if not first.isdecimal() or not (last or first).isdecimal() or int(last or first) < int(first):
-        raise argparse.ArgumentTypeError(f"expected a seed such as 0, or a range such as 0-4, received {text!r}")
-    if int(last or first) >= 2**31:
-        raise argparse.ArgumentTypeError(f"expected seeds below 2**31, received {text!r}")
-    return range(int(first), int(last or first) + 1)
-
-
-def _option(default, text, **parsing):
-    return field(default=default, metadata={"help": text, **parsing})
-
-
-@dataclass(frozen=True)
-class Options:
-    """The options of every experiment file; each field is one `--option`."""
-
-    variant: str | None = _option(None, "recipe, or all; default best where there is one", metavar="NAME")
-    budget: str = _option(
-        "full", "full is the study, quick about 5 minutes, demo the embedded data", choices=tuple(BUDGETS)
-    )
-    dataset: str | None = _option(
-        None,
-        "cifar10, cifar100, shapes, shapes100, or the path of an image folder (default cifar10; demo: shapes)",
-        metavar="NAME|DIR",
-    )
-    classes: str | None = _option(
-        None, "some of its classes by name, separated by commas (default: all)", metavar="NAME,NAME"
-    )
-    data_dir: str | None = _option(None, "where archives and weights are looked for first", metavar="DIR")
-    image_size: int | None = _option(None, "side of a folder's or of shapes' images", type=positive, metavar="PIXELS")
-    weights: str | None = _option(
-        None,
-        "backbone's start: imagenet, none, or a file (default: what the model calls for)",
-        metavar="imagenet|none|PATH",
-    )
-    epochs: int | None = _option(None, "over all stages, shared as the recipe does", type=positive, metavar="N")
-    batch_size: int | None = _option(
-        None, "images a step; learning rates follow its square root", type=positive, metavar="N"
-    )
-    learning_rate: float | None = _option(
-        None, "of the last stage; the other stages' follow", type=rate, metavar="RATE"
-    )
-    views: int | None = _option(
-        None, "views of an image that a frozen backbone sees (default: the recipe's)", type=positive, metavar="N"
-    )
-    class_weights: str | None = _option(
-        None, "balanced: a rare class counts as much in the loss as a frequent one", choices=("balanced",)
-    )
-    on_the_fly: bool = _option(False, "send every epoch through a frozen backbone instead of storing its features")
-    skip_unreadable: bool = _option(False, "leave out damaged images of a folder; a record lists them")
-    seed: range = _option(range(1), "0, or 0-4 for five runs", type=seeds, metavar="0|0-4")
-    limit: int | None = _option(None, "most images of each split", type=positive, metavar="N")
-    precision: str = _option("auto", "auto: 16 bit on GPUs that gain, else float32", choices=PRECISIONS)
-    deterministic: bool = _option(False, "reproducible kernels, slower")
-    track: str | None = _option(None, "also write TensorBoard files to results/tensorboard/", choices=("tensorboard",))
-    root: str = _option(str(PROJECT), "where model_cp/, Models/ and results/ go (default: the project)", metavar="DIR")
-    fresh: bool = _option(False, "start over, whatever has been done")
-    dry_run: bool = _option(False, "print configuration, parameters, splits and paths; train nothing")
-    tables: bool = _option(False, "train nothing: only write the experiment's own table and figure anew")
-    verbose: bool = _option(False, "show TensorFlow's messages, and where an unexpected error came from")
-
-    def changes(self):
-        """What deviates from the recipe, by option name: it becomes part of every file name."""
-        names = (
-            *("epochs", "batch_size", "learning_rate", "class_weights", "views", "on_the_fly"),
-            *("limit", "image_size", "precision", "deterministic"),
-        )
-        plain = {f.name: f.default for f in dataclasses.fields(self)}
-        return {name.replace("_", "-"): getattr(self, name) for name in names if getattr(self, name) != plain[name]}
-
-
-def add_options(parser, *, only=None):
-    """Adds the fields of `Options` to an argparse parser."""
-    for option in dataclasses.fields(Options):
-        if only is None or option.name in only:
-            flag = f"--{option.name.replace('_', '-')}"
-            kind = {"action": "store_true"} if option.default is False else {"default": option.default}
-            parser.add_argument(flag, **kind, **option.metadata)
 
 
 def main(experiment, arguments=None):
@@ -181,14 +80,14 @@ def tables(experiment, options):
 
 def each(experiment, arguments, *, variants, seeds):
     """A process for each variant and seed, since memory of a trained model is not given back within one."""
-    from cifar_keras import commands
+    from cifar_keras.commands import study
 
     file = PROJECT / "experiments" / f"{experiment.key}.py"
     jobs = [
         (experiment.key, f"{variant}, seed {seed}", file, [*arguments, "--variant", variant, "--seed", str(seed)])
         for variant, seed in itertools.product(variants, seeds)
     ]
-    return commands.combined(commands.series("runs", jobs, plan=[1] * len(jobs)))
+    return study.combined(study.series("runs", jobs, plan=[1] * len(jobs)))
 
 
 def guarded(function, *, verbose=False, goes_on=True):
@@ -350,31 +249,31 @@ def _add_evaluate(parser):
 
 def _evaluate(options):
     runtime.setup(verbose=options.verbose)
-    from cifar_keras import scores
+    from cifar_keras.commands import evaluate
 
-    asked = scores.Asked(
+    asked = evaluate.Asked(
         dataset=options.dataset, data_dir=options.data_dir, classes=options.classes, split=options.split,
         limit=options.limit, image_size=options.image_size, scaling=options.input_scaling,
         class_names=options.class_names, augmented=options.test_time_augmentation,
         skip_unreadable=options.skip_unreadable,
     )  # fmt: skip
     output = {"as_json": options.json, "predictions": options.predictions, "figure": options.figure}
-    return scores.run(options.models, asked, root=options.root, **output)
+    return evaluate.run(options.models, asked, root=options.root, **output)
 
 
 def _dispatch(options, arguments, rest):
     if options.verb == "doctor":  # first: it shall run where packages that the others need are broken
-        from cifar_keras import doctor
+        from cifar_keras.commands import doctor
 
         return doctor.run(root=options.root, data_dir=options.data_dir, as_json=options.json)
-    from cifar_keras import commands
+    from cifar_keras.commands import study
 
     if options.verb == "list":
-        return commands.list_experiments(options.root)
+        return study.list_experiments(options.root)
     if options.verb == "run":
-        return commands.run(options.name, rest)
+        return study.run(options.name, rest)
     if options.verb == "study":
-        return commands.study(arguments, root=options.root, budget=options.budget)
+        return study.study(arguments, root=options.root, budget=options.budget)
     if options.verb == "explain":
         runtime.setup(verbose=options.verbose)
         from cifar_keras.explain import analyse
@@ -386,7 +285,7 @@ def _dispatch(options, arguments, rest):
         return 0
     if options.verb == "predict":
         runtime.setup(verbose=options.verbose)
-        from cifar_keras import predict
+        from cifar_keras.commands import predict
 
         return predict.run(
             options.model, options.images, root=options.root, form=options.form, top=options.top,
@@ -397,28 +296,30 @@ def _dispatch(options, arguments, rest):
         return _evaluate(options)
     if options.verb == "inspect":
         runtime.setup(verbose=options.verbose)
-        from cifar_keras import describe, formats, predict
+        from cifar_keras.commands import predict
+        from cifar_keras.saved import find, formats, inspect_model
 
-        model, weights = predict.single(options.model, options.weights)
-        network = formats.open_network(predict.find_model(model, root=options.root), weights)
-        print(describe.text(network, class_names=options.class_names))
+        model, weights = find.single(options.model, options.weights)
+        network = formats.open_network(find.find_model(model, root=options.root), weights)
+        print(inspect_model.text(network, class_names=options.class_names))
         return 0
     if options.verb == "export":
         runtime.setup(verbose=options.verbose)
-        from cifar_keras import export, inference, predict
+        from cifar_keras.commands import predict
+        from cifar_keras.saved import export, find, inference
 
-        model, weights = predict.single(options.model, options.weights)
+        model, weights = find.single(options.model, options.weights)
         told = {"scaling": options.input_scaling, "image_size": options.image_size, "class_names": options.class_names}
-        classifier = inference.load(predict.find_model(model, root=options.root), weights=weights, **told)
+        classifier = inference.load(find.find_model(model, root=options.root), weights=weights, **told)
         inference.print_assumptions(classifier)
         where = {name: getattr(options, name) for name in ("dataset", "data_dir", "skip_unreadable", "verbose")}
         print(*export.export(classifier, options.to, options.output, **where), sep="\n")
         return 0
     if options.verb == "report":
         runtime.setup(verbose=options.verbose)
-        return commands.report(options.root, name=options.name, dataset=options.dataset, data_dir=options.data_dir)
+        return study.report(options.root, name=options.name, dataset=options.dataset, data_dir=options.data_dir)
     if options.verb == "compare":
         from cifar_keras.report import comparison
 
         return comparison.run(options.files, fmt=options.format)
-    return commands.collate(options.root, fmt=options.format, write=options.write)
+    return study.collate(options.root, fmt=options.format, write=options.write)

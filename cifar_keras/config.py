@@ -65,15 +65,15 @@ class Stage:
 
 @dataclass(frozen=True)
 class Training:
-    """A recipe: which row of `zoo.MODELS`, and how it is trained.
+    """A recipe: which row of `models.zoo.MODELS`, and how it is trained.
 
     Attributes:
-        model: name of a row of `zoo.MODELS`.
+        model: name of a row of `models.zoo.MODELS`.
         stages: trained one after the other; the weights best on val are kept over all of them.
         override: columns of the row that this variant replaces, by name.
         batch_size: images a step.
-        optimizer: 'adam', 'adamw', 'sgd' (Nesterov, 0.9) or 'muon' (see `optim.Muon`; the stages' learning rates are
-            then those of the convolution kernels, and everything else keeps airbench's rates).
+        optimizer: 'adam', 'adamw', 'sgd' (Nesterov, 0.9) or 'muon' (see `training.optim.Muon`; the stages' learning
+            rates are then those of the convolution kernels, and everything else keeps airbench's rates).
         weight_decay: decoupled for 'adamw' and 'sgd', fraction of the weights a step at rate 1; for 'muon' per image.
         label_smoothing: share of each target spread over all classes, in [0, 1).
         test_time_augmentation: also score the mean over mirrored and shifted views, in a column of its own.
@@ -118,7 +118,7 @@ def tutorial(model, **override):
     """What a tutorial does with a model: Adam at a constant 1e-3, batch 32, ten epochs, a plain linear head.
 
     Args:
-        model: name of a row of `zoo.MODELS`.
+        model: name of a row of `models.zoo.MODELS`.
         override: columns of the row, as `Training.override`.
     """
     stages = (Stage(epochs=10, learning_rate=1e-3, schedule="constant"),)

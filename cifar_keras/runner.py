@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cifar_keras import artifacts, evaluate, features, results, runtime, track
+from cifar_keras import metrics, plotting, results
 from cifar_keras.config import (
     BUDGETS,
     CifarKerasError,
@@ -28,17 +28,20 @@ from cifar_keras.config import (
     with_learning_rate,
     with_views,
 )
-from cifar_keras.datasets import CIFAR10, load
-from cifar_keras.datasets.base import Dataset, stratified, take
-from cifar_keras.files import lock, sweep
-from cifar_keras.inference import augmented_probabilities, probabilities
-from cifar_keras.paths import Paths, stem
-from cifar_keras.pipeline import steps_per_epoch
-from cifar_keras.report import comparison, figures, summary
-from cifar_keras.train import Follow, Resume, evaluation_batch, fit
-from cifar_keras.units import duration
-from cifar_keras.weights import load_backbone, resolve
-from cifar_keras.zoo import ModelRow, build, initialise_from_data, row_of, set_trainable
+from cifar_keras.data import CIFAR10, load
+from cifar_keras.data.base import Dataset, stratified, take
+from cifar_keras.data.pipeline import steps_per_epoch
+from cifar_keras.models.weights import load_backbone, resolve
+from cifar_keras.models.zoo import ModelRow, build, initialise_from_data, row_of, set_trainable
+from cifar_keras.report import comparison, summary
+from cifar_keras.saved import artifacts
+from cifar_keras.saved.inference import augmented_probabilities, probabilities
+from cifar_keras.training import features, tensorboard
+from cifar_keras.training.train import Follow, Resume, evaluation_batch, fit
+from cifar_keras.utils import runtime
+from cifar_keras.utils.files import lock, sweep
+from cifar_keras.utils.paths import Paths, stem
+from cifar_keras.utils.text import duration
 
 
 @dataclass(frozen=True)
@@ -58,11 +61,11 @@ def run(experiment, options):
 
     Args:
         experiment: `config.Experiment`.
-        options: `cli.Options` with one variant and one seed.
+        options: `options.Options` with one variant and one seed.
     Returns: the run's record, or None after `--dry-run`.
     Raises: ConfigError, RunFailedError, HeldError.
     """
-    track.require(options.track)
+    tensorboard.require(options.track)
     job = prepare(experiment, options)
     if options.dry_run:
         return describe(job)
@@ -91,7 +94,7 @@ def carried_out(job, resume, progress, *, tracking):
         progress.run_id = f"{job.paths.stem}_{now():%Y%m%dT%H%M%SZ}"
         progress.git_commit = runtime.git_commit()
     print(headline(job, progress))
-    tracker = track.tracker(tracking, folder=job.paths.tracking / progress.run_id, config=job.config)
+    tracker = tensorboard.tracker(tracking, folder=job.paths.tracking / progress.run_id, config=job.config)
     try:
         model, callbacks = built(job), tracker.start(progress)
         training, seed, parts = job.config.training, job.config.seed, (model, job.row, job.dataset)
@@ -230,32 +233,32 @@ def conclude(job, model, progress):
     }
     record = facts(job, progress) | counts | {"status": "finished", "tta_accuracy": None, "coarse_accuracy": None}
     for name, (labels, predicted) in scored.items():
-        record |= {f"{name}_accuracy": evaluate.accuracy(labels, predicted), f"{name}_n": len(labels)}
-    record["test_loss"] = evaluate.cross_entropy(*scored["test"])
+        record |= {f"{name}_accuracy": metrics.accuracy(labels, predicted), f"{name}_n": len(labels)}
+    record["test_loss"] = metrics.cross_entropy(*scored["test"])
     record |= beside_accuracy(*scored["test"])
     record |= {"history": progress.history, "class_names": list(dataset.class_names)}
-    by_class = evaluate.class_accuracy(*scored["test"], classes=len(dataset.class_names))
+    by_class = metrics.class_accuracy(*scored["test"], classes=len(dataset.class_names))
     record["class_accuracy"] = [None if math.isnan(value) else value for value in by_class.tolist()]
     if dataset.superclass_names:
         superclass = superclass_of(dataset)
-        record["coarse_accuracy"] = evaluate.coarse_accuracy(*scored["test"], superclass)
+        record["coarse_accuracy"] = metrics.coarse_accuracy(*scored["test"], superclass)
         record["superclass_of"] = superclass.tolist()
     if config.training.test_time_augmentation:
         augmented = augmented_probabilities(model, dataset.test.images, batch_size=batch)
-        record["tta_accuracy"] = evaluate.accuracy(dataset.test.labels, augmented)
+        record["tta_accuracy"] = metrics.accuracy(dataset.test.labels, augmented)
     record["peak_memory_mb"] = runtime.peak_memory_mb()
     return record, scored["test"]
 
 
 def beside_accuracy(labels, probabilities):
     """What belongs beside accuracy where some classes have more test images than others; else None."""
-    matrix = evaluate.confusion(labels, probabilities)
+    matrix = metrics.confusion(labels, probabilities)
     counts = matrix.sum(axis=1)
-    if not evaluate.imbalanced(counts):
+    if not metrics.imbalanced(counts):
         return {"balanced_accuracy": None, "majority_share": None}
     return {
-        "balanced_accuracy": evaluate.balanced_accuracy(matrix),
-        "majority_share": evaluate.majority_share(counts),
+        "balanced_accuracy": metrics.balanced_accuracy(matrix),
+        "majority_share": metrics.majority_share(counts),
     }
 
 
@@ -283,7 +286,7 @@ def last_epoch(job, model):
     """What a study without selection reports: the accuracies of a model that holds the last epoch's weights."""
     model, batch = artifacts.for_inference(model), evaluation_batch(job.row, job.dataset)
     return {
-        f"last_{name}_accuracy": evaluate.accuracy(split.labels, probabilities(model, split.images, batch_size=batch))
+        f"last_{name}_accuracy": metrics.accuracy(split.labels, probabilities(model, split.images, batch_size=batch))
         for name, split in {"train": few_of_train(job), "test": job.dataset.test}.items()
     }
 
@@ -337,18 +340,18 @@ def draw(job, record, scored, progress):
     """The run's pictures in results/figures/."""
     dataset, paths = job.dataset, job.paths
     what = f"{record['dataset']} - {record['experiment']}, {record['variant']}"
-    figures.sample_grid(
+    plotting.sample_grid(
         dataset.train.images, dataset.train.labels, dataset.class_names, paths.figure("samples"),
         title=f"{record['dataset']}: training images",
     )  # fmt: skip
     splits = {name: getattr(dataset, name).labels for name in ("train", "val", "test")}
-    figures.label_distribution(
+    plotting.label_distribution(
         splits, dataset.class_names, paths.figure("labels"), title=f"{record['dataset']}: images a class"
     )
-    figures.training_curves(progress.history, paths.figure("curves"), title=what, best_epoch=progress.best_epoch)
-    matrix = evaluate.confusion(*scored)
+    plotting.training_curves(progress.history, paths.figure("curves"), title=what, best_epoch=progress.best_epoch)
+    matrix = metrics.confusion(*scored)
     title = f"{what}: {record['test_accuracy']:.1%} of {record['test_n']:,} test images"
-    figures.confusion_matrix(matrix, dataset.class_names, paths.figure("confusion"), title=title)
+    plotting.confusion_matrix(matrix, dataset.class_names, paths.figure("confusion"), title=title)
 
 
 def finished(job, progress):
@@ -398,12 +401,12 @@ def on_balance(dataset, training):
         name: np.bincount(getattr(dataset, name).labels, minlength=len(dataset.class_names))
         for name in ("train", "test")
     }
-    if evaluate.imbalanced(counts["train"]):
+    if metrics.imbalanced(counts["train"]):
         most, fewest = (dataset.class_names[pick(counts["train"])] for pick in (np.argmax, np.argmin))
         line = (
             f"classes differ in size: {counts['train'].max():,} training images of {most}, {counts['train'].min():,} "
             f"of {fewest}; naming the largest class always would score "
-            f"{evaluate.majority_share(counts['test']):.1%} on test"
+            f"{metrics.majority_share(counts['test']):.1%} on test"
         )
         yield line if training.class_weights else f"{line}; `--class-weights balanced` makes classes count alike"
     if absent := [dataset.class_names[label] for label in np.flatnonzero(counts["test"] == 0)]:
@@ -415,7 +418,7 @@ def last_line(record, root):
 
     Where classes differ in size, balanced accuracy and the largest class's share follow the result.
     """
-    low, high = evaluate.wilson(record["test_accuracy"], record["test_n"])
+    low, high = metrics.wilson(record["test_accuracy"], record["test_n"])
     parts = (
         f"{record['experiment']}  {record['test_accuracy']:.4f} [{low:.4f}, {high:.4f}] n={record['test_n']}",
         balance(record),

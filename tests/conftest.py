@@ -8,7 +8,7 @@ if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_seta
     workers, cores = int(os.environ["PYTEST_XDIST_WORKER_COUNT"]), sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[int(worker.removeprefix("gw")) :: workers] or cores)
 
-from cifar_keras import runtime
+from cifar_keras.utils import runtime
 
 runtime.setup()
 
@@ -16,8 +16,8 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 from cifar_keras.config import Limits  # noqa: E402
-from cifar_keras.datasets import load  # noqa: E402
-from cifar_keras.datasets.base import Dataset, Split  # noqa: E402
+from cifar_keras.data import load  # noqa: E402
+from cifar_keras.data.base import Dataset, Split  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)

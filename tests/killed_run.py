@@ -9,15 +9,18 @@ Result   not yet run
 import dataclasses
 import functools
 
-from cifar_keras import runtime
+from cifar_keras.utils import runtime
 
 runtime.setup()
 
 import keras  # noqa: E402
 
-from cifar_keras import artifacts, blocks, features, results, runner, train  # noqa: E402
+from cifar_keras import results, runner  # noqa: E402
 from cifar_keras.cli import main  # noqa: E402
 from cifar_keras.config import Experiment, Stage, Training  # noqa: E402
+from cifar_keras.models import blocks  # noqa: E402
+from cifar_keras.saved import artifacts  # noqa: E402
+from cifar_keras.training import features, train  # noqa: E402
 
 BEST = Training(
     "scratch_cnn",

@@ -12,15 +12,17 @@ from keras import layers
 from PIL import Image
 from test_config import config
 
-from cifar_keras import artifacts, cli, commands, inference, results
+from cifar_keras import cli, results
+from cifar_keras.commands import study
 from cifar_keras.config import ConfigError, Limits, Stage, Training
-from cifar_keras.datasets import load
-from cifar_keras.evaluate import coarse_accuracy
+from cifar_keras.data import load
+from cifar_keras.data.images import decode, fitted
 from cifar_keras.explain import analyse, elsewhere
 from cifar_keras.explain.gradcam import gradcam
-from cifar_keras.images import decode, fitted
-from cifar_keras.paths import Paths
-from cifar_keras.zoo import MODELS
+from cifar_keras.metrics import coarse_accuracy
+from cifar_keras.models.zoo import MODELS
+from cifar_keras.saved import artifacts, find, inference
+from cifar_keras.utils.paths import Paths
 
 SECTIONS = ["errors", "calibration", "gradcam", "activations", "space", "versus"]
 TRAINING = Training("scratch_cnn", (Stage(1, 1e-3),))
@@ -126,7 +128,7 @@ def test_the_report_holds_the_analyses(explained, capsys):
     other = explained.root / "results" / "explain" / "mine-0123ab"  # as that of a model of no run
     other.mkdir()
     (other / "index.json").write_text(json.dumps({"model": "mine.h5", "sections": ["errors"], "left out": {}}))
-    assert commands.report(explained.root) == 0
+    assert study.report(explained.root) == 0
     page = (explained.root / "results" / "report" / "index.html").read_text()
     assert page.count("Where it fails") >= 2 and "Not analysed" not in page and "macro F1" in page
     assert "mine" not in page
@@ -162,16 +164,16 @@ def test_files_that_are_no_models_of_a_run_are_refused(explained, tmp_path):
 def test_an_experiment_stands_for_its_newest_run_whose_model_is_there(tmp_path):
     data = load("shapes", limits=Limits(40, 20, 20))
     finished(tmp_path, data, run_id="run-1")
-    older = analyse.saved_model("exp4", root=tmp_path)
+    older = find.saved_model("exp4", root=tmp_path)
     finished(tmp_path, data, run_id="run-2", variant="wide")
-    newer = analyse.saved_model("exp4", root=tmp_path)
-    assert newer != older and newer == analyse.saved_model("run-2", root=tmp_path)
+    newer = find.saved_model("exp4", root=tmp_path)
+    assert newer != older and newer == find.saved_model("run-2", root=tmp_path)
     for path in tmp_path.glob("M*/*wide*"):
         path.unlink()
     newer.unlink()
-    assert analyse.saved_model("exp4", root=tmp_path) == older
+    assert find.saved_model("exp4", root=tmp_path) == older
     with pytest.raises(ConfigError, match="The model of run-2 must be"):
-        analyse.saved_model("run-2", root=tmp_path)
+        find.saved_model("run-2", root=tmp_path)
 
 
 def test_another_model_under_the_runs_name_is_refused(tmp_path):

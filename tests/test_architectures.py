@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from conftest import noise
 
-from cifar_keras import weights
 from cifar_keras.config import ConfigError, Training
-from cifar_keras.zoo import MODELS, build, row_of, set_trainable
+from cifar_keras.models import weights
+from cifar_keras.models.zoo import MODELS, build, row_of, set_trainable
 
 SIMPLE = {  # name: (output shape, parameters)
     "group1a": ((32, 32, 32), 3 * 3 * 3 * 32 + 32),

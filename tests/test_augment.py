@@ -5,9 +5,9 @@ import pytest
 import tensorflow as tf
 from conftest import noise
 
-from cifar_keras import augment
-from cifar_keras.augment import STEPS, augmented
-from cifar_keras.pipeline import epoch_order, evaluation_pipeline, train_pipeline
+from cifar_keras.data import augment
+from cifar_keras.data.augment import STEPS, augmented
+from cifar_keras.data.pipeline import epoch_order, evaluation_pipeline, train_pipeline
 
 IMAGE = noise(1).images[0]
 

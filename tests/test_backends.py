@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from cifar_keras.paths import PROJECT
+from cifar_keras.utils.paths import PROJECT
 
 
 @pytest.mark.parametrize("backend", ["jax", "torch"])

@@ -12,28 +12,29 @@ from PIL import Image
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.utils.class_weight import compute_class_weight
 
-from cifar_keras import blocks, evaluate, runner
-from cifar_keras.cli import Options
+from cifar_keras import metrics, runner
 from cifar_keras.config import ConfigError, Experiment, RunConfig, Stage, Training
-from cifar_keras.datasets.base import Dataset, Split
-from cifar_keras.optim import CrossEntropy
-from cifar_keras.train import Resume, class_weights, fit
-from cifar_keras.zoo import MODELS, build
+from cifar_keras.data.base import Dataset, Split
+from cifar_keras.models import blocks
+from cifar_keras.models.zoo import MODELS, build
+from cifar_keras.options import Options
+from cifar_keras.training.optim import CrossEntropy
+from cifar_keras.training.train import Resume, class_weights, fit
 
 
 def test_balanced_accuracy_is_that_of_scikit_learn():
     random = np.random.RandomState(0)
     labels, predicted = random.choice(3, 200, p=[0.8, 0.15, 0.05]), random.randint(0, 3, 200)
-    matrix = evaluate.confusion(labels, np.eye(3)[predicted])
-    assert evaluate.balanced_accuracy(matrix) == pytest.approx(balanced_accuracy_score(labels, predicted))
+    matrix = metrics.confusion(labels, np.eye(3)[predicted])
+    assert metrics.balanced_accuracy(matrix) == pytest.approx(balanced_accuracy_score(labels, predicted))
 
 
 def test_balanced_accuracy_of_naming_the_largest_class_is_chance():
     matrix = np.array([[19, 0], [1, 0]])
-    assert evaluate.balanced_accuracy(matrix) == 0.5
-    assert evaluate.majority_share(matrix.sum(axis=1)) == 0.95
-    assert evaluate.balanced_accuracy([[4, 0], [0, 0]]) == 1.0  # a class without images is passed over
-    assert np.isnan(evaluate.balanced_accuracy([[0, 0], [0, 0]]))
+    assert metrics.balanced_accuracy(matrix) == 0.5
+    assert metrics.majority_share(matrix.sum(axis=1)) == 0.95
+    assert metrics.balanced_accuracy([[4, 0], [0, 0]]) == 1.0  # a class without images is passed over
+    assert np.isnan(metrics.balanced_accuracy([[0, 0], [0, 0]]))
 
 
 @pytest.mark.parametrize(
@@ -50,7 +51,7 @@ def test_balanced_accuracy_of_naming_the_largest_class_is_chance():
     ],
 )
 def test_classes_are_imbalanced_where_they_differ_by_more_than_a_fifth(counts, expected):
-    assert evaluate.imbalanced(np.array(counts)) is expected
+    assert metrics.imbalanced(np.array(counts)) is expected
 
 
 def test_class_weights_are_those_of_scikit_learn_and_their_mean_over_the_images_is_one():

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from keras import layers
 
-from cifar_keras.optim import make_optimizer
-from cifar_keras.paths import PROJECT
-from cifar_keras.zoo import MODELS, build
+from cifar_keras.models.zoo import MODELS, build
+from cifar_keras.training.optim import make_optimizer
+from cifar_keras.utils.paths import PROJECT
 
 FOLDER = PROJECT / "benchmarks"
 NOT_BENCHMARKS = ("measure", "sides", "torch_models")

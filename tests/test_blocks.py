@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from conftest import noise
 
-from cifar_keras import blocks
+from cifar_keras.models import blocks
 
 IMAGES = noise(16).images
 

@@ -9,8 +9,8 @@ import subprocess
 import pytest
 from test_notebooks import TINY
 
-from cifar_keras.commands import report, run
-from cifar_keras.paths import PROJECT
+from cifar_keras.commands.study import report, run
+from cifar_keras.utils.paths import PROJECT
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")]

@@ -5,10 +5,11 @@ import sys
 
 import pytest
 
-from cifar_keras import commands
-from cifar_keras.cli import Options, guarded, main, seeds
+from cifar_keras.cli import guarded, main
+from cifar_keras.commands import study
 from cifar_keras.config import ConfigError, Experiment, HeldError, RunFailedError
-from cifar_keras.paths import PROJECT
+from cifar_keras.options import Options, seeds
+from cifar_keras.utils.paths import PROJECT
 
 EXP3 = str(PROJECT / "experiments" / "exp3_finetune.py")
 
@@ -93,7 +94,7 @@ def test_seeds_run_one_by_one_until_a_signal(monkeypatch, codes, runs, code):
         seen.append(arguments)
         return codes[len(seen) - 1]
 
-    monkeypatch.setattr(commands, "process", process)
+    monkeypatch.setattr(study, "process", process)
     experiment = Experiment(number=3, name="finetune", variants={"best": None})
     with pytest.raises(SystemExit) as end:
         main(experiment, ["--seed", "0-2", "--epochs", "1"])

@@ -10,10 +10,10 @@ import time
 import pytest
 from test_table import record
 
-from cifar_keras import commands
+from cifar_keras.commands import study
 from cifar_keras.config import ConfigError
-from cifar_keras.paths import PROJECT
 from cifar_keras.report import summary
+from cifar_keras.utils.paths import PROJECT
 
 EXPERIMENT = '''"""Exp {number}: question {number}?
 
@@ -60,7 +60,7 @@ def store(root, *records):
 def test_experiments_come_by_number_and_are_never_run(tmp_path):
     folder = project(tmp_path, exp10="raise SystemExit('imported')", exp2="raise SystemExit('imported')")
     (folder / "helper.py").write_text("not python at all")
-    two, ten = commands.experiments(folder)
+    two, ten = study.experiments(folder)
     assert (two.key, two.number, two.question) == ("exp2_x", 2, "Exp 2: question 2?")
     assert (two.variants, two.published) == (("best", "published"), {"test": 0.5})
     assert ten.key == "exp10_x"
@@ -69,7 +69,7 @@ def test_experiments_come_by_number_and_are_never_run(tmp_path):
 def test_an_experiment_that_is_not_python_is_named(tmp_path):
     folder = project(tmp_path, exp1="def (")
     with pytest.raises(ConfigError, match="exp1_x.py must be an experiment.*SyntaxError"):
-        commands.experiments(folder)
+        study.experiments(folder)
 
 
 @pytest.mark.parametrize("text", ["EXPERIMENT = 3", "import sys; sys.exit(0)", "x = 1"])
@@ -77,18 +77,18 @@ def test_a_file_without_an_experiment_is_named(text, tmp_path):
     folder = project(tmp_path, exp1="")
     (folder / "exp2_y.py").write_text(text)
     with pytest.raises(ConfigError, match="exp2_y.py must be an experiment"):
-        commands.experiments(folder)
+        study.experiments(folder)
 
 
 def test_the_projects_own_experiments_can_be_read():
-    entries = commands.experiments()
+    entries = study.experiments()
     assert [entry.number for entry in entries[:4]] == [1, 2, 3, 4]
     assert all(entry.question.endswith("?") and entry.variants and entry.published["test"] for entry in entries[:4])
 
 
 def test_reading_commands_load_neither_tensorflow_nor_keras():
-    code = "import sys; from cifar_keras import commands; from cifar_keras.report import figures; "
-    code += "commands.experiments(); print(sorted({'keras', 'tensorflow'} & set(sys.modules)))"
+    code = "import sys; from cifar_keras.commands import study; from cifar_keras import plotting; "
+    code += "study.experiments(); print(sorted({'keras', 'tensorflow'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
 
 
@@ -97,7 +97,7 @@ def test_list_shows_the_question_and_the_newest_result(tmp_path, capsys):
     new = record(experiment="exp4_x", utc="2026-02-02", test_accuracy=0.91, budget="quick")
     failed = record(experiment="exp5_x", status="failed", test_accuracy=None)
     store(tmp_path, new, record(experiment="exp4_x"), failed)
-    assert commands.list_experiments(tmp_path, folder=folder) == 0
+    assert study.list_experiments(tmp_path, folder=folder) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[:3] == ["exp1_x", "    Exp 1: question 1?", "    last: not yet run"]
     what = "CIFAR-10 (JPEG), best, quick, weights none, 2026-02-02"
@@ -108,19 +108,19 @@ def test_list_shows_the_question_and_the_newest_result(tmp_path, capsys):
 @pytest.mark.parametrize("name", ["2", "exp2", "exp2_x", "exp2_x.py", "experiments/exp2_x.py"])
 def test_run_accepts_short_names_and_passes_arguments_and_exit_code_through(name, tmp_path, capfd):
     folder = study_of(tmp_path, 0, 7)
-    assert commands.run(name, ["--seed", "0-4"], folder=folder) == 7
+    assert study.run(name, ["--seed", "0-4"], folder=folder) == 7
     assert capfd.readouterr().out == "child ['--seed', '0-4']\n"
 
 
 @pytest.mark.parametrize("name", ["exp", "5", "exp2_", "x", ""])
 def test_an_unknown_name_lists_the_choices(name, tmp_path):
     with pytest.raises(ConfigError, match="one of: exp1_x, exp2_x .*Received: '"):
-        commands.run(name, [], folder=study_of(tmp_path, 0, 0))
+        study.run(name, [], folder=study_of(tmp_path, 0, 0))
 
 
 def test_study_goes_on_after_a_failure_and_then_collates(tmp_path, capfd):
     store(tmp_path, record(experiment="exp4_x"))
-    assert commands.study(["--root", "r"], root=tmp_path, folder=study_of(tmp_path, 0, 3, 0, 0)) == 1
+    assert study.study(["--root", "r"], root=tmp_path, folder=study_of(tmp_path, 0, 3, 0, 0)) == 1
     out = capfd.readouterr().out
     assert out.count("child ['--root', 'r']") == 4
     places = [out.index(text) for text in ("study 1/4: exp1_x", "study 1/4 done", "study 2/4: exp2_x", "89.6%")]
@@ -146,47 +146,47 @@ def test_study_goes_on_after_a_failure_and_then_collates(tmp_path, capfd):
     ],
 )
 def test_one_exit_code_stands_for_several(codes, expected):
-    assert commands.combined(codes) == expected
+    assert study.combined(codes) == expected
 
 
 def test_the_time_left_follows_the_plan_and_the_speed_so_far():
     equal = [200, 200, 200, 200]
-    line = commands.progress(equal, [(0, 100.0), (0, 140.0)])
+    line = study.progress(equal, [(0, 100.0), (0, 140.0)])
     assert line == "== study 2/4 done, elapsed 4 min, about 4 min left"
-    assert commands.progress([10, 90], [(0, 20.0)]).endswith("elapsed 20 s, about 3 min left")
-    assert commands.progress([None, 50, None], [(0, 20.0)]).endswith("time left unknown")
+    assert study.progress([10, 90], [(0, 20.0)]).endswith("elapsed 20 s, about 3 min left")
+    assert study.progress([None, 50, None], [(0, 20.0)]).endswith("time left unknown")
     # One that failed at once says nothing about speed.
-    assert commands.progress(equal, [(2, 1.0)]).endswith("elapsed 1 s, 1 failed, time left unknown")
-    assert commands.progress(equal, [(2, 1.0), (0, 200.0)]).endswith("1 failed, about 7 min left")
-    assert commands.progress([1], [(0, 9000.0)]) == "== study 1/1 done, elapsed 2.5 h"
+    assert study.progress(equal, [(2, 1.0)]).endswith("elapsed 1 s, 1 failed, time left unknown")
+    assert study.progress(equal, [(2, 1.0), (0, 200.0)]).endswith("1 failed, about 7 min left")
+    assert study.progress([1], [(0, 9000.0)]) == "== study 1/1 done, elapsed 2.5 h"
 
 
 def test_a_run_is_told_how_much_of_the_study_lies_ahead_of_it(tmp_path, capfd):
-    tell = f"import os; print('ahead:', os.environ.get({commands.AHEAD!r})); raise SystemExit(0)"
+    tell = f"import os; print('ahead:', os.environ.get({study.AHEAD!r})); raise SystemExit(0)"
     folder = project(tmp_path, **{f"exp{i}": tell for i in range(1, 5)})
-    commands.study([], root=tmp_path, budget="full", folder=folder)
+    study.study([], root=tmp_path, budget="full", folder=folder)
     assert "ahead: study time left unknown" in capfd.readouterr().out
     store(tmp_path, *(record(experiment=f"exp{i}_x", budget="quick", training_seconds=600.0 * i) for i in range(1, 5)))
-    commands.study([], root=tmp_path, budget="quick", folder=folder)
+    study.study([], root=tmp_path, budget="quick", folder=folder)
     told = [line for line in capfd.readouterr().out.splitlines() if line.startswith("ahead")]
     # Runs that end at once had been finished before: the speed stays that of the plan.
     assert told[0] == "ahead: study about 1.5 h left" and told[2] == "ahead: study about 40 min left"
-    commands.process(folder / "exp1_x.py", [])
+    study.process(folder / "exp1_x.py", [])
     assert "ahead: None" in capfd.readouterr().out
 
 
 def test_a_study_stops_where_another_process_has_a_run(tmp_path, capfd):
-    assert commands.study([], root=tmp_path, folder=study_of(tmp_path, 0, 4, 0, 0)) == 4
+    assert study.study([], root=tmp_path, folder=study_of(tmp_path, 0, 4, 0, 0)) == 4
     out = capfd.readouterr().out
     assert "study stopped during exp2_x" in out and "study 3/4" not in out
 
 
 def test_the_plan_takes_the_newest_run_of_this_budget_else_the_budgets_own_seconds(tmp_path):
-    entries = commands.experiments(project(tmp_path, exp1="", exp2=""))
+    entries = study.experiments(project(tmp_path, exp1="", exp2=""))
     runs = [record(experiment="exp1_x", training_seconds=seconds) for seconds in (5.0, 7.0)]
     runs.append(record(experiment="exp2_x", config={"overrides": {"epochs": 1}}))  # says nothing about the recipe
-    assert commands.planned_seconds(entries, runs, "full") == [7.0, None]
-    assert commands.planned_seconds(entries, runs, "quick") == [200, 200]
+    assert study.planned_seconds(entries, runs, "full") == [7.0, None]
+    assert study.planned_seconds(entries, runs, "quick") == [200, 200]
 
 
 WAITING = """
@@ -204,24 +204,24 @@ time.sleep(30)
 def test_a_signal_reaches_the_child_and_ends_the_study(number, tmp_path):
     folder = project(tmp_path, exp1=WAITING, exp2="raise SystemExit(0)", exp3="", exp4="")
     code = (
-        "import signal, sys; from cifar_keras import commands\n"
+        "import signal, sys; from cifar_keras.commands import study\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & ignores it\n"
-        f"sys.exit(commands.study([{str(tmp_path)!r}], root={str(tmp_path)!r}, folder={str(folder)!r}))"
+        f"sys.exit(study.study([{str(tmp_path)!r}], root={str(tmp_path)!r}, folder={str(folder)!r}))"
     )
-    study = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 20
     while not (tmp_path / "ready").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
-    os.kill(study.pid, number)
-    out, _ = study.communicate(timeout=20)
-    assert study.returncode == 128 + number
+    os.kill(child.pid, number)
+    out, _ = child.communicate(timeout=20)
+    assert child.returncode == 128 + number
     assert (tmp_path / "stopped").read_text() == str(int(number))
     assert "study stopped during exp1_x" in out and "2/4" not in out
 
 
 def test_signals_are_handled_as_before_once_a_child_has_ended(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
-    commands.run("1", [], folder=study_of(tmp_path, 0))
+    study.run("1", [], folder=study_of(tmp_path, 0))
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -231,14 +231,14 @@ def test_collate_writes_only_when_asked_and_then_nothing_is_stale(tmp_path, caps
     sources = {
         path: path.read_text() for path in (tmp_path / "README.md", tmp_path / "docs" / "results.md", *folder.iterdir())
     }
-    commands.collate(tmp_path, fmt="csv", folder=folder)
+    study.collate(tmp_path, fmt="csv", folder=folder)
     assert sources == {path: path.read_text() for path in sources}
     rows = csv.DictReader(capsys.readouterr().out.splitlines())
     measured = [(row["table"], row["experiment"], row["budget"]) for row in rows if row["seeds"] == "1"]
     assert measured == [("results", "exp4_x", "full"), ("other runs", "exp1_x", "quick")]
-    commands.collate(tmp_path, write=True, folder=folder)
-    records = commands.results.read(tmp_path)
-    assert {path: path.read_text() for path in sources} == commands.refreshed(records, folder)
+    study.collate(tmp_path, write=True, folder=folder)
+    records = study.results.read(tmp_path)
+    assert {path: path.read_text() for path in sources} == study.refreshed(records, folder)
     readme = (tmp_path / "README.md").read_text()
     assert readme.startswith("# R\n<!-- generated") and readme.endswith("<!-- /generated -->\nend\n")
     assert "[exp4_x](experiments/exp4_x.py)" in readme
@@ -250,11 +250,11 @@ def test_collate_writes_only_when_asked_and_then_nothing_is_stale(tmp_path, caps
 def test_readme_and_docstrings_never_take_results_from_elsewhere(tmp_path):
     folder = project(tmp_path, exp1="")
     with pytest.raises(ConfigError, match="`--write` takes the project's own results"):
-        commands.collate(tmp_path / "demo", write=True, folder=folder)
+        study.collate(tmp_path / "demo", write=True, folder=folder)
 
 
 def test_the_projects_readme_and_docstrings_are_fresh():
-    for path, text in commands.refreshed(commands.results.read(PROJECT)).items():
+    for path, text in study.refreshed(study.results.read(PROJECT)).items():
         assert path.read_text(encoding="utf-8") == text, f"{path.name} is stale: run `cifar-keras collate --write`"
 
 
@@ -272,8 +272,8 @@ def test_make_alone_prints_every_target():
 
 
 def test_the_projects_own_tables_are_fresh():
-    records = commands.results.read(PROJECT)
-    for entry in commands.experiments():
+    records = study.results.read(PROJECT)
+    for entry in study.experiments():
         experiment = entry.experiment
         for family in summary.families(experiment, records) if experiment.summary else ():
             path = PROJECT / "results" / f"{family.name}.md"
@@ -284,10 +284,10 @@ def test_the_readme_shows_the_study_alone_and_other_experiments_their_own_tables
     project(tmp_path, exp6="", more=', summary="gap"')
     folder = project(tmp_path, exp1="")
     records = [record(experiment="exp1_x"), record(experiment="exp6_x", variant="a", budget="quick")]
-    texts = {path.name: text for path, text in commands.refreshed(records, folder).items()}
+    texts = {path.name: text for path, text in study.refreshed(records, folder).items()}
     assert "exp1_x" in texts["README.md"] and "exp6_x" not in texts["README.md"]
     assert "\nResult   see results/exp6*.md" in texts["exp6_x.py"] and "Result   best: 89.6%" in texts["exp1_x.py"]
-    unrun = {path.name: text for path, text in commands.refreshed([], folder).items()}
+    unrun = {path.name: text for path, text in study.refreshed([], folder).items()}
     assert "\nResult   not yet run" in unrun["exp6_x.py"]
 
 
@@ -307,9 +307,9 @@ def test_report_of_one_run_analyses_it_and_says_what_is_missing(asked, tmp_path,
     monkeypatch.setattr(page, "build_run", lambda root, record, **named: f"{record['run_id']}: {named['question']}")
     older, newer = (record(experiment="exp4_x", config={"number": 4}, utc=f"2026-01-0{day}") for day in (1, 2))
     store(tmp_path, older, newer)
-    code = commands.report(tmp_path, name=asked, folder=project(tmp_path, exp4=""))
+    code = study.report(tmp_path, name=asked, folder=project(tmp_path, exp4=""))
     out = capsys.readouterr().out
     assert seen == ["1"] and out.endswith("1: Exp 4: question 4?\n") and code == (asked == "1")
     assert ("1 is not analysed: `--dataset` must" in out) == (asked == "1")
     with pytest.raises(ConfigError, match="RUN must be a run id"):
-        commands.report(tmp_path, name="exp9", folder=tmp_path / "experiments")
+        study.report(tmp_path, name="exp9", folder=tmp_path / "experiments")

@@ -11,8 +11,8 @@ import pytest
 from cifar_keras import results
 from cifar_keras.config import ConfigError
 from cifar_keras.report import comparison
-from cifar_keras.report import pairs as model
-from cifar_keras.report.rows import KEY, read_csv
+from cifar_keras.results import matching as model
+from cifar_keras.results.groups import KEY, read_csv
 
 CONFIG = {
     "seed": 0, "fingerprint": "f10d" * 16, "precision": "float32", "overrides": {}, "limits": {"train": None},

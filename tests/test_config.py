@@ -5,7 +5,6 @@ import json
 
 import pytest
 
-from cifar_keras import paths
 from cifar_keras.config import (
     BUDGETS,
     Budget,
@@ -22,6 +21,7 @@ from cifar_keras.config import (
     with_epochs,
     with_learning_rate,
 )
+from cifar_keras.utils import paths
 
 TWO = Training("m", stages=(Stage(2, 1e-3, freeze_backbone=True), Stage(18, 1e-4)))
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from keras import layers
 
-from cifar_keras import artifacts, export, inference
-from cifar_keras.paths import PROJECT, Paths
+from cifar_keras.saved import artifacts, export, inference
+from cifar_keras.utils.paths import PROJECT, Paths
 
 COPIES = 150
 CHILD = """

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from cifar_keras.config import ConfigError
-from cifar_keras.datasets import cifar, load
+from cifar_keras.data import cifar, load
 
 
 class Python2Pickler(pickle._Pickler):

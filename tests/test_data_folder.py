@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cifar_keras import images
 from cifar_keras.config import ConfigError, Limits
-from cifar_keras.datasets import Rows, folder, load
+from cifar_keras.data import Rows, folder, images, load
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,8 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from cifar_keras.config import ConfigError, Limits
-from cifar_keras.datasets import Dataset, Rows, Split, load, shapes
-from cifar_keras.datasets.base import carve, digests, identical_pixels, stratified, take
+from cifar_keras.data import Dataset, Rows, Split, load, shapes
+from cifar_keras.data.base import carve, digests, identical_pixels, stratified, take
 
 IMAGES = np.arange(6 * 2 * 2 * 3, dtype=np.uint8).reshape(6, 2, 2, 3)
 

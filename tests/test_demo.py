@@ -8,8 +8,8 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from cifar_keras.config import Limits
-from cifar_keras.datasets import load
-from cifar_keras.paths import PROJECT
+from cifar_keras.data import load
+from cifar_keras.utils.paths import PROJECT
 
 
 @pytest.mark.slow

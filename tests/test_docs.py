@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from cifar_keras.paths import PROJECT
+from cifar_keras.utils.paths import PROJECT
 
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
 FORMS = PROJECT / "docs" / "saved_models.md"

@@ -12,9 +12,12 @@ import tomllib
 import pytest
 from packaging.requirements import Requirement
 
-from cifar_keras import doctor, runtime, track, weights
-from cifar_keras.datasets import cifar
-from cifar_keras.paths import PROJECT, places
+from cifar_keras.commands import doctor
+from cifar_keras.data import cifar
+from cifar_keras.models import weights
+from cifar_keras.training import tensorboard
+from cifar_keras.utils import runtime
+from cifar_keras.utils.paths import PROJECT, places
 
 INTEL_OLD, INTEL_NEW = {"avx2", "fma", "avx512f"}, {"avx2", "fma", "avx512f", "avx512_vnni"}
 
@@ -205,7 +208,7 @@ def test_a_package_is_compared_with_the_range_that_was_tested(version, status, s
 
 def test_tensorboards_range_is_that_of_pyproject():
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
-    assert project["optional-dependencies"]["tensorboard"] == [track.REQUIREMENT]
+    assert project["optional-dependencies"]["tensorboard"] == [tensorboard.REQUIREMENT]
 
 
 def test_every_required_package_is_listed_whether_a_checkout_or_an_installed_package_states_it(monkeypatch, tmp_path):
@@ -310,7 +313,7 @@ def test_the_closing_line_counts(statuses, line):
 def test_a_tensorflow_that_fails_to_import_is_a_finding(tmp_path, error):
     (tmp_path / "tensorflow").mkdir()
     (tmp_path / "tensorflow" / "__init__.py").write_text(f"raise {error}\n")
-    code = "import sys; from cifar_keras import doctor; sys.exit(doctor.run(root='.', as_json=True))"
+    code = "import sys; from cifar_keras.commands import doctor; sys.exit(doctor.run(root='.', as_json=True))"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0 and done.stderr == "", done.stderr
@@ -330,5 +333,6 @@ def test_the_command_works_although_a_package_is_broken(tmp_path):
 
 
 def test_the_module_itself_loads_neither_tensorflow_nor_keras():
-    code = "import sys; import cifar_keras.doctor; print({'tensorflow', 'keras', 'jax', 'torch'} & set(sys.modules))"
+    code = "import sys; import cifar_keras.commands.doctor\n"
+    code += "print({'tensorflow', 'keras', 'jax', 'torch'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"

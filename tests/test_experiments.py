@@ -13,14 +13,15 @@ import pytest
 from PIL import Image
 from test_table import record as run_record
 
-from cifar_keras import artifacts, results, runner
-from cifar_keras.cli import Options
+from cifar_keras import results, runner
 from cifar_keras.config import ConfigError, HeldError, Limits, RunFailedError
-from cifar_keras.datasets import load
-from cifar_keras.files import lock
-from cifar_keras.inference import augmented_probabilities, probabilities
-from cifar_keras.paths import PROJECT
-from cifar_keras.zoo import MODELS
+from cifar_keras.data import load
+from cifar_keras.models.zoo import MODELS
+from cifar_keras.options import Options
+from cifar_keras.saved import artifacts
+from cifar_keras.saved.inference import augmented_probabilities, probabilities
+from cifar_keras.utils.files import lock
+from cifar_keras.utils.paths import PROJECT
 
 FILES = sorted((PROJECT / "experiments").glob("exp*.py"))
 

@@ -8,15 +8,15 @@ import pytest
 from keras import layers
 from sklearn import metrics
 
-from cifar_keras.explain import calibration, errors, feature_space, versus
+from cifar_keras.explain import calibration, errors, feature_space, model_comparison
 from cifar_keras.explain.activations import activations, kernels, stages, varying
 from cifar_keras.explain.base import NotApplicable, Section, spread
 from cifar_keras.explain.calibration import bins, ece, measures, temperature, with_temperature
+from cifar_keras.explain.embeddings import neighbours, unit
 from cifar_keras.explain.errors import confused_pairs, most_confident_mistakes, top_k
 from cifar_keras.explain.flatten import flattened, plain
 from cifar_keras.explain.gradcam import GradCam, centres, gradcam, logits_of, looked_at, spatial_layers, weighed
-from cifar_keras.explain.space import neighbours, unit
-from cifar_keras.explain.versus import bootstrap, only_right
+from cifar_keras.explain.model_comparison import bootstrap, only_right
 
 NAMES = tuple("abcdefghij")
 
@@ -83,7 +83,7 @@ def test_predictions_that_do_not_go_with_the_labels_are_refused():
     with pytest.raises(ValueError, match="`labels` must be 0 to 1. Received: 0 to 2"):
         calibration([0, 2], np.full((2, 2), 0.5), [0], np.full((1, 2), 0.5))
     with pytest.raises(ValueError, match="two models or more"):
-        versus([0], {"a": np.ones((1, 1))})
+        model_comparison([0], {"a": np.ones((1, 1))})
 
 
 def test_confused_pairs_by_hand():
@@ -220,7 +220,7 @@ def test_agreement_and_who_alone_is_right_by_hand(tmp_path):
     labels = np.array([0, 0, 1, 1])
     made = {"a": [0, 0, 0, 1], "b": [0, 1, 0, 1], "c": [1, 1, 1, 1]}
     probabilities = {name: np.eye(2)[classes] for name, classes in made.items()}
-    section = versus(labels, probabilities, images=pictures(4), class_names=("x", "y"))
+    section = model_comparison(labels, probabilities, images=pictures(4), class_names=("x", "y"))
     numbers = written(section, tmp_path)["numbers"]
     assert numbers["agreement"]["a"] == {"a": 1.0, "b": 0.75, "c": 0.25}
     assert numbers["right alone"] == {"a": 1, "b": 0, "c": 1}

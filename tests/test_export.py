@@ -10,10 +10,13 @@ from keras import layers
 from PIL import Image
 from test_experiments import experiment_of
 
-from cifar_keras import artifacts, cli, export, formats, inference, resizing, runner, zoo
+from cifar_keras import cli, runner
 from cifar_keras.config import ConfigError, RunFailedError
-from cifar_keras.datasets import load
-from cifar_keras.paths import PROJECT, Paths
+from cifar_keras.data import load
+from cifar_keras.models import zoo
+from cifar_keras.options import Options
+from cifar_keras.saved import artifacts, export, formats, inference, resizing
+from cifar_keras.utils.paths import PROJECT, Paths
 
 PACKAGES = {".onnx": ("onnx", "onnxruntime", "tf2onnx"), ".tflite": ("ai_edge_litert",)}
 
@@ -413,7 +416,7 @@ def test_a_model_trained_on_a_folder_is_exported_to_every_format(size, tmp_path)
     folder = folder_of(size, tmp_path / "images", count=20)
     scratch = experiment_of(PROJECT / "experiments" / "exp4_scratch.py")
     plain = {"variant": "best", "seed": 0, "root": str(tmp_path), "dataset": str(folder)}
-    assert runner.run(scratch, cli.Options(**plain, epochs=3, batch_size=10))["status"] == "finished"
+    assert runner.run(scratch, Options(**plain, epochs=3, batch_size=10))["status"] == "finished"
     (path,) = (tmp_path / "model_cp").glob("*.keras")
     for to in export.FORMATS:
         check_export(inference.load(path), to, folder, tmp_path)

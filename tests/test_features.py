@@ -15,16 +15,20 @@ import numpy as np
 import pytest
 from conftest import noise
 
-from cifar_keras import artifacts, augment, blocks, features, runner, train
-from cifar_keras.augment import augmented
-from cifar_keras.cli import Options
+from cifar_keras import runner
 from cifar_keras.config import ConfigError, Experiment, RunFailedError, Stage, Training
-from cifar_keras.datasets.base import Dataset
-from cifar_keras.files import lock
-from cifar_keras.paths import PROJECT
-from cifar_keras.pipeline import epoch_order, train_pipeline
-from cifar_keras.train import Resume, fit
-from cifar_keras.zoo import MODELS, build
+from cifar_keras.data import augment
+from cifar_keras.data.augment import augmented
+from cifar_keras.data.base import Dataset
+from cifar_keras.data.pipeline import epoch_order, train_pipeline
+from cifar_keras.models import blocks
+from cifar_keras.models.zoo import MODELS, build
+from cifar_keras.options import Options
+from cifar_keras.saved import artifacts
+from cifar_keras.training import features, train
+from cifar_keras.training.train import Resume, fit
+from cifar_keras.utils.files import lock
+from cifar_keras.utils.paths import PROJECT
 
 ROW = dataclasses.replace(MODELS["scratch_cnn"], backbone="tiny", trainable="head", head="probe", augmentation=())
 SHIFTED = dataclasses.replace(ROW, augmentation=("shift", "colour_jitter"))  # no two views alike by chance
@@ -378,8 +382,8 @@ def test_reading_stored_features_holds_no_more_than_a_batch(tmp_path):
         file.truncate(file.tell() + 50_000 * 2048 * 4)
     code = """
 import sys
-from cifar_keras.features import Stored
-from cifar_keras.runtime import peak_memory_mb
+from cifar_keras.training.features import Stored
+from cifar_keras.utils.runtime import peak_memory_mb
 rows, before = Stored(sys.argv[1]), peak_memory_mb()
 assert sum(len(rows[list(range(i, i + 1000))]) for i in range(0, len(rows), 1000)) == 50_000
 print(peak_memory_mb() - before)

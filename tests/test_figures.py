@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cifar_keras import plotting
 from cifar_keras.config import RunFailedError
-from cifar_keras.datasets.base import Rows
-from cifar_keras.report import figures
+from cifar_keras.data.base import Rows
 
 TEN = "airplane automobile bird cat deer dog frog horse ship truck".split()
 AWKWARD = [f"animals/dogs/poodle_miniature_{i}" if i % 3 else f"$x_{i}$ 犬" for i in range(100)]
@@ -29,10 +29,10 @@ def drawn(kind, class_names, path):
     """Draws one picture of this kind with plausible data."""
     labels = np.arange(2 * len(class_names)) % len(class_names)
     if kind == "sample_grid":
-        return figures.sample_grid(images_of(labels), labels, class_names, path, title="shapes, exp4, n = 9")
+        return plotting.sample_grid(images_of(labels), labels, class_names, path, title="shapes, exp4, n = 9")
     if kind == "label_distribution":
-        return figures.label_distribution({"train": labels, "test": labels}, class_names, path, title="shapes")
-    return figures.confusion_matrix(np.eye(len(class_names), dtype=int), class_names, path, title="shapes, exp4")
+        return plotting.label_distribution({"train": labels, "test": labels}, class_names, path, title="shapes")
+    return plotting.confusion_matrix(np.eye(len(class_names), dtype=int), class_names, path, title="shapes, exp4")
 
 
 @pytest.fixture
@@ -84,13 +84,13 @@ def test_drawing_leaves_no_global_state(tmp_path):
 
 def test_samples_stand_in_the_column_of_their_class():
     labels = np.array([1, 0, 1, 1, 0])
-    np.testing.assert_array_equal(figures._first_of_each_class(labels, 2, rows=2), [[1, 0], [4, 2]])
-    np.testing.assert_array_equal(figures._first_of_each_class(labels, 2, rows=6), [[1, 0], [4, 2], [-1, 3]])
+    np.testing.assert_array_equal(plotting._first_of_each_class(labels, 2, rows=2), [[1, 0], [4, 2]])
+    np.testing.assert_array_equal(plotting._first_of_each_class(labels, 2, rows=6), [[1, 0], [4, 2], [-1, 3]])
 
 
 def test_a_plain_grid_shows_sixty_different_classes_of_a_hundred():
     labels = np.repeat(np.arange(100), 3)
-    shown = labels[figures._spread(labels, rows=6, columns=10)]
+    shown = labels[plotting._spread(labels, rows=6, columns=10)]
     assert shown.shape == (6, 10) and len(set(shown.flat)) == 60
 
 
@@ -104,25 +104,25 @@ def test_only_the_images_shown_are_read(tmp_path):
 
     labels = np.arange(1000) % 10
     rows = Counting(images_of(labels, size=(12, 16)), np.arange(1000))
-    figures.sample_grid(rows, labels, TEN, tmp_path / "grid.png", title="a folder")
+    plotting.sample_grid(rows, labels, TEN, tmp_path / "grid.png", title="a folder")
     assert Counting.read == 60
 
 
 def test_no_image_is_refused(tmp_path):
     with pytest.raises(ValueError, match="at least one image"):
-        figures.sample_grid(np.zeros((0, 8, 8, 3), "uint8"), [], TEN, tmp_path / "grid.png", title="nothing")
+        plotting.sample_grid(np.zeros((0, 8, 8, 3), "uint8"), [], TEN, tmp_path / "grid.png", title="nothing")
 
 
 def test_label_distribution_counts_every_split(tmp_path, texts):
     splits = {"train": [0] * 30 + [1] * 10, "val": [1] * 7}
-    figures.label_distribution(splits, ["cat", "dog"], tmp_path / "labels.png", title="pets")
+    plotting.label_distribution(splits, ["cat", "dog"], tmp_path / "labels.png", title="pets")
     assert "train, n = 40, 10 to 30 a class" in texts
     assert "val, n = 7, 0 to 7 a class" in texts
     assert {"cat", "dog", "30", "10", "7"} <= set(texts)
 
 
 def test_curves_mark_the_kept_epoch_and_where_a_stage_begins(tmp_path, texts):
-    figures.training_curves(HISTORY, tmp_path / "curves.png", title="shapes, exp3", best_epoch=4)
+    plotting.training_curves(HISTORY, tmp_path / "curves.png", title="shapes, exp3", best_epoch=4)
     assert texts.count("stage 2") == 2 and "stage 1" not in texts
     assert "kept: epoch 4, val 50.0%" in texts and "kept: epoch 4, val 1" in texts
     assert any("running metric" in text for text in texts)
@@ -130,21 +130,21 @@ def test_curves_mark_the_kept_epoch_and_where_a_stage_begins(tmp_path, texts):
 
 def test_curves_of_a_single_epoch_are_drawn(tmp_path, texts):
     first = {key: values[:1] for key, values in HISTORY.items()}
-    figures.training_curves(first, tmp_path / "curves.png", title="shapes, exp3", best_epoch=None)
+    plotting.training_curves(first, tmp_path / "curves.png", title="shapes, exp3", best_epoch=None)
     assert not any(text.startswith(("stage", "kept")) for text in texts)
 
 
 def test_counts_are_written_into_the_matrix_up_to_twenty_classes(tmp_path, texts):
     matrix = np.array([[90, 10], [0, 0]])  # the second class has no images: no division by zero
-    figures.confusion_matrix(matrix, ["cat", "dog"], tmp_path / "few.png", title="pets")
+    plotting.confusion_matrix(matrix, ["cat", "dog"], tmp_path / "few.png", title="pets")
     assert {"90", "10"} <= set(texts)
     texts.clear()
-    figures.confusion_matrix(np.full((21, 21), 777), list(map(str, range(21))), tmp_path / "many.png", title="pets")
+    plotting.confusion_matrix(np.full((21, 21), 777), list(map(str, range(21))), tmp_path / "many.png", title="pets")
     assert "777" not in texts
 
 
 def test_long_names_keep_both_ends():
-    assert figures.short("animals/dogs/poodle_miniature_2019", 11) == "anima…_2019"
-    assert figures.lines("aquarium_fish", 13) == "aquarium_fish"
-    assert figures.lines("lawn_mower_machine", 13) == "lawn_mower_\nmachine"
-    assert all(len(line) <= 13 for name in AWKWARD for line in figures.lines(name, 13).split("\n"))
+    assert plotting.short("animals/dogs/poodle_miniature_2019", 11) == "anima…_2019"
+    assert plotting.lines("aquarium_fish", 13) == "aquarium_fish"
+    assert plotting.lines("lawn_mower_machine", 13) == "lawn_mower_\nmachine"
+    assert all(len(line) <= 13 for name in AWKWARD for line in plotting.lines(name, 13).split("\n"))

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from cifar_keras import files
 from cifar_keras.config import HeldError, RunFailedError
+from cifar_keras.utils import files
 
 
 def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -60,7 +60,7 @@ def test_a_dead_owners_note_names_nobody(tmp_path):
         alive = json.loads(note.read_text())
         assert alive["process"] == os.getpid()
         note.write_text(json.dumps(alive | {"process": 2**22 + 1}))  # beyond the highest there is
-        code = f"from cifar_keras.files import lock\nwith lock({str(tmp_path / 'x')!r}, timeout=0): pass"
+        code = f"from cifar_keras.utils.files import lock\nwith lock({str(tmp_path / 'x')!r}, timeout=0): pass"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr.splitlines()[-1].endswith("It has just begun.")
     assert not note.exists()
@@ -81,7 +81,7 @@ def test_nan_is_refused_in_json(tmp_path):
 
 def test_a_lock_is_refused_while_another_process_holds_it_and_freed_when_that_dies(tmp_path):
     code = (
-        "import sys; from cifar_keras.files import lock\n"
+        "import sys; from cifar_keras.utils.files import lock\n"
         f"with lock({str(tmp_path / 'x')!r}):\n print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, text=True) as owner:

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from keras import layers
 
-from cifar_keras import artifacts, foreign, inference
 from cifar_keras.config import ConfigError
+from cifar_keras.saved import artifacts, inference, safe_loading
 
 FOLDER = Path(__file__).parent / "keras2"
 REFUSED = ("with_lambda", "with_operator")
@@ -75,9 +75,9 @@ def test_code_and_operations_are_refused_by_name(name, said):
 def test_rewriting_changes_nothing_given_and_nothing_twice():
     before = description(FOLDER / "tf2.15_transfer.h5")
     kept = copy.deepcopy(before)
-    once = foreign.to_keras3(before)
+    once = safe_loading.to_keras3(before)
     assert before == kept
-    assert foreign.to_keras3(once) == once
+    assert safe_loading.to_keras3(once) == once
 
 
 def older(layer_configs):
@@ -93,7 +93,7 @@ def conv(**settings):
 
 def test_an_older_description_loads():
     norm = {"class_name": "BatchNormalization", "config": {"name": "b", "axis": [3], "epsilon": 1e-3}}
-    model = foreign.build(foreign.to_keras3(older([conv(groups=1), norm])))
+    model = safe_loading.build(safe_loading.to_keras3(older([conv(groups=1), norm])))
     assert model.input_shape == (None, 8, 8, 3) and model.output_shape == (None, 6, 6, 2)
 
 
@@ -115,7 +115,7 @@ def test_an_older_description_loads():
 )
 def test_what_it_does_not_know_is_refused_by_name(entry, said):
     with pytest.raises(ConfigError, match=said):
-        foreign.to_keras3(older([entry]))
+        safe_loading.to_keras3(older([entry]))
 
 
 class Touch(layers.Layer):
@@ -158,13 +158,13 @@ def test_a_description_larger_than_its_weights_takes_no_memory(tmp_path):
 def test_a_layer_that_puts_out_too_much_is_refused():
     model = keras.Sequential([keras.Input((8, 8, 3)), layers.UpSampling2D(100_000, name="huge")])
     with pytest.raises(ConfigError, match="at most 33,554,432 values.*'huge'"):
-        foreign.check_size(foreign.to_keras3(json.loads(model.to_json())), 10**9)
+        safe_loading.check_size(safe_loading.to_keras3(json.loads(model.to_json())), 10**9)
 
 
 @pytest.mark.parametrize("name", ["layers.Lambda", "layers.TFSMLayer", "layers.StringLookup"])
 def test_a_name_with_dots_leads_nowhere(name):
     with pytest.raises(ConfigError, match="is no name of a layer"):
-        foreign.checked({"class_name": "Dense", "config": {"activation": {"class_name": name, "module": "keras"}}})
+        safe_loading.checked({"class_name": "Dense", "config": {"activation": {"class_name": name, "module": "keras"}}})
 
 
 def huge_within():
@@ -180,7 +180,7 @@ def huge_at_its_second_call():
 @pytest.mark.parametrize("make", [huge_within, huge_at_its_second_call])
 def test_every_call_of_every_layer_counts(make):
     with pytest.raises(ConfigError, match="at most 33,554,432 values"):
-        foreign.check_size(foreign.to_keras3(json.loads(make().to_json())), 10**9)
+        safe_loading.check_size(safe_loading.to_keras3(json.loads(make().to_json())), 10**9)
 
 
 def test_a_model_for_any_size_is_checked_for_the_size_it_gets(tmp_path):

@@ -13,9 +13,9 @@ import pytest
 from test_experiments import FILES, experiment_of
 
 from cifar_keras import runner
-from cifar_keras.cli import Options
 from cifar_keras.config import RunConfig
-from cifar_keras.paths import PROJECT, Paths
+from cifar_keras.options import Options
+from cifar_keras.utils.paths import PROJECT, Paths
 
 STORED = [json.loads(line) for line in (PROJECT / "tests/data/stored_configurations.jsonl").read_text().splitlines()]
 EXPERIMENTS = {path.stem: experiment_of(path) for path in FILES}

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from cifar_keras import images
 from cifar_keras.config import ConfigError
-from cifar_keras.images import ImageError, decode
+from cifar_keras.data import images
+from cifar_keras.data.images import ImageError, decode
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 

@@ -8,8 +8,10 @@ import pytest
 from keras import layers
 from PIL import Image
 
-from cifar_keras import cli, export, formats, inference, predict
+from cifar_keras import cli
+from cifar_keras.commands import predict
 from cifar_keras.config import ConfigError
+from cifar_keras.saved import export, find, formats, inference
 
 RANDOM = np.random.default_rng(5)
 NOISE = (RANDOM.integers(0, 256, (40, 8, 8, 3)) * RANDOM.random((40, 1, 1, 3))).astype("uint8")  # of many brightnesses
@@ -300,12 +302,12 @@ def test_architecture_and_weights_go_under_any_names(folder, tmp_path, capsys):
 
 
 def test_a_list_of_models_pairs_every_architecture_with_what_follows():
-    assert predict.paired(["a.json", "w.h5", "b.onnx", "c.json", "d.weights.h5"]) == [
+    assert find.paired(["a.json", "w.h5", "b.onnx", "c.json", "d.weights.h5"]) == [
         ("a.json", "w.h5"), ("b.onnx", None), ("c.json", "d.weights.h5")
     ]  # fmt: skip
     for arguments in (["a.json"], ["a.json", "b.onnx"], ["a.h5", "b.json"]):
         with pytest.raises(ConfigError, match="must be followed by its weights"):
-            predict.paired(arguments)
+            find.paired(arguments)
 
 
 def test_plain_uint8_inputs_take_pixels_as_they_are(tmp_path):

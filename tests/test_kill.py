@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from cifar_keras import results
-from cifar_keras.report.rows import read_csv
+from cifar_keras.results.groups import read_csv
 
 CHILD = Path(__file__).with_name("killed_run.py")
 PHASES = ("data", "model", "stage 1", "stage 2", "validation", "epoch's state", "artifacts", "results")

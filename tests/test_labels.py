@@ -13,8 +13,9 @@ import pytest
 from keras import layers
 from PIL import Image
 
-from cifar_keras import cli, inference, labels, scaling
+from cifar_keras import cli
 from cifar_keras.config import ConfigError
+from cifar_keras.saved import inference, labels, scaling
 
 CLASSES = ("ants", "bees", "cows", "dogs", "eels")
 LEVELS = np.array([20, 70, 120, 170, 220])  # of red, one an output
@@ -157,8 +158,8 @@ def test_names_must_be_as_many_as_outputs_and_win_over_those_in_the_file(model, 
     assert "must name the 5 classes of levels.h5" in capsys.readouterr().err
     assert run("inspect", model, "--class-names", "a,b,c,d,e") == 0
     assert "5: a, b, c, d, e (by --class-names)" in capsys.readouterr().out
-    from cifar_keras import artifacts
-    from cifar_keras.paths import Paths
+    from cifar_keras.saved import artifacts
+    from cifar_keras.utils.paths import Paths
 
     paths = Paths(tmp_path, "m", "model")
     artifacts.save(level_model(), paths, provenance={"class_names": list(CLASSES)}, history={})
@@ -179,8 +180,8 @@ def test_a_file_of_names_beside_the_model_is_mentioned_and_not_read(shifted, tmp
 
 def test_names_of_a_placeholder_kind_are_no_names(tmp_path, shifted, capsys):
     """An export without names may carry them; the folders are then taken as they are for the `.h5` itself."""
-    from cifar_keras import artifacts
-    from cifar_keras.paths import Paths
+    from cifar_keras.saved import artifacts
+    from cifar_keras.utils.paths import Paths
 
     paths = Paths(tmp_path, "m", "model")
     artifacts.save(level_model(), paths, provenance={"class_names": [f"class {i}" for i in range(5)]}, history={})

@@ -13,9 +13,10 @@ import pytest
 from conftest import noise
 from keras import layers
 
-from cifar_keras import artifacts, export, foreign, inference, zoo
 from cifar_keras.config import ConfigError
-from cifar_keras.paths import Paths
+from cifar_keras.models import zoo
+from cifar_keras.saved import artifacts, export, inference, safe_loading
+from cifar_keras.utils.paths import Paths
 
 IMAGES = noise(4, size=8).images * np.array([0.1, 0.4, 0.7, 1.0], "float32")[:, None, None, None] / 255
 MIXED = ("mixed_bfloat16", "mixed_float16")
@@ -342,8 +343,8 @@ def test_every_way_to_say_16_bits_is_read(dtype):
         "class_name": "InputLayer",
         "config": {"batch_input_shape": [None, 8, 8, 3], "dtype": "uint8", "name": "i"},
     }
-    model = foreign.build(
-        foreign.to_keras3({"class_name": "Sequential", "config": {"name": "s", "layers": [start, conv]}})
+    model = safe_loading.build(
+        safe_loading.to_keras3({"class_name": "Sequential", "config": {"name": "s", "layers": [start, conv]}})
     )
     assert widths(model) == {"float32"} and model.inputs[0].dtype == "uint8"
 
@@ -501,7 +502,7 @@ def test_a_stock_layer_s_name_does_not_hide_a_class_of_its_own(tmp_path):
         "registered_name": "Custom>Conv2D",
     }
     with pytest.raises(ConfigError, match="'c' \\(Conv2D\\), which is a class"):
-        foreign.to_keras3({"class_name": "Sequential", "config": {"name": "s", "layers": [own]}})
+        safe_loading.to_keras3({"class_name": "Sequential", "config": {"name": "s", "layers": [own]}})
 
 
 def test_weights_without_an_architecture_are_refused_with_what_to_do(apart):

@@ -10,11 +10,20 @@ import pytest
 from conftest import noise
 from test_config import config
 
-from cifar_keras import artifacts, blocks
 from cifar_keras.config import ConfigError, Stage, Training
-from cifar_keras.optim import CrossEntropy, make_optimizer
-from cifar_keras.paths import Paths
-from cifar_keras.zoo import MODELS, backbone_layers, build, initialise_from_data, momentum_for, row_of, set_trainable
+from cifar_keras.models import blocks
+from cifar_keras.models.zoo import (
+    MODELS,
+    backbone_layers,
+    build,
+    initialise_from_data,
+    momentum_for,
+    row_of,
+    set_trainable,
+)
+from cifar_keras.saved import artifacts
+from cifar_keras.training.optim import CrossEntropy, make_optimizer
+from cifar_keras.utils.paths import Paths
 
 IMAGES = noise(6).images
 PARAMETERS = {

@@ -7,9 +7,9 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from cifar_keras.commands import run
-from cifar_keras.datasets.shapes import KINDS
-from cifar_keras.paths import PROJECT
+from cifar_keras.commands.study import run
+from cifar_keras.data.shapes import KINDS
+from cifar_keras.utils.paths import PROJECT
 
 TINY = ["--dataset", "shapes", "--budget", "demo", "--limit", "200", "--epochs", "1"]
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from cifar_keras.config import Stage, Training
-from cifar_keras.optim import CrossEntropy, Muon, make_optimizer, make_schedule, orthogonalized
+from cifar_keras.training.optim import CrossEntropy, Muon, make_optimizer, make_schedule, orthogonalized
 
 RANDOM = np.random.RandomState(0)
 

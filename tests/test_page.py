@@ -12,9 +12,9 @@ from test_table import entry, record
 
 from cifar_keras.config import ConfigError
 from cifar_keras.explain import errors
-from cifar_keras.report import meaning, page
-from cifar_keras.report.pairs import Group
-from cifar_keras.report.rows import from_record
+from cifar_keras.report import conclusions, page
+from cifar_keras.results.groups import from_record
+from cifar_keras.results.matching import Group
 
 NOWHERE = Path("nowhere")
 KEYS = ("exp1_frozen", "exp2_augment_224", "exp3_finetune", "exp4_scratch")
@@ -37,7 +37,7 @@ def group(*runs, folder=NOWHERE):
 
 
 def rows_of(*runs, folder=NOWHERE):
-    return [meaning.Row(one["experiment"], group(one, folder=folder)) for one in runs]
+    return [conclusions.Row(one["experiment"], group(one, folder=folder)) for one in runs]
 
 
 def entries():
@@ -46,21 +46,21 @@ def entries():
 
 def test_the_sentences_turn_when_two_rows_are_swapped():
     first, second = run("a", 0.90, 600), run("b", 0.85, 60)
-    best, cost, _ = meaning.sentences(rows_of(first, second))
+    best, cost, _ = conclusions.sentences(rows_of(first, second))
     assert "is a (90.0%" in best and "before b (85.0%" in best and "of 5.0 points" in best and "can be told" in best
     assert "takes 10 min to train, 10.0 times as long as b" in cost and "5.0 points less accurate" in cost
-    swapped = meaning.sentences(rows_of(first | {"test_accuracy": 0.85}, second | {"test_accuracy": 0.90}))
+    swapped = conclusions.sentences(rows_of(first | {"test_accuracy": 0.85}, second | {"test_accuracy": 0.90}))
     assert "is b (90.0%" in swapped[0] and "before a (85.0%" in swapped[0]
     assert swapped[1] == "It is also the one that trains soonest, in 60 s."
 
 
 def test_features_from_the_cache_are_not_for_free():
-    _, cost, _ = meaning.sentences(rows_of(run("a", 0.9, 5, cached_seconds=115), run("b", 0.8, 60)))
+    _, cost, _ = conclusions.sentences(rows_of(run("a", 0.9, 5, cached_seconds=115), run("b", 0.8, 60)))
     assert "takes 2 min to train, 2.0 times as long as b" in cost
 
 
 def test_a_difference_within_chance_is_said_to_be_one():
-    best, *_ = meaning.sentences(rows_of(run("a", 0.901, 1, test_n=200), run("b", 0.90, 1, test_n=200)))
+    best, *_ = conclusions.sentences(rows_of(run("a", 0.901, 1, test_n=200), run("b", 0.90, 1, test_n=200)))
     assert "can't be told from chance" in best
 
 
@@ -69,13 +69,13 @@ def test_stored_predictions_make_the_comparison_paired(tmp_path):
     other = right.copy()
     other[:12] = False  # twelve images, all in one direction: paired this can be told, unpaired it can't
     runs = [run("a", 0.9, 1, test_n=1000), run("b", 0.888, 1, test_n=1000)]
-    unpaired, *_ = meaning.sentences(rows_of(*runs))
+    unpaired, *_ = conclusions.sentences(rows_of(*runs))
     (tmp_path / "predictions").mkdir()
     for one, correct in zip(runs, (right, other), strict=True):
         probabilities = np.eye(2, dtype="float16")[1 - correct.astype(int)]
         path = tmp_path / "predictions" / f"{one['run_id']}.npz"
         np.savez(path, labels=np.zeros(1000, "int32"), probabilities=probabilities)
-    assert "can't be told" in unpaired and "can be told" in meaning.sentences(rows_of(*runs, folder=tmp_path))[0]
+    assert "can't be told" in unpaired and "can be told" in conclusions.sentences(rows_of(*runs, folder=tmp_path))[0]
 
 
 def test_of_several_seeds_the_means_are_compared_with_their_spread():
@@ -83,8 +83,8 @@ def test_of_several_seeds_the_means_are_compared_with_their_spread():
         [run(name, mean + spread * k, 1, seed=k, run_id=f"{name}{k}", test_n=10_000) for k in (-1, 0, 1)]
         for name, mean, spread in (("a", 0.90, 0.001), ("b", 0.89, 0.02))
     )
-    rows = [meaning.Row(name, group(*runs)) for name, runs in (("a", steady), ("b", shaky))]
-    best, _, caveats = meaning.sentences(rows)
+    rows = [conclusions.Row(name, group(*runs)) for name, runs in (("a", steady), ("b", shaky))]
+    best, _, caveats = conclusions.sentences(rows)
     assert "of 1.0 points" in best and "can't be told" in best and "3 or more training seeds" in caveats
 
 
@@ -102,7 +102,7 @@ def test_of_several_seeds_the_means_are_compared_with_their_spread():
 )
 def test_the_caveats_are_those_that_apply(changes, said):
     texts = ("Nothing here speaks", "different budgets", "measured on 200", "ne training seed")
-    *_, caveat = meaning.sentences(rows_of(run("a", 0.9, 1, **changes), run("b", 0.8, 1)))
+    *_, caveat = conclusions.sentences(rows_of(run("a", 0.9, 1, **changes), run("b", 0.8, 1)))
     assert said in caveat and sum(text in caveat for text in texts) == 1 + bool(changes)
 
 

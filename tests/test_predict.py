@@ -15,12 +15,14 @@ import pytest
 from keras import layers
 from PIL import Image
 
-from cifar_keras import artifacts, cli, inference, predict
+from cifar_keras import cli
+from cifar_keras.commands import predict
 from cifar_keras.config import ConfigError
-from cifar_keras.images import ImageError, decode
-from cifar_keras.paths import Paths
-from cifar_keras.runtime import peak_memory_mb
-from cifar_keras.zoo import MODELS, build
+from cifar_keras.data.images import ImageError, decode
+from cifar_keras.models.zoo import MODELS, build
+from cifar_keras.saved import artifacts, find, inference
+from cifar_keras.utils.paths import Paths
+from cifar_keras.utils.runtime import peak_memory_mb
 
 NAMES = ["red", "green", "blue"]
 COLOURS = {"red": (250, 10, 10), "green": (10, 250, 10), "blue": (10, 10, 250)}
@@ -306,11 +308,10 @@ def test_scaling_and_size_are_refused_where_the_model_knows(paths, tmp_path):
 
 
 def test_a_run_id_names_its_model(paths, monkeypatch):
-    from cifar_keras.explain import analyse
 
-    monkeypatch.setattr(analyse, "saved_model", lambda name, root: paths.keras if (name, root) == ("r1", "x") else None)
-    assert predict.find_model("r1", root="x") == paths.keras
-    assert predict.find_model("a.keras", root="x").name == "a.keras"
+    monkeypatch.setattr(find, "saved_model", lambda name, root: paths.keras if (name, root) == ("r1", "x") else None)
+    assert find.find_model("r1", root="x") == paths.keras
+    assert find.find_model("a.keras", root="x").name == "a.keras"
 
 
 def test_memory_does_not_grow_with_the_images(paths, folder, monkeypatch):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from cifar_keras import resizing
+from cifar_keras.saved import resizing
 
 SHRUNK, SMALL, MIXED = (56, 24), (10, 10), (9, 33)  # against 16 x 20
 CASES = (

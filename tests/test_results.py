@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from cifar_keras import evaluate, results
+from cifar_keras import metrics, results
 from cifar_keras.config import ConfigError
-from cifar_keras.report.rows import read_csv
+from cifar_keras.results.groups import read_csv
 
 PROBABILITIES = np.array([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8], [0.3, 0.4, 0.3], [1.0, 0.0, 0.0]], "float32")
 LABELS = np.array([0, 2, 0, 1], "int32")
@@ -21,19 +21,19 @@ def record(run_id, **values):
 
 
 def test_accuracy_loss_and_confusion_by_hand():
-    assert evaluate.accuracy(LABELS, PROBABILITIES) == 0.5
+    assert metrics.accuracy(LABELS, PROBABILITIES) == 0.5
     tiny = np.finfo("float32").tiny
     expected = -np.mean(np.log([0.7, 0.8, 0.3, tiny]))
-    assert evaluate.cross_entropy(LABELS, PROBABILITIES) == pytest.approx(expected, rel=1e-6)
-    np.testing.assert_array_equal(evaluate.confusion(LABELS, PROBABILITIES), [[1, 1, 0], [1, 0, 0], [0, 0, 1]])
+    assert metrics.cross_entropy(LABELS, PROBABILITIES) == pytest.approx(expected, rel=1e-6)
+    np.testing.assert_array_equal(metrics.confusion(LABELS, PROBABILITIES), [[1, 1, 0], [1, 0, 0], [0, 0, 1]])
 
 
 def test_wilson_equals_the_formula():
     p, n, z = 0.9, 1000, 1.959964
     middle, half = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     expected = ((middle - half) / (1 + z**2 / n), (middle + half) / (1 + z**2 / n))
-    assert evaluate.wilson(p, n) == pytest.approx(expected, abs=1e-6)
-    assert evaluate.wilson(1.0, 10)[1] == 1.0
+    assert metrics.wilson(p, n) == pytest.approx(expected, abs=1e-6)
+    assert metrics.wilson(1.0, 10)[1] == 1.0
 
 
 def test_the_csv_is_rebuilt_from_the_records_alone(tmp_path):

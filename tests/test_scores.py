@@ -13,13 +13,14 @@ from PIL import Image
 from test_analyse import finished, model_for
 from test_predict import COLOURS, NAMES, colour_model
 
-from cifar_keras import artifacts, cli, export, inference, results, runner, scores
-from cifar_keras.cli import Options
+from cifar_keras import cli, plotting, results, runner
+from cifar_keras.commands import evaluate
 from cifar_keras.config import Experiment, Limits, RunConfig, Stage, Training
-from cifar_keras.datasets import load
-from cifar_keras.evaluate import accuracy
-from cifar_keras.paths import Paths
-from cifar_keras.report import figures
+from cifar_keras.data import load
+from cifar_keras.metrics import accuracy
+from cifar_keras.options import Options
+from cifar_keras.saved import artifacts, export, inference
+from cifar_keras.utils.paths import Paths
 
 TEST = {"blue": ("blue",) * 8 + ("red",) * 2, "green": ("green",) * 5, "red": ("red",) * 4 + ("green",)}
 
@@ -77,7 +78,7 @@ def run(*arguments):
 @pytest.fixture
 def told(colours, tmp_path, capsys, monkeypatch):
     """A function that evaluates with `--json` on the colours, without pictures: `(exit code, document, stderr)`."""
-    monkeypatch.setattr(figures, "confusion_matrix", lambda matrix, names, path, title: path)
+    monkeypatch.setattr(plotting, "confusion_matrix", lambda matrix, names, path, title: path)
 
     def tell(*arguments, dataset=colours.folder):
         code = run(*arguments, "--dataset", dataset, "--root", tmp_path, "--json")
@@ -145,7 +146,7 @@ def test_an_unnamed_model_is_taken_in_the_datasets_order_and_a_far_better_one_is
     assert "output i is taken for the dataset's i-th class (blue, green, red), an assumption" in err
     assert "33.3% are right in the assumed one, 100.0% in this one, which was chosen to fit: red,green,blue" in err
     chance = np.random.RandomState(0).poisson(1, (10, 10))  # of 101 images the best of all orders gets many right
-    assert scores._better_order(chance, tuple("abcdefghij")) == ""
+    assert evaluate._better_order(chance, tuple("abcdefghij")) == ""
 
 
 def test_other_classes_are_refused_and_more_classes_count_as_wrong(colours, told, tmp_path):
@@ -290,12 +291,12 @@ def test_a_folders_files_are_decoded_at_the_size_that_a_model_wants(tmp_path):
         for place in range(4):
             for split in ("train", "test"):
                 Image.fromarray(pixels).save(tmp_path / "wide" / split / name / f"{place}.png")
-    data = scores.Images(str(tmp_path / "wide"), scores.Asked())
+    data = evaluate.Images(str(tmp_path / "wide"), evaluate.Asked())
     assert data.of(SimpleNamespace(size=(20, 20))).test.images[0].max() == 0
     wide = data.of(SimpleNamespace(size=(20, 40)))
     assert wide.test.images.shape == (8, 20, 40, 3) and wide.fingerprint == data.data.fingerprint
     assert wide.test.images[np.arange(8)][:, 0, [0, 39], 0].tolist() == [[255, 0]] * 4 + [[0, 255]] * 4
-    shapes = scores.Images("shapes", scores.Asked(limit=4))
+    shapes = evaluate.Images("shapes", evaluate.Asked(limit=4))
     assert shapes.of(SimpleNamespace(size=(64, 64))).image_shape == (64, 64, 3)
     assert shapes.of(SimpleNamespace(size=(64, 32))).image_shape == (32, 32, 3)  # the classifier resizes these
 
@@ -314,7 +315,7 @@ def test_damaged_images_can_be_left_out_and_odd_names_are_drawn(colours, tmp_pat
 
 
 def test_a_table_calls_no_two_models_alike():
-    assert scores.short_names(["a/m.h5", "b/m.h5", "c/n.h5", "c/n.h5", "run"]) == [
+    assert evaluate.short_names(["a/m.h5", "b/m.h5", "c/n.h5", "c/n.h5", "run"]) == [
         "a/m.h5", "b/m.h5", "c/n.h5 (1)", "c/n.h5 (2)", "run"
     ]  # fmt: skip
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from cifar_keras import evaluate, runner
+from cifar_keras import metrics, runner
 from cifar_keras.config import ConfigError, Limits
-from cifar_keras.datasets import load
-from cifar_keras.datasets.base import Dataset, Split
-from cifar_keras.datasets.shapes import COLOURS
+from cifar_keras.data import load
+from cifar_keras.data.base import Dataset, Split
+from cifar_keras.data.shapes import COLOURS
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +74,8 @@ def test_coarse_accuracy_sums_the_probabilities_of_a_superclass():
     superclass = np.array([0, 0, 1])
     probabilities = np.array([[0.3, 0.3, 0.4], [0.1, 0.2, 0.7], [0.6, 0.0, 0.4]])
     labels = np.array([0, 2, 2])
-    assert evaluate.accuracy(labels, probabilities) == pytest.approx(1 / 3)
-    assert evaluate.coarse_accuracy(labels, probabilities, superclass) == pytest.approx(2 / 3)
+    assert metrics.accuracy(labels, probabilities) == pytest.approx(1 / 3)
+    assert metrics.coarse_accuracy(labels, probabilities, superclass) == pytest.approx(2 / 3)
 
 
 def test_the_superclass_of_every_class_is_read_from_the_data(hundred):
@@ -86,5 +86,5 @@ def test_the_superclass_of_every_class_is_read_from_the_data(hundred):
 
 def test_accuracy_by_class():
     probabilities = np.eye(3)[[0, 0, 1, 2]]
-    found = evaluate.class_accuracy(np.array([0, 1, 1, 1]), probabilities, classes=3)
+    found = metrics.class_accuracy(np.array([0, 1, 1, 1]), probabilities, classes=3)
     np.testing.assert_allclose(found, [1.0, 1 / 3, np.nan])

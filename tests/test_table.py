@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from cifar_keras.commands import Entry
+from cifar_keras.commands.study import Entry
 from cifar_keras.config import ConfigError, Experiment, Stage, Training
 from cifar_keras.report import table
-from cifar_keras.report.rows import minutes
+from cifar_keras.results.groups import minutes
 
 
 def record(**changes):

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from test_config import config
 
-from cifar_keras import track
+from cifar_keras import plotting
 from cifar_keras.config import ConfigError, RunFailedError
-from cifar_keras.report import figures
-from cifar_keras.train import HISTORY, Progress
+from cifar_keras.training import tensorboard
+from cifar_keras.training.train import HISTORY, Progress
 
 
 class Killed(Exception):
@@ -35,7 +35,7 @@ def add(progress, epoch):
 
 def board(folder):
     pytest.importorskip("tensorboard")
-    return track.tracker("tensorboard", folder=folder, config=config())
+    return tensorboard.tracker("tensorboard", folder=folder, config=config())
 
 
 def events(folder):
@@ -154,9 +154,9 @@ def test_the_end_adds_test_accuracy_and_pictures_of_the_same_size(tmp_path):
     import tensorflow as tf
 
     paths = {"confusion": tmp_path / "confusion.png", "curves": tmp_path / "curves.png"}
-    figures.confusion_matrix(np.eye(3, dtype=int), ("a", "b", "c"), paths["confusion"], title="t")
+    plotting.confusion_matrix(np.eye(3, dtype=int), ("a", "b", "c"), paths["confusion"], title="t")
     history = epochs_of(2).history
-    figures.training_curves(history, paths["curves"], title="t", best_epoch=1)
+    plotting.training_curves(history, paths["curves"], title="t", best_epoch=1)
     tracker = board(tmp_path / "run")
     tracker.start(epochs_of(2))
     tracker.finish({"best_epoch": 2, "test_accuracy": 0.875}, paths)
@@ -205,7 +205,7 @@ def test_an_error_of_tensorflow_is_a_sentence_too(tmp_path):
 
 def test_without_tracking_nothing_happens(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    tracker = track.tracker(None, folder=tmp_path / "run", config=config())
+    tracker = tensorboard.tracker(None, folder=tmp_path / "run", config=config())
     assert tracker.start(epochs_of(1)) == []
     tracker.finish({"best_epoch": 1, "test_accuracy": 0.5}, {"confusion": tmp_path / "none.png"})
     assert not any(tmp_path.iterdir())
@@ -214,9 +214,9 @@ def test_without_tracking_nothing_happens(tmp_path, monkeypatch):
 def test_a_missing_package_is_said_before_anything_is_done(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="needs the tensorboard package. Received: not installed. `pip install"):
-        track.tracker("tensorboard", folder=tmp_path, config=config())
+        tensorboard.tracker("tensorboard", folder=tmp_path, config=config())
 
 
 def test_another_kind_is_refused():
     with pytest.raises(ConfigError, match="must be tensorboard. Received: 'wandb'"):
-        track.require("wandb")
+        tensorboard.require("wandb")

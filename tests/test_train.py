@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from conftest import noise
 
-from cifar_keras import blocks, train
 from cifar_keras.config import ConfigError, RunFailedError, Stage, Training
-from cifar_keras.train import Resume, fit
-from cifar_keras.zoo import MODELS, build
+from cifar_keras.models import blocks
+from cifar_keras.models.zoo import MODELS, build
+from cifar_keras.training import train
+from cifar_keras.training.train import Resume, fit
 
 ROW = dataclasses.replace(MODELS["scratch_cnn"], backbone="tiny", head="plain")
 TWO_STAGES = Training(

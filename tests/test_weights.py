@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from test_config import config
 
-from cifar_keras import artifacts, weights
 from cifar_keras.config import ConfigError, tutorial
-from cifar_keras.paths import Paths
-from cifar_keras.zoo import MODELS, backbone_layers, build, part_of, row_of
+from cifar_keras.models import weights
+from cifar_keras.models.zoo import MODELS, backbone_layers, build, part_of, row_of
+from cifar_keras.saved import artifacts
+from cifar_keras.utils.paths import Paths
 
 
 def model_of(name, *, seed, classes=10):

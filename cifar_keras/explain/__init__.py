@@ -5,8 +5,8 @@ Each takes stored predictions, embeddings or a model and returns a `Section`: fi
 
 from cifar_keras.explain.base import Section
 from cifar_keras.explain.calibration import calibration
+from cifar_keras.explain.embeddings import feature_space
 from cifar_keras.explain.errors import errors
-from cifar_keras.explain.space import feature_space
-from cifar_keras.explain.versus import versus
+from cifar_keras.explain.model_comparison import versus
 
 __all__ = ["Section", "calibration", "errors", "feature_space", "versus"]

@@ -13,25 +13,27 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
-from cifar_keras import artifacts, inference, results
+from cifar_keras import results
 from cifar_keras.config import ConfigError, Limits, RunConfig
-from cifar_keras.datasets import NAMES, load
-from cifar_keras.datasets.base import Dataset, Split, at_most, digests, take
-from cifar_keras.datasets.folder import cache
+from cifar_keras.data import NAMES, load
+from cifar_keras.data.base import Dataset, Split, at_most, digests, take
+from cifar_keras.data.pipeline import evaluation_pipeline
 from cifar_keras.explain.activations import activations
 from cifar_keras.explain.base import NotApplicable
 from cifar_keras.explain.calibration import calibration
 from cifar_keras.explain.elsewhere import NO_LAYERS, computed_by, embedding_of, opened, whole, without_embeddings
+from cifar_keras.explain.embeddings import feature_space
 from cifar_keras.explain.errors import errors
 from cifar_keras.explain.gradcam import looked_at, spatial_layers
-from cifar_keras.explain.space import feature_space
-from cifar_keras.explain.versus import versus
-from cifar_keras.files import replacing, sha256, write_json
-from cifar_keras.formats import OPENERS
-from cifar_keras.paths import Paths
-from cifar_keras.pipeline import evaluation_pipeline
-from cifar_keras.train import evaluation_batch
-from cifar_keras.units import duration
+from cifar_keras.explain.model_comparison import versus
+from cifar_keras.saved import artifacts, inference
+from cifar_keras.saved.find import finished, is_model, known, matching, model_of, record_of
+from cifar_keras.saved.formats import OPENERS
+from cifar_keras.training.train import evaluation_batch
+from cifar_keras.utils.cache import cache
+from cifar_keras.utils.files import replacing, sha256, write_json
+from cifar_keras.utils.paths import Paths
+from cifar_keras.utils.text import duration
 
 EMBEDDED = 10_000  # training images whose embeddings are compared, at most
 PICTURES = 2  # whose feature maps are shown
@@ -233,107 +235,30 @@ def sections(subject, model, computed, peers, *, folder, layer):
 
 def find(name, *, root, dataset=None, data_dir=None, **loading):
     """The `Subject` that a name stands for. Arguments and errors as for `explain`."""
-    records, path = _finished(root), Path(name)
-    if path.suffix in OPENERS and (not _is_model(name) or next(_matching(str(name), records), None) is None):
+    records, path = finished(root), Path(name)
+    if path.suffix in OPENERS and (not is_model(name) or next(matching(str(name), records), None) is None):
         if not path.is_file():
             raise ConfigError(f"The model must be a file. Received: {str(path)!r}, which is none.")
         if dataset is None:
             raise _without_dataset(path, records)
         classifier, data = opened(path, dataset=dataset, data_dir=data_dir, **loading)
         return Subject(f"{path.stem}-{sha256(path)[:6]}", path, data, classifier=classifier)
-    record = _record(str(name), records)
+    record = record_of(str(name), records)
     if given := sorted(option for option, value in loading.items() if value is not None):
         raise ConfigError(
             f"`--{OPTIONS.get(given[0], given[0])}` is for models of no recorded run. Received: {name}, whose record "
             f"is {record['run_id']}. Leave the option out."
         )
     config = RunConfig.restored(record["config"])
-    path = _model_of(record, path if _is_model(name) else None, Paths.of(config, root))
+    path = model_of(record, path if is_model(name) else None, Paths.of(config, root))
     data = images_of(record, config, dataset=dataset, data_dir=data_dir)
     return Subject(record["run_id"], path, data, record, config)
-
-
-def saved_model(name, *, root):
-    """The path of the saved model of a run id, or of an experiment: that of its newest run whose model is there.
-
-    Raises: ConfigError where there is no such run, or its model is gone.
-    """
-    missing = []
-    for record in _matching(name, records := _finished(root)):
-        try:
-            return _model_of(record, None, Paths.of(RunConfig.restored(record["config"]), Path(root)))
-        except ConfigError as error:
-            missing.append(error)
-    raise missing[0] if missing else _unknown(name, records)
-
-
-def recorded(name, *, root):
-    """The record of the finished run that a run id, an experiment (its newest) or a saved model stands for.
-
-    Raises: ConfigError where there is no such run.
-    """
-    return _record(str(name), _finished(root))
-
-
-def _finished(root):
-    return [record for record in results.read(root) if record["status"] == "finished"]
-
-
-def _is_model(name):
-    return Path(name).suffix in (".keras", ".h5")
-
-
-def _record(name, records):
-    """The record that a run id, an experiment or a saved model's file stands for; the newest of an experiment."""
-    if (found := next(_matching(name, records), None)) is None:
-        raise _unknown(name, records)
-    return found
-
-
-def _matching(name, records):
-    """The records that a run id, an experiment or a saved model's file stands for, the newest first."""
-    wanted = _owner(Path(name)) if _is_model(name) else name
-    for record in reversed(records):
-        number = f"{record['config'].get('number')}"
-        if wanted in (record["run_id"], record["experiment"], f"exp{number}", number):
-            yield record
-
-
-def _unknown(name, records):
-    return ConfigError(
-        f"RUN must be a run id, an experiment or a saved model. Received: {name!r}. Runs: {_known(records)}."
-    )
 
 
 def _without_dataset(path, records):
     return ConfigError(
         f"`--dataset NAME|DIR` must name the images to analyse {path} on, as it belongs to no recorded run. "
-        f"Received: none. Runs: {_known(records)}."
-    )
-
-
-def _known(records):
-    return ", ".join(dict.fromkeys(record["run_id"] for record in records[-5:])) or "none has finished below this root"
-
-
-def _owner(path):
-    """The id of the run that a file's model came from, '' for a file from elsewhere.
-
-    Raises: ConfigError where it is no such file.
-    """
-    return (artifacts.provenance(path) or {}).get("run_id", "")
-
-
-def _model_of(record, given, paths):
-    """The saved model of a run: the file that was given, or its `.keras`, or its complete `.h5`."""
-    if given is not None and given.name.endswith("_custom.h5"):
-        raise ConfigError(f"RUN must be a complete model. Received: {given}, weights alone. Give {paths.h5.name}.")
-    for path in (given,) if given else (paths.keras, paths.h5):
-        if path.is_file() and _owner(path) == record["run_id"]:
-            return path
-    raise ConfigError(
-        f"The model of {record['run_id']} must be {paths.keras} or {paths.h5}. Received: no such file, or one of "
-        f"another run. Run `python experiments/{record['experiment']}.py` again, or give the path of the saved model."
+        f"Received: none. Runs: {known(records)}."
     )
 
 
@@ -400,8 +325,8 @@ def passed(model, data, *, what, batch_size):
 def others(record, *, root):
     """The newest other run of each experiment and variant with predictions on the same images: run ids by name."""
     folder = Path(root) / "results"
-    finished = [one for one in _finished(root) if one["run_id"] != record["run_id"]]
-    same = [one for one in finished if all(one[c] == record[c] for c in ("fingerprint", "test_n"))]
+    runs = [one for one in finished(root) if one["run_id"] != record["run_id"]]
+    same = [one for one in runs if all(one[c] == record[c] for c in ("fingerprint", "test_n"))]
     own, found = results.read_predictions(folder, record["run_id"]), {}
     for one in same if own is not None else ():
         stored = results.read_predictions(folder, one["run_id"])

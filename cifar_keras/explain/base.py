@@ -11,8 +11,8 @@ import numpy as np
 import seaborn
 from matplotlib.figure import Figure
 
-from cifar_keras.files import replacing, write_json
-from cifar_keras.report.figures import lines, short
+from cifar_keras.plotting import lines, short
+from cifar_keras.utils.files import replacing, write_json
 
 COLOURS = seaborn.color_palette("colorblind")
 STYLE = {  # class names are shown as they are, and equal figures are equal files

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from cifar_keras import evaluate
+from cifar_keras import metrics
 from cifar_keras.explain.base import COLOURS, Section, checked, drawn, figure_of, shares
-from cifar_keras.report.figures import GREY, without_frame
+from cifar_keras.plotting import GREY, without_frame
 
 BINS = 15  # of equal width, as in Guo et al., arXiv:1706.04599
 RANGE = (0.05, 20.0)  # of temperatures
@@ -55,7 +55,7 @@ def temperature(labels, probabilities):
     from scipy.optimize import minimize_scalar
 
     def loss(log_t):
-        return evaluate.cross_entropy(labels, with_temperature(probabilities, np.exp(log_t)))
+        return metrics.cross_entropy(labels, with_temperature(probabilities, np.exp(log_t)))
 
     found = minimize_scalar(loss, bounds=np.log(RANGE), method="bounded", options={"xatol": 1e-5})
     return float(np.exp(found.x))
@@ -77,7 +77,7 @@ def measures(labels, probabilities):
         "ECE": ece(confidence, right),
         "mean confidence": float(confidence.mean()),
         "accuracy": float(right.mean()),
-        "NLL": evaluate.cross_entropy(labels, probabilities),
+        "NLL": metrics.cross_entropy(labels, probabilities),
         "Brier": float(np.mean(np.sum((probabilities - target) ** 2, axis=1))),
     }
 

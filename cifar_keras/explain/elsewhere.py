@@ -7,14 +7,14 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
-from cifar_keras import inference
 from cifar_keras.config import ConfigError
-from cifar_keras.datasets import load
-from cifar_keras.datasets.base import Rows, Split
+from cifar_keras.data import load
+from cifar_keras.data.base import Rows, Split
+from cifar_keras.data.pipeline import evaluation_pipeline
 from cifar_keras.explain.base import NotApplicable
 from cifar_keras.explain.flatten import flattened, plain
 from cifar_keras.explain.gradcam import has_kernel
-from cifar_keras.pipeline import evaluation_pipeline
+from cifar_keras.saved import inference
 
 NO_LAYERS = "this format has no layers to look into; .keras and .h5 have"
 MAX_EMBEDDED = 2**27  # values of all embeddings together: half a GiB
@@ -30,7 +30,7 @@ def opened(path, *, dataset, data_dir=None, skip_unreadable=None, **loading):
         skip_unreadable: as `--skip-unreadable`.
         loading: options of `inference.load`; None leaves one out.
     Returns: `(inference.Classifier, Dataset)`.
-    Raises: ConfigError as `inference.load` and `datasets.load` do, and where the classes are others.
+    Raises: ConfigError as `inference.load` and `data.load` do, and where the classes are others.
     """
     given = {option: value for option, value in loading.items() if value is not None}
     classifier = inference.load(path, **given)

@@ -4,9 +4,9 @@ import numpy as np
 import seaborn
 from matplotlib.colors import PowerNorm
 
-from cifar_keras import evaluate
+from cifar_keras import metrics
 from cifar_keras.explain.base import COLOURS, Section, checked, drawn, figure_of, gallery, named, shares
-from cifar_keras.report.figures import FEW, GREY, NAMED, without_frame
+from cifar_keras.plotting import FEW, GREY, NAMED, without_frame
 
 MISTAKES = 20  # pictures in the gallery
 PAIRS = 10  # most confused
@@ -28,7 +28,7 @@ def errors(labels, probabilities, class_names, *, images=None, superclass=None, 
     """
     labels, probabilities = checked(labels, probabilities, class_names)
     predicted = probabilities.argmax(axis=1)
-    matrix = evaluate.confusion(labels, probabilities)
+    matrix = metrics.confusion(labels, probabilities)
     by_class = _by_class(labels, predicted, probabilities, class_names)
     if superclass is not None:
         known = [superclass_names[s] if s >= 0 else None for s in superclass]  # -1: no image of it was seen
@@ -46,7 +46,7 @@ def errors(labels, probabilities, class_names, *, images=None, superclass=None, 
         numbers["top-5 accuracy"] = top_k(labels, probabilities, 5)
     order = np.arange(len(class_names))
     if superclass is not None:
-        numbers["superclass accuracy"] = evaluate.coarse_accuracy(labels, probabilities, np.asarray(superclass))
+        numbers["superclass accuracy"] = metrics.coarse_accuracy(labels, probabilities, np.asarray(superclass))
         order = np.argsort(superclass, kind="stable")
     tables = {
         "Metrics by class": by_class,

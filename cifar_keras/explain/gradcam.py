@@ -7,7 +7,7 @@ from PIL import Image
 
 from cifar_keras.explain.base import NotApplicable, Section, drawn, figure_of, spread
 from cifar_keras.explain.flatten import Call, flattened, plain
-from cifar_keras.report.figures import short
+from cifar_keras.plotting import short
 
 SHOWN = 6  # right predictions, and wrong ones
 OPACITY = 0.55  # of a map over its image

@@ -1,0 +1,1 @@
+"""Run records in; tables, figures, sentences and pages out."""

@@ -9,8 +9,8 @@ from pathlib import Path
 from tabulate import tabulate
 
 from cifar_keras.config import ConfigError
-from cifar_keras.report.pairs import UNKNOWN, Group, changes, compared, read, sections
-from cifar_keras.report.rows import KEY, age, from_record, key_of
+from cifar_keras.results.groups import KEY, age, from_record, key_of
+from cifar_keras.results.matching import UNKNOWN, Group, changes, compared, read, sections
 
 WIDTH = 118
 ON_INTERVALS = (

@@ -15,18 +15,18 @@ import seaborn
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from cifar_keras import evaluate, results
+from cifar_keras import metrics, results
 from cifar_keras.config import BEST, BUDGETS, PUBLISHED, ConfigError
 from cifar_keras.explain.base import DATE, drawn, shares
-from cifar_keras.files import write_text
-from cifar_keras.paths import PROJECT
+from cifar_keras.plotting import ON_CURVES, curves_on, without_frame
 from cifar_keras.report.comparison import against_previous
-from cifar_keras.report.figures import ON_CURVES, curves_on, without_frame
-from cifar_keras.report.meaning import Row, of_one, sentences
-from cifar_keras.report.pairs import Group
-from cifar_keras.report.rows import age, from_record, natural
+from cifar_keras.report.conclusions import Row, of_one, sentences
 from cifar_keras.report.table import DASH, counts, newest_recipes
-from cifar_keras.units import duration
+from cifar_keras.results.groups import age, from_record, natural
+from cifar_keras.results.matching import Group
+from cifar_keras.utils.files import write_text
+from cifar_keras.utils.paths import PROJECT
+from cifar_keras.utils.text import duration
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 TICKS = (1, 3, 10, 30, *(60 * minutes for minutes in (1, 2, 5, 10, 20, 60, 180, 600, 1800)))  # seconds of training
@@ -359,7 +359,7 @@ def splits(run):
     for name, words in what.items():
         if (value := run.get(f"{name}_accuracy")) is not None:
             n = run["train_n" if "train" in name else "val_n" if name == "val" else "test_n"]
-            low, high = evaluate.wilson(value, n)
+            low, high = metrics.wilson(value, n)
             published = run.get(f"published_{name}")
             line = {"accuracy on": name.replace("_", " "), "here": f"{value:.1%} [{100 * low:.1f}, {100 * high:.1f}]"}
             lines.append(line | {"images": n, "published": None if published is None else f"{published:.0%}"})
@@ -407,7 +407,7 @@ def by_class(run, stored):
     if stored is None:
         known = run.get("class_accuracy") or ()
         return [{"class": n, "accuracy": None if a is None else f"{a:.1%}"} for n, a in zip(names, known, strict=False)]
-    shares, sizes = evaluate.class_accuracy(*stored, classes=len(names)), _sizes(run, stored)
+    shares, sizes = metrics.class_accuracy(*stored, classes=len(names)), _sizes(run, stored)
     rows = zip(names, shares, sizes, strict=True)
     return [{"class": n, "accuracy": f"{a:.1%}" if size else None, "images": int(size)} for n, a, size in rows]
 
@@ -418,12 +418,12 @@ def _sizes(run, stored):
 
 def _on_balance(run, stored):
     """A sentence where classes differ in size by more than a fifth."""
-    if stored is None or not evaluate.imbalanced(sizes := _sizes(run, stored)):
+    if stored is None or not metrics.imbalanced(sizes := _sizes(run, stored)):
         return []
-    balanced = evaluate.balanced_accuracy(evaluate.confusion(*stored))
+    balanced = metrics.balanced_accuracy(metrics.confusion(*stored))
     return [
         f"Classes differ in size by more than a fifth: {run['class_names'][sizes.argmax()]} alone is "
-        f"{evaluate.majority_share(sizes):.1%} of the test images. Balanced accuracy, the mean over classes, is "
+        f"{metrics.majority_share(sizes):.1%} of the test images. Balanced accuracy, the mean over classes, is "
         f"{balanced:.1%}."
     ]
 

@@ -8,15 +8,15 @@ from statistics import mean
 
 from tabulate import tabulate
 
-from cifar_keras import evaluate
+from cifar_keras import metrics
 from cifar_keras.config import RunConfig, published_of
-from cifar_keras.datasets import CIFAR10
-from cifar_keras.files import write_text
-from cifar_keras.paths import stem
+from cifar_keras.data import CIFAR10
 from cifar_keras.report import summary_plots
-from cifar_keras.report.rows import average, minutes
 from cifar_keras.report.table import DASH, newest_recipes
 from cifar_keras.results import overrides
+from cifar_keras.results.groups import average, minutes
+from cifar_keras.utils.files import write_text
+from cifar_keras.utils.paths import stem
 
 DESCRIPTIVE = ("images_per_second",)  # columns of a row that change no number
 WORDS = {"frozen_norm": "BatchNorm", None: "inference"}  # for readers: a column, and what it is where nothing is said
@@ -150,7 +150,7 @@ def _overview_row(family, variant, runs):
 
 def accuracy(runs):
     """'71.3% [70.4, 72.2]': Wilson for one seed, Student's t for several."""
-    estimate = evaluate.accuracy_interval([run["test_accuracy"] for run in runs], runs[0]["test_n"])
+    estimate = metrics.accuracy_interval([run["test_accuracy"] for run in runs], runs[0]["test_n"])
     return f"{100 * estimate.value:.1f}% [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
 
 
@@ -231,7 +231,7 @@ def _effect(cells, place):
         return low, high, None
     change = mean(average(b, "test_accuracy") - average(a, "test_accuracy") for a, b in pairs)
     half = 1.96 * sum(_variance(runs) for pair in pairs for runs in pair) ** 0.5 / len(pairs)
-    return low, high, evaluate.Estimate(change, change - half, change + half, "normal")
+    return low, high, metrics.Estimate(change, change - half, change + half, "normal")
 
 
 def _data(runs):
@@ -283,7 +283,7 @@ def _reproduced(family):
 
 
 def _estimate(runs):
-    return evaluate.accuracy_interval([run["test_accuracy"] for run in runs], runs[0]["test_n"])
+    return metrics.accuracy_interval([run["test_accuracy"] for run in runs], runs[0]["test_n"])
 
 
 # --- the gap between train and test, measured both ways ---
@@ -422,9 +422,9 @@ def _against(base, runs):
     if not seeds:
         return row | {"difference [95%]": DASH, "transfer": DASH}
     if len(seeds) > 1:
-        d = evaluate.difference_seeds_paired([theirs[s] for s in seeds], [ours[s] for s in seeds])
+        d = metrics.difference_seeds_paired([theirs[s] for s in seeds], [ours[s] for s in seeds])
     else:
-        d = evaluate.difference_unpaired(theirs[seeds[0]], n, ours[seeds[0]], n)
+        d = metrics.difference_unpaired(theirs[seeds[0]], n, ours[seeds[0]], n)
     behind = f"{d.kind}, {len(seeds)} seed{'s' * (len(seeds) > 1)}"
     verdict = "helps" if d.low > 0 else "hurts" if d.high < 0 else "can't be told from zero"
     return row | {"difference [95%]": f"{said_of(d)} ({behind})", "transfer": verdict}

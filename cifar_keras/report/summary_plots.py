@@ -6,8 +6,8 @@ import numpy as np
 import seaborn
 from matplotlib.ticker import MaxNLocator
 
-from cifar_keras import evaluate
-from cifar_keras.report.figures import BLUE, GREEN, GREY, ORANGE, figure_of, without_frame
+from cifar_keras import metrics
+from cifar_keras.plotting import BLUE, GREEN, GREY, ORANGE, figure_of, without_frame
 
 
 def _shares(axis):
@@ -15,7 +15,7 @@ def _shares(axis):
 
 
 def _estimate(runs):
-    return evaluate.accuracy_interval([run["test_accuracy"] for run in runs], runs[0]["test_n"])
+    return metrics.accuracy_interval([run["test_accuracy"] for run in runs], runs[0]["test_n"])
 
 
 def factorial(family, path, factors, word):

@@ -9,9 +9,9 @@ from statistics import stdev
 from tabulate import tabulate
 
 from cifar_keras.config import ConfigError, published_of
-from cifar_keras.evaluate import accuracy_interval
-from cifar_keras.report.rows import average, from_record, grouped, key_of, minutes, natural
+from cifar_keras.metrics import accuracy_interval
 from cifar_keras.results import overrides
+from cifar_keras.results.groups import average, from_record, grouped, key_of, minutes, natural
 
 DASH = "-"
 HEADINGS = (
@@ -27,7 +27,7 @@ def collated(records, experiments=()):
 
     Args:
         records: dicts with the columns of results.csv; None where something is unknown.
-        experiments: `commands.Entry` or anything with `key`, `variants` and `published`: those of their
+        experiments: `commands.study.Entry` or anything with `key`, `variants` and `published`: those of their
             variants that no record measures get a row of dashes.
     Returns: `(results, others)`, lists of dicts heading -> text. A result is a finished full-budget run from the
         weights its model calls for, with nothing overridden on the command line. The rest that finished are others.
@@ -146,7 +146,7 @@ def _accuracy(group, split, *, interval=False):
 
 
 def _interval(group):
-    """`(low, high, spread)` of test in percent: what the interval covers is said by `evaluate.accuracy_interval`."""
+    """`(low, high, spread)` of test in percent: what the interval covers is said by `metrics.accuracy_interval`."""
     values = [record["test_accuracy"] for record in group if record.get("test_accuracy") is not None]
     estimate = accuracy_interval(values, group[0]["test_n"])
     spread = f" sd {100 * stdev(values):.2f}" if len(values) > 1 else ""

@@ -1,0 +1,1 @@
+"""What `cifar-keras VERB` does, apart from parsing: one module per verb or group of verbs."""

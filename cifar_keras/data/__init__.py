@@ -1,0 +1,53 @@
+"""Datasets by name: `load('cifar10')`, `load('cifar100')`, `load('shapes')`, `load('path/of/an/image/folder')`."""
+
+from pathlib import Path
+
+from cifar_keras.config import ConfigError, Limits
+from cifar_keras.data import cifar, folder, shapes
+from cifar_keras.data.base import Dataset, Rows, Split
+
+__all__ = ["CIFAR10", "NAMES", "Dataset", "Rows", "Split", "load"]
+
+NAMES = (*cifar.ARCHIVES, *shapes.KINDS)  # of the datasets that have one; the others are paths of folders
+CIFAR10 = ("cifar10", "cifar10-jpeg")  # slugs of data that show CIFAR-10's images: published figures apply to these
+
+
+def load(name, *, data_dir=None, image_size=None, classes=None, limits=None, decoded_at=None, skip_unreadable=False):
+    """Loads a dataset with its splits train, val and test; equal arguments give equal images in equal order.
+
+    Args:
+        name: 'cifar10', 'cifar100', 'shapes', 'shapes100', or the path of an image folder.
+        data_dir: where the official CIFAR archive, or the folder unpacked from it, is looked for first.
+        image_size: side in pixels, for folders and shapes; CIFAR images are 32 pixels wide.
+        classes: names of those to keep, separated by commas; None keeps all.
+        limits: `config.Limits`; every class keeps its share.
+        decoded_at: `(height, width)` of the images of a folder for a model that wants this size, see `folder.load`.
+        skip_unreadable: of a folder, leave out damaged images; `Dataset.skipped` names them.
+    Returns: `Dataset`.
+    Raises: ConfigError for an unknown name, and for data that are missing, damaged or not what they claim to be.
+    """
+    limits = limits or Limits()
+    if classes is not None:
+        options = {"data_dir": data_dir, "image_size": image_size, "decoded_at": decoded_at}
+        whole = load(name, **options, skip_unreadable=skip_unreadable)
+        return whole.only(tuple(part.strip() for part in classes.split(","))).limited(limits)
+    if image_size is not None and not 8 <= image_size <= 1024:
+        raise ConfigError(f"`image_size` must be 8 to 1024 pixels. Received: {image_size}.")
+    if skip_unreadable and name in NAMES:
+        raise ConfigError(f"`--skip-unreadable` is for a folder of images. Received: {name}, whose images are whole.")
+    if name in cifar.ARCHIVES:
+        if image_size not in (None, 32):
+            raise ConfigError(
+                f"`image_size` must be 32 for {name}, as the archive has it. Received: {image_size}. "
+                "Leave it out: models resize by themselves (`pixels` in their row)."
+            )
+        return cifar.load(name, data_dir=data_dir).limited(limits)
+    if name in shapes.KINDS:
+        return shapes.load(name, image_size=image_size or 32, limits=limits)
+    if Path(name).is_dir():
+        options = {"image_size": image_size, "decoded_at": decoded_at, "skip_unreadable": skip_unreadable}
+        return folder.load(name, **options).limited(limits)
+    raise ConfigError(
+        "`dataset` must be 'cifar10', 'cifar100', 'shapes', 'shapes100' or the path of an image folder. "
+        f"Received: {str(name)!r}. A folder needs train/<class>/*.png|jpg."
+    )

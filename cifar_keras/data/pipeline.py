@@ -1,0 +1,107 @@
+"""tf.data pipelines: uint8 images at the dataset's own size. They know no model, and no array at 224 pixels exists.
+
+What a split holds instead of images (features, see `training/features.py`) passes through in its own shape and dtype.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+from cifar_keras.data.augment import augmented
+from cifar_keras.utils.runtime import cores
+
+READY = 2  # finished batches that wait for the model
+MOST_MADE = 8  # batches being made at once, which bounds memory
+
+
+def steps_per_epoch(split, batch_size):
+    """Training steps of one epoch; the last incomplete batch is left out, another one each epoch."""
+    return len(split) // batch_size
+
+
+def epoch_order(count, *, seed, epoch):
+    """The order in which an epoch visits the images: int64 `(count,)`, a pure function of its arguments."""
+    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(count)
+
+
+def train_pipeline(split, *, batch_size, seed, epochs, first_epoch=0, augmentation=()):
+    """Batches of augmented training images, epoch after epoch.
+
+    Order and augmentation are pure functions of (seed, epoch, index), so resuming is starting at `first_epoch`.
+
+    Args:
+        split: `data.base.Split`.
+        batch_size: images a batch, at most the split's.
+        seed: the run's seed.
+        epochs: the epoch (exclusive) at which the stream ends.
+        first_epoch: where it starts.
+        augmentation: names from `augment.STEPS`.
+    Returns: `tf.data.Dataset` of (uint8 `(batch, height, width, 3)`, int32 `(batch,)`).
+    """
+
+    def order(epoch):
+        def drawn(epoch):
+            return epoch_order(len(split), seed=seed, epoch=int(epoch))
+
+        # Not stateful: under determinism tf.data takes a stream with a stateful function apart and runs it in step.
+        return tf.ensure_shape(tf.numpy_function(drawn, [epoch], tf.int64, stateful=False), (len(split),))
+
+    def one_epoch(epoch):
+        batches = tf.data.Dataset.from_tensor_slices(order(epoch))
+        batches = batches.batch(batch_size, drop_remainder=True)  # inside the epoch: a batch never straddles two
+        return batches.map(lambda indices: (epoch, indices))
+
+    def load(epoch, indices):
+        return shown(split, indices, seed=seed, epoch=epoch, augmentation=augmentation)
+
+    return _streamed(tf.data.Dataset.range(first_epoch, epochs).flat_map(one_epoch), load)
+
+
+def evaluation_pipeline(split, *, batch_size, first=0, seed=0, epoch=0, augmentation=()):
+    """Batches of the split in order, the tail included; as it is, or as an epoch of `train_pipeline` shows it.
+
+    Args:
+        split: `data.base.Split`.
+        batch_size: images a batch.
+        first: index of the image to begin with.
+        seed: the run's seed, where there is augmentation.
+        epoch: the epoch whose augmentation is applied.
+        augmentation: names from `augment.STEPS`.
+    Returns: as `train_pipeline` does.
+    """
+    batches = tf.data.Dataset.range(first, len(split)).batch(batch_size)
+
+    def load(indices):
+        return shown(split, indices, seed=seed, epoch=epoch, augmentation=augmentation)
+
+    return _streamed(batches, load)
+
+
+def _streamed(batches, load):
+    """Loads batches ahead of their use, without tf.data's autotuning.
+
+    Its thread sleeps ever longer between two looks, and the end of a stream waits for it to wake: a pass that needs 2.6
+    seconds took 5.1 (`docs/speed.md`). Batches keep their order, however many are being made.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    workers = max(2, min(cores() // 2, MOST_MADE))
+    return batches.map(load, num_parallel_calls=workers, deterministic=True).prefetch(READY).with_options(options)
+
+
+def shown(split, indices, *, seed, epoch, augmentation):
+    """The images at `indices` (int64 `(batch,)`) as an epoch shows them, and their labels."""
+    images, labels = gather(split, indices, epoch)
+    triple = (seed, epoch, indices)
+    seeds = tf.stack([tf.broadcast_to(tf.cast(part, tf.int32), tf.shape(indices)) for part in triple], axis=-1)
+    return augmented(images, seeds, augmentation), labels
+
+
+def gather(split, indices, epoch):
+    """What stands for the images in an epoch, and their labels, read from an array or from a file on disk."""
+
+    def read(chosen, epoch):
+        return np.asarray(split.in_epoch(int(epoch))[chosen]), split.labels[chosen].astype("int32")
+
+    types = (tf.as_dtype(split.images.dtype), tf.int32)
+    images, labels = tf.numpy_function(read, [indices, epoch], types, stateful=False)
+    return tf.ensure_shape(images, (None, *split.images.shape[1:])), tf.ensure_shape(labels, (None,))

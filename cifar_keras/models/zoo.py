@@ -1,0 +1,162 @@
+"""MODELS: the models side by side, one row each, and the one builder that reads the columns."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+from keras import layers
+
+from cifar_keras.config import ConfigError
+from cifar_keras.models import blocks
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """One model. A variant of an experiment may override a named column; nothing about a model stands elsewhere.
+
+    Attributes:
+        name: what `Training.model` says.
+        backbone: key of `blocks.BACKBONES`.
+        pixels: side at which the backbone sees the images; other sizes are resized inside the model.
+        scaling: of the pixels, see `blocks.scale`.
+        trainable: 'head' (the backbone is frozen, its BatchNorm in inference mode), 'all', or what the names of the
+            backbone's trained layers begin with ('stage4'), the rest being frozen.
+        head: key of `blocks.HEADS`.
+        augmentation: names of `augment.STEPS`, applied in order.
+        weights: what the backbone starts from when nothing else is asked for: 'imagenet', 'none', or 'source', a
+            model trained here, which `--weights` must name.
+        images_per_second: rough training throughput on 2 CPU cores; budgets are made of it.
+        source: where the architecture comes from.
+        frozen_norm: 'training' lets the BatchNorm of frozen layers normalise by the batch and go on averaging, its
+            scale and shift being frozen all the same; None: inference mode.
+    """
+
+    name: str
+    backbone: str
+    pixels: int
+    scaling: str
+    trainable: str
+    head: str
+    augmentation: tuple[str, ...]
+    weights: str
+    images_per_second: float
+    source: str
+    frozen_norm: str | None = None
+
+
+SHIFT_FLIP = ("shift", "flip")
+AIRBENCH = ("shift", "alternating_flip")
+TUTORIAL = ("crop", "flip", "colour_jitter")
+# fmt: off
+ROWS = (
+    #        name                    backbone    pixels scaling   trainable head     augmentation weights  img/s source
+    ModelRow("resnet50_frozen",      "resnet50",  32,   "caffe",  "head", "probe", (),          "imagenet", 200, "arXiv:1512.03385"),  # noqa: E501
+    ModelRow("resnet50_augment_224", "resnet50", 224,   "caffe",  "head", "probe", SHIFT_FLIP,  "imagenet",   9, "arXiv:1512.03385"),  # noqa: E501
+    ModelRow("resnet50_finetune",    "resnet50",  32,   "caffe",  "all",  "probe", SHIFT_FLIP,  "imagenet",  75, "arXiv:1512.03385"),  # noqa: E501
+    ModelRow("scratch_cnn",          "airnet",    32,   "zscore", "all",  "small", AIRBENCH,    "none",     175, "arXiv:2404.00498"),  # noqa: E501
+    # the further experiments'
+    ModelRow("simple_cnn",           "simple",    32,   "unit",   "all",  "dense128", (),       "none",    1500, "a tutorial's"),  # noqa: E501
+    ModelRow("five_conv",            "five_conv", 32,   "half",   "all",  "dense512_dropout", TUTORIAL, "none", 100, "a tutorial's"),  # noqa: E501
+    ModelRow("resnet18_224",         "resnet18", 224,   "torch", "stage4", "plain", SHIFT_FLIP, "imagenet",  12, "arXiv:1512.03385"),  # noqa: E501
+    ModelRow("transferred_cnn",      "airnet",    32,   "zscore", "all",  "probe", AIRBENCH,    "source",   175, "arXiv:2404.00498"),  # noqa: E501
+)
+# fmt: on
+MODELS = {row.name: row for row in ROWS}
+
+
+def row_of(training):
+    """The recipe's row of `MODELS` with the variant's overrides.
+
+    Raises: ConfigError if the row or a column does not exist.
+    """
+    if training.model not in MODELS:
+        raise ConfigError(f"`model` must be one of {', '.join(MODELS)}. Received: {training.model!r}.")
+    columns = {field.name for field in dataclasses.fields(ModelRow)}
+    if unknown := set(training.override) - columns:
+        raise ConfigError(
+            f"`override` takes columns of a model's row: {', '.join(sorted(columns))}. Received: {unknown}."
+        )
+    row = MODELS[training.model]
+    speed = row.images_per_second * (row.pixels / training.override.get("pixels", row.pixels)) ** 2
+    return dataclasses.replace(row, **{"images_per_second": speed, **training.override})
+
+
+def build(row, *, image_shape, classes, steps, seed):
+    """Builds a row's model with random weights.
+
+    Args:
+        row: `ModelRow`.
+        image_shape: `(height, width, 3)` of the dataset's images.
+        classes: number of classes.
+        steps: training steps of the run, which the BatchNorm momentum of a trained ResNet50 is fitted to.
+        seed: of the initial weights.
+    Returns: a flat functional `keras.Model`: uint8 `(batch, *image_shape)`, RGB in [0, 255], to float32 logits
+        `(batch, classes)`.
+    """
+    keras.utils.set_random_seed(seed)
+    x = inputs = keras.Input(image_shape, dtype="uint8", name="image")
+    x = layers.Rescaling(1.0, dtype="float32", name="scaling_cast")(x)  # Resizing would round uint8 to uint8
+    if image_shape[:2] != (row.pixels, row.pixels):
+        x = layers.Resizing(row.pixels, row.pixels, antialias=True, dtype="float32", name="scaling_resize")(x)
+    x = blocks.scale(x, row.scaling)
+    x = blocks.BACKBONES[row.backbone](x, momentum=momentum_for(steps))
+    return keras.Model(inputs, blocks.HEADS[row.head](x, classes), name=row.name)
+
+
+def momentum_for(steps):
+    """BatchNorm momentum whose averaging window, 1 / (1 - momentum), is a tenth of the run; at most Keras' 0.99.
+
+    At 0.99 in a run of 100 steps the moving statistics would still be a third of their initial values.
+    """
+    return float(np.clip(1 - 10 / steps, 0.5, 0.99))
+
+
+def initialise_from_data(model, images):
+    """Sets what is computed from training images rather than learned: the whitening filters, where there are some.
+
+    Args:
+        model: from `build`.
+        images: uint8 `(n, height, width, 3)`; an array or a memory map, of which a block is read at a time.
+    """
+    if "whitening" not in [layer.name for layer in model.layers]:
+        return
+    whitening = model.get_layer("whitening")
+    scale = keras.Model(model.input, whitening.input)
+    scaled = (scale.predict_on_batch(np.asarray(images[i : i + 250])) for i in range(0, len(images), 250))
+    whitening.set_weights([blocks.whitening_kernel(scaled)])
+
+
+def part_of(name):
+    """Which part of a model the layer of this name belongs to: 'scaling', 'backbone' or 'head'."""
+    if name.startswith("scaling_"):
+        return "scaling"
+    return "head" if name.startswith(("head_", "logits")) else "backbone"
+
+
+def backbone_layers(model):
+    """The backbone's layers that hold weights, in order: what transfer copies, whitening filters included."""
+    return [layer for layer in model.layers if layer.weights and part_of(layer.name) == "backbone"]
+
+
+def set_trainable(model, row, *, freeze_backbone):
+    """Freezes and thaws layer by layer, as the row and the stage say.
+
+    A frozen BatchNorm (`trainable = False` on the layer itself) runs in inference mode and keeps its statistics;
+    passing `training=False` to a backbone would not survive `fit` (keras#23364).
+    """
+    for layer in model.layers:
+        part = part_of(layer.name)
+        frozen = part == "backbone" and (freeze_backbone or not _trains(layer.name, row.trainable))
+        layer.trainable = part != "scaling" and not frozen
+        if frozen and row.frozen_norm == "training" and isinstance(layer, layers.BatchNormalization):
+            layer.trainable = True  # it follows the batch, but
+            for variable in layer.trainable_variables:  # neither scale nor shift is trained
+                variable.trainable = False
+
+
+def _trains(name, trainable):
+    """Whether a row's `trainable` admits the backbone's layer of this name."""
+    if trainable == "head" or name.startswith("whitening"):
+        return False
+    return trainable == "all" or name.startswith(trainable)

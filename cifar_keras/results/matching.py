@@ -1,0 +1,346 @@
+"""The model of the comparison: groups of results files, which of them meet, and whether chance would do as much."""
+
+import dataclasses
+import json
+import string
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from statistics import stdev
+
+import numpy as np
+
+from cifar_keras import metrics, results
+from cifar_keras.config import ConfigError
+from cifar_keras.results.groups import CONFIGURATION, average, grouped, key_of, read_csv, recipe
+
+SURROUNDINGS = ("git_commit", "device", "backend", "keras", "tensorflow", "python")
+ABSENT, UNKNOWN = "absent", "unknown"
+LEVEL = 0.05  # of McNemar's test, as of intervals that cover 95%
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Finished runs that differ in nothing but the seed.
+
+    Attributes:
+        runs: rows as `groups.read_csv` returns them, the newest of each seed, by seed.
+        folder: where their results.csv stands; predictions are looked for beside it.
+    """
+
+    runs: tuple
+    folder: Path
+
+    @property
+    def key(self):
+        """What rows are matched by."""
+        return key_of(self.runs[0])
+
+    @property
+    def overrides(self):
+        """What the command line changed: '' for the plain recipe, None where it is unknown."""
+        return self.runs[0]["overrides"]
+
+    @property
+    def config(self):
+        """The configuration of the first seed; None where no record stands beside the file."""
+        return self.runs[0]["config"]
+
+    @property
+    def newest(self):
+        """When the newest of the runs was recorded."""
+        return max(run["utc"] for run in self.runs)
+
+    @property
+    def accuracies(self):
+        """Accuracy on test of every seed."""
+        return [run["test_accuracy"] for run in self.runs]
+
+    @property
+    def test_n(self):
+        """Images that each of them was measured on."""
+        return self.runs[0]["test_n"]
+
+    @cached_property
+    def estimate(self):
+        """The mean accuracy with its interval."""
+        return metrics.accuracy_interval(self.accuracies, self.test_n)
+
+    @property
+    def spread(self):
+        """Standard deviation over seeds; None for one seed."""
+        return stdev(self.accuracies) if len(self.runs) > 1 else None
+
+    def average(self, column):
+        """The mean of a column over the seeds that know it; None where none does."""
+        return average(self.runs, column)
+
+    def seen(self, column):
+        """What the runs have in a column, as text; all of it where they differ."""
+        values = (run.get(column) for run in self.runs)
+        return ", ".join(sorted({UNKNOWN if value is None else _text(value) or "none" for value in values}))
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Two groups and what tells them apart; differences are `b` minus `a`.
+
+    Attributes:
+        a: the group of the first file.
+        b: the group of the later one.
+        difference: of the mean accuracies, an `metrics.Estimate`.
+        tests: `metrics.McNemar` by seed, where both sides' predictions on the same images are stored.
+        notes: sentences on what the reader must know of the data.
+    """
+
+    a: Group
+    b: Group
+    difference: metrics.Estimate
+    tests: dict
+    notes: tuple
+
+    @property
+    def test(self):
+        """The one test there is between one seed and one seed; None otherwise."""
+        return next(iter(self.tests.values()), None) if one_each(self.a, self.b) else None
+
+    @property
+    def distinguishable(self):
+        """Whether the difference can be told from chance."""
+        return distinguishable(self.difference, self.test)
+
+    @property
+    def verdict(self):
+        """'distinguishable' or 'not distinguishable'; other data are named with it, as they may be all that differs."""
+        said = "distinguishable" if self.distinguishable else "not distinguishable"
+        return said if same_data(self.a, self.b) else f"{said}, on other data"
+
+    @property
+    def seconds_ratio(self):
+        """Training time of `b` over that of `a`; None where one is unknown."""
+        then, now = self.a.average("training_seconds"), self.b.average("training_seconds")
+        return now / then if then and now is not None else None
+
+    @property
+    def more_parameters(self):
+        """What `b` has more of; None where one is unknown."""
+        then, now = self.a.average("parameters"), self.b.average("parameters")
+        return None if None in (then, now) else now - then
+
+
+def distinguishable(difference, test=None):
+    """Whether an interval excludes zero and McNemar's test, where it applies, agrees.
+
+    Between several seeds it does not apply: each of its p-values speaks of two of the models, the interval of all.
+
+    Args:
+        difference: `metrics.Estimate`.
+        test: `metrics.McNemar` or None.
+    """
+    return difference.excludes_zero and (test is None or test.p < LEVEL)
+
+
+def one_each(a, b):
+    """Whether both groups hold a single seed."""
+    return len(a.runs) == len(b.runs) == 1
+
+
+def same_data(a, b):
+    """Whether both groups were measured on equally many images of equal data."""
+    return a.test_n == b.test_n and a.seen("fingerprint") == b.seen("fingerprint")
+
+
+def groups(found, folder):
+    """Rows as `Group`s, see `groups.grouped`.
+
+    Args:
+        found: from `groups.read_csv`.
+        folder: where their results.csv stands.
+    """
+    return [Group(tuple(group), Path(folder)) for group in grouped(found)]
+
+
+def matched(first, later):
+    """Finds for each group of one file its counterpart in another.
+
+    Under one key a single group on each side is matched whatever its recipe; of several those with equal overrides
+    are, the newest recipe of each side; of what is left those with equal recipes.
+
+    Args:
+        first: list of `Group`.
+        later: the same of another file.
+    Returns: `(pairs, only_first, only_later)`: a list of two-tuples of groups, and two lists of groups.
+    """
+    pairs = []
+    for key in dict.fromkeys(group.key for group in first):
+        here, there = ([group for group in side if group.key == key] for side in (first, later))
+        if len(here) == len(there) == 1:
+            pairs.append((here[0], there[0]))
+            continue
+        for trait in (lambda group: group.overrides, lambda group: recipe(group.runs[0])):
+            pairs += (found := _by_trait(here, there, trait))
+            here, there = ([group for group in side if group not in chain(*found)] for side in (here, there))
+    taken = list(chain(*pairs))
+    return pairs, [group for group in first if group not in taken], [group for group in later if group not in taken]
+
+
+def _by_trait(here, there, trait):
+    """Pairs with an equal trait, the newest of each side."""
+    ours, theirs = ({trait(group): group for group in sorted(side, key=lambda g: g.newest)} for side in (here, there))
+    return [(group, theirs[value]) for value, group in ours.items() if value in theirs]
+
+
+def compared(a, b):
+    """Compares two groups, by image where both sides' predictions are stored.
+
+    Args:
+        a: `Group` of the first file.
+        b: `Group` of the later one.
+    Returns: `Pair`.
+    """
+    notes, outcomes = [], {}
+    if a.seen("fingerprint") != b.seen("fingerprint"):
+        notes.append(f"different data under one label: fingerprint {a.seen('fingerprint')} -> {b.seen('fingerprint')}")
+    if a.test_n != b.test_n:
+        notes.append(f"different numbers of test images: {a.test_n:,} -> {b.test_n:,}")
+    if same_data(a, b):
+        outcomes, notes = _by_image(a, b)
+    both = next(iter(outcomes.values()), None) if one_each(a, b) else None
+    tests = {seed: metrics.mcnemar(*outcome) for seed, outcome in outcomes.items()}
+    return Pair(a, b, _difference(a, b, both), tests, tuple(notes))
+
+
+def _by_image(a, b):
+    """Which images the runs of a seed got right, two bool arrays by seed, and notes on why this is not known."""
+    outcomes, notes = {}, []
+    for run_a, run_b in _shared(a, b):
+        try:
+            known = _correct(a.folder, run_a), _correct(b.folder, run_b)
+            if all(known):
+                outcomes[run_b["seed"]] = _on_same_images(*known)
+            elif one_each(a, b):  # several seeds are compared by their spread
+                lacking = " and the ".join(side for side, one in zip(("first", "later"), known, strict=True) if not one)
+                notes.append(f"not compared by image: no predictions are stored of the {lacking} file's run")
+        except ConfigError as error:
+            notes.append(f"not compared by image: {error}")
+    return outcomes, notes
+
+
+def _shared(a, b):
+    """Pairs of runs to compare by image: the only ones, or those of the seeds that both sides have."""
+    if one_each(a, b):
+        return [(a.runs[0], b.runs[0])]
+    theirs = {run["seed"]: run for run in b.runs}
+    return [(run, theirs[run["seed"]]) for run in a.runs if run["seed"] in theirs]
+
+
+def _difference(a, b, both):
+    """The difference of two groups; `both` says which images one seed each got right, None where that is unknown."""
+    if len({*a.accuracies}) > 1 or len({*b.accuracies}) > 1:
+        test_sets = None if same_data(a, b) else (a.test_n, b.test_n)
+        return metrics.difference_seeds(a.accuracies, b.accuracies, test_sets=test_sets)
+    if both is None:
+        return metrics.difference_unpaired(a.accuracies[0], a.test_n, b.accuracies[0], b.test_n)
+    # Stored in 16 bit, a few images' best two classes tie; the recorded accuracies stay the ones to state.
+    return dataclasses.replace(metrics.difference_paired(*both), value=b.accuracies[0] - a.accuracies[0])
+
+
+def _on_same_images(one, other):
+    """Two of `_correct` without their labels, which must be equal."""
+    (labels, correct), (other_labels, other_correct) = one, other
+    if not np.array_equal(labels, other_labels):
+        raise ConfigError("the stored labels differ, so these are other images.")
+    return correct, other_correct
+
+
+def _correct(folder, run):
+    """`(labels, whether each was predicted)` of a run; None without stored predictions."""
+    if (stored := results.read_predictions(folder, run["run_id"])) is None:
+        return None
+    labels, probabilities = stored
+    correct = np.argmax(probabilities, axis=1) == labels
+    ties = np.sum(np.sum(probabilities == probabilities.max(axis=1, keepdims=True), axis=1) > 1)
+    if len(labels) != run["test_n"] or abs(correct.sum() - run["test_accuracy"] * run["test_n"]) > ties + 0.5:
+        raise ConfigError(f"the predictions stored of {run['run_id']} do not give the accuracy in its row.")
+    return labels, correct
+
+
+def changes(a, b):
+    """What differs between two groups besides their results.
+
+    Returns: list of `(name, then, now)`, text: the configuration's keys where both sides' is known, else the columns
+        that describe it; and code and machine.
+    """
+    if a.config and b.config:
+        then, now = flat(a.config), flat(b.config)
+        named = [(name, then.get(name, ABSENT), now.get(name, ABSENT)) for name in sorted(then | now)]
+    else:
+        named = [(column, a.seen(column), b.seen(column)) for column in CONFIGURATION]
+    named += [(column, a.seen(column), b.seen(column)) for column in SURROUNDINGS]
+    return [(name, then, now) for name, then, now in named if then != now]
+
+
+def flat(config):
+    """A nested configuration as dotted name -> text, but for the seed and the fingerprint, which are told elsewhere."""
+    leaves = {}
+
+    def walk(prefix, value):
+        if not isinstance(value, dict | list):
+            leaves[prefix] = _text(value)
+            return
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            walk(f"{prefix}.{name}" if prefix else str(name), inner)
+
+    walk("", {name: value for name, value in config.items() if name not in ("seed", "fingerprint")})
+    return leaves
+
+
+def _text(value):
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+@dataclass(frozen=True, eq=False)
+class File:
+    """One results.csv.
+
+    Attributes:
+        letter: what it is called in tables: A is the first.
+        path: as it was given.
+        name: its name, or the path where another file has the same name.
+        groups: list of `Group`.
+    """
+
+    letter: str
+    path: Path
+    name: str
+    groups: list
+
+
+def read(paths):
+    """Reads results files.
+
+    Returns: list of `File`.
+    Raises: ConfigError where a file is not such, or for more files than there are letters.
+    """
+    if len(paths) > len(string.ascii_uppercase):
+        raise ConfigError(f"Expected at most {len(string.ascii_uppercase)} files to compare. Received: {len(paths)}.")
+    paths = [Path(path) for path in paths]
+    names = Counter(path.name for path in paths)
+    return [
+        File(letter, path, path.name if names[path.name] == 1 else str(path), groups(read_csv(path), path.parent))
+        for letter, path in zip(string.ascii_uppercase, paths, strict=False)
+    ]
+
+
+def sections(files):
+    """Each later file against the first.
+
+    Yields: `(file, pairs, unmatched)`: the later `File`, list of `Pair`, and for both files `(file, groups)` that the
+        other one lacks.
+    """
+    first, *later = files
+    for file in later:
+        found, only_first, only_later = matched(first.groups, file.groups)
+        yield file, [compared(a, b) for a, b in found], ((first, only_first), (file, only_later))

@@ -1,0 +1,1 @@
+"""Everything about a saved model's file: saving, safe loading, prediction, inspection and export."""

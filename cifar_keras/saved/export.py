@@ -1,0 +1,379 @@
+"""`cifar-keras export`: a saved model in another format, checked on real images before it gets its name.
+
+Whatever the model was, what is written takes uint8 RGB at the model's size and returns float32 probabilities; scaling
+and softmax that a model from elsewhere lacks become part of it. Class names and provenance stand inside.
+"""
+
+import contextlib
+import gc
+import json
+import logging
+import math
+import re
+import sys
+import tempfile
+import traceback
+import warnings
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+from keras import layers
+from tqdm import tqdm
+
+from cifar_keras.config import CifarKerasError, ConfigError, RunFailedError
+from cifar_keras.data import NAMES
+from cifar_keras.data import load as load_dataset
+from cifar_keras.data.base import at_most, take
+from cifar_keras.models import blocks
+from cifar_keras.saved import artifacts, inference, resizing
+from cifar_keras.saved.formats import imported
+from cifar_keras.utils.files import replacing
+from cifar_keras.utils.runtime import silent
+from cifar_keras.utils.text import printable
+
+CALIBRATED = 256  # training images that int8 ranges are taken from
+AT_ONCE = 8  # of them: onnxruntime keeps every layer's output meanwhile, at 224 pixels 0.2 GB an image
+CHECKED, CHECKED_LARGE, LARGE = 1000, 500, 128  # validation images; of models that see so many pixels a side or more
+NEEDED = {".onnx": ("tf2onnx", "onnxruntime"), ".tflite": ("ai_edge_litert.interpreter",)}
+UNKNOWN = re.compile(r"'tf\.(\w+)' op is neither")  # how LiteRT's converter names what it does not know
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format to export to.
+
+    Attributes:
+        ending: of its files.
+        int8: whether weights and activations are 8-bit integers.
+        difference: how far a probability may lie from the original's.
+        loss: how much accuracy may be lost; of fewer images than that share shows, one may be.
+        agreement: the share of images that must get the same class, where accuracy is unknown. Elsewhere it bounds
+            nothing: a model that is right on half its images has many near-ties, which may fall either way.
+    """
+
+    ending: str
+    int8: bool
+    difference: float
+    loss: float
+    agreement: float
+
+
+FORMATS = {
+    "onnx": Format(".onnx", False, difference=1e-3, loss=0.001, agreement=0.999),
+    "onnx-int8": Format(".onnx", True, difference=1.0, loss=0.01, agreement=0.9),
+    "litert": Format(".tflite", False, difference=1e-3, loss=0.001, agreement=0.999),
+    "litert-int8": Format(".tflite", True, difference=1.0, loss=0.01, agreement=0.9),
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """How an exported model compares with the original on the same images.
+
+    Attributes:
+        images: how many.
+        difference: the largest, of probabilities.
+        agreement: share of images with the same class.
+        accuracy: of the exported model and of the original; None without labels.
+    """
+
+    images: int
+    difference: float
+    agreement: float
+    accuracy: tuple[float, float] | None
+
+    @property
+    def lost(self):
+        """Accuracy lost by the exported model, as a share of the images; None without labels."""
+        return self.accuracy and round((self.accuracy[1] - self.accuracy[0]) * self.images) / self.images
+
+    def within(self, form):
+        """Whether it stays in the bounds of a `Format`."""
+        if self.accuracy is None:
+            alike = self.agreement >= form.agreement
+        else:
+            alike = self.lost <= max(form.loss, 1 / self.images)
+        return alike and self.difference <= form.difference
+
+    def __str__(self):
+        accuracy = f", accuracy {self.accuracy[0]:.2%} (original {self.accuracy[1]:.2%})" if self.accuracy else ""
+        return (
+            f"{self.images:,} validation images: same class {self.agreement:.2%}, largest difference of a probability "
+            f"{self.difference:.1e}{accuracy}"
+        )
+
+
+def export(classifier, to, path, *, dataset=None, data_dir=None, skip_unreadable=False, verbose=False):
+    """Writes a model in another format, whole or not at all, after checking it on validation images.
+
+    Args:
+        classifier: `inference.Classifier` of a `.keras` or `.h5`.
+        to: key of `FORMATS`.
+        path: of the new file; None: beside the model, ending in `_int8` where it is.
+        dataset: as `--dataset`; default what the model was trained on, where that has a name.
+        data_dir: as `--data-dir`.
+        skip_unreadable: as `--skip-unreadable`.
+        verbose: let the converter's own messages through.
+    Returns: `(path, Check)`.
+    Raises: ConfigError where the images or a package are missing; RunFailedError, with nothing written, where the
+        model can't be converted, or the new one is further from the original than its format may be.
+    """
+    if (model := classifier.network.model) is None:
+        raise ConfigError(f"MODEL must be a .keras or .h5 file to be exported. Received: {classifier.network.path}.")
+    form = FORMATS[to]
+    name = classifier.network.path.name.removesuffix(classifier.network.path.suffix) + "_int8" * form.int8
+    path = Path(path) if path else classifier.network.path.with_name(name + form.ending)
+    if path.suffix != form.ending:
+        raise ConfigError(f"`--output` must end in {form.ending} for {to}. Received: {str(path)!r}.")
+    calibration, images, labels = real_images(
+        classifier, dataset or _own_dataset(classifier), data_dir, skip_unreadable=skip_unreadable
+    )
+    with replacing(path) as temporary:
+        print(f"converting {model.name} to {to}", flush=True)
+        convert(classifier, to, temporary, calibration, verbose=verbose)
+        try:
+            exported = inference.load(temporary)
+        except ConfigError as error:
+            raise _unconvertible(to, error, verbose=verbose) from error
+        check = compared(classifier, exported, images, labels)
+        if not check.within(form):
+            raise RunFailedError(
+                f"{to} must lose at most {100 * form.loss:g} points of accuracy (without labels: agree on "
+                f"{form.agreement:.1%} of images), within {form.difference:g}. Received: {check}. Nothing was written."
+            )
+    return path, check
+
+
+def convert(classifier, to, path, calibration, *, verbose=False):
+    """Writes a model in another format, unchecked.
+
+    What the model says of itself goes along: class names only where it has any.
+
+    Args:
+        classifier: as for `export`.
+        to: key of `FORMATS`.
+        path: of the new file.
+        calibration: uint8 images at the model's size, from whose activations int8 ranges are taken.
+        verbose: as for `export`.
+    Raises: ConfigError where a package is missing; RunFailedError where the converter fails, in whatever way.
+    """
+    form = FORMATS[to]
+    for module in NEEDED[form.ending]:
+        imported(module)
+    note = {**classifier.provenance, "contract": artifacts.CONTRACT}
+    note["exported_from"] = f"{classifier.network.path.name}, to {to}"
+    try:
+        with contextlib.nullcontext() if verbose else _quiet():
+            CONVERTERS[form.ending](exportable(classifier), path, calibration if form.int8 else None, note)
+    except (CifarKerasError, OSError):  # the second is about the file, not about the model
+        raise
+    except Exception as error:  # converters raise nearly anything
+        raise _unconvertible(to, error, verbose=verbose) from error
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Keeps to themselves what converters write to file descriptor 2, and what they log to a stream opened before."""
+    logging.disable(logging.CRITICAL)
+    try:
+        with silent():
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _unconvertible(to, error, *, verbose):
+    """What a converter's failure comes to in a sentence; the whole of it goes to standard error if that is wanted."""
+    if verbose:
+        traceback.print_exception(error, file=sys.stderr)
+    text = " ".join(str(error).split())
+    if unknown := sorted({*UNKNOWN.findall(text)}):
+        reason = ", ".join(unknown)
+    else:  # compilers put pages of their own language into a message
+        reason = type(error).__name__ if not text or "loc(" in text else text[:120]
+    hint = "" if verbose else " `--verbose` shows what the converter says."
+    return RunFailedError(
+        f"The model must consist of operations that {to} has. Received: one that can't be converted ({reason}). "
+        f"Nothing was written.{hint}"
+    )
+
+
+def _own_dataset(classifier):
+    name = classifier.provenance.get("config", {}).get("dataset")
+    if name not in NAMES:
+        known = (
+            f"the model was trained on a folder, {name}" if name else "the model does not say what it was trained on"
+        )
+        raise ConfigError(
+            f"`--dataset` must name the images on which the new file is checked. Received: none; {known}."
+        )
+    return name
+
+
+def real_images(classifier, dataset, data_dir, *, skip_unreadable=False):
+    """Images at the model's size, uint8: `(calibration, validation, labels of these)`, None for other classes."""
+    count = CHECKED_LARGE if min(classifier.size) >= LARGE else CHECKED
+    data = load_dataset(dataset, data_dir=data_dir, decoded_at=classifier.size, skip_unreadable=skip_unreadable)
+    for note in data.notes:
+        print(printable(f"{data.label}: {note}"), file=sys.stderr)
+    train, val = (take(split, at_most(split, most)) for split, most in ((data.train, CALIBRATED), (data.val, count)))
+    sized = [np.stack([classifier.pixels(np.asarray(image)) for image in split.images]) for split in (train, val)]
+    return *sized, np.asarray(val.labels) if data.class_names == classifier.class_names else None
+
+
+def compared(original, exported, images, labels):
+    """The `Check` of two classifiers on uint8 images at their size and labels, or None in place of these."""
+    parts = []
+    with tqdm(total=len(images), unit=" images", desc="checking", disable=None, leave=False) as bar:
+        for block in np.array_split(images, math.ceil(len(images) / inference.BATCH)):
+            parts.append([one.probabilities(block) for one in (exported, original)])
+            bar.update(len(block))
+    return check_of(*(np.concatenate(part) for part in zip(*parts, strict=True)), labels)
+
+
+def check_of(new, old, labels):
+    """The `Check` of an exported model's probabilities `(n, classes)` against the original's; labels int or None."""
+    classes = new.argmax(axis=1), old.argmax(axis=1)
+    accuracy = None if labels is None else tuple(float(np.mean(one == labels)) for one in classes)
+    return Check(len(new), float(np.abs(new - old).max()), float(np.mean(classes[0] == classes[1])), accuracy)
+
+
+def exportable(classifier):
+    """The whole of a classifier as one model of operations that the converters know: uint8 RGB to probabilities."""
+    model = keras.models.clone_model(classifier.network.model, clone_function=_exportable_layer, recursive=True)
+    _copy_weights(classifier.network.model, model)
+    _arrays_for_tensors(model)
+    model.trainable = False  # or the graph would hold what moves BatchNorm's statistics
+    if "contract" in classifier.provenance:
+        return model
+    inputs, x = inference.network_input(classifier, scale=_exportable_scale)
+    x = model(x)
+    x = inference.both(x, classifier.single) if classifier.single else x
+    return keras.Model(inputs, layers.Softmax(dtype="float32")(x) if classifier.logits else x, name=model.name)
+
+
+def _arrays_for_tensors(model):
+    """Makes arrays of a graph's constant tensors: the former become constants of an ONNX graph, the latter inputs."""
+    for operation in getattr(model, "operations", ()):
+        for node in operation._inbound_nodes:
+            held = node.arguments
+            held.args, held.kwargs = keras.tree.map_structure(
+                lambda one: keras.ops.convert_to_numpy(one) if keras.ops.is_tensor(one) else one,
+                (held.args, held.kwargs),
+            )
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            _arrays_for_tensors(layer)
+
+
+def _copy_weights(model, copy):
+    """Gives a copy made by `_exportable_layer` its weights, those of models within included."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            _copy_weights(layer, copy.get_layer(layer.name))
+        elif layer.weights and not isinstance(layer, layers.Normalization):
+            copy.get_layer(layer.name).set_weights(layer.get_weights())
+
+
+def _exportable_scale(x, scaling):
+    scaled = blocks.scale(x, scaling)
+    layer = scaled._keras_history.operation
+    return _rescaling(layer)(x) if isinstance(layer, layers.Normalization) else scaled
+
+
+def _exportable_layer(layer):
+    """The same layer, without what a converter would leave out of the file or does not know."""
+    if isinstance(layer, layers.Normalization):
+        return _rescaling(layer)
+    if isinstance(layer, layers.Resizing) and layer.data_format == "channels_last":
+        return resizing.ResizingByMatrices(layer)
+    copy = type(layer).from_config(layer.get_config())
+    if getattr(copy, "activation", None) is keras.activations.gelu:
+        copy.activation = _gelu
+    return copy
+
+
+def _rescaling(layer):
+    """Normalization as Rescaling: its statistics are tensors, which would become further inputs of an ONNX graph."""
+    deviation = np.maximum(np.sqrt(np.asarray(layer.variance, "float64")), keras.config.epsilon())
+    factor, mean = 1 / deviation.ravel(), np.asarray(layer.mean, "float64").ravel()
+    return layers.Rescaling(factor.tolist(), (-mean * factor).tolist(), dtype=layer.dtype_policy, name=layer.name)
+
+
+def _gelu(x):
+    """GELU by the error function; TensorFlow takes its complement, which ONNX does not have."""
+    return 0.5 * x * (1 + keras.ops.erf(x / math.sqrt(2)))
+
+
+def _to_onnx(model, path, calibration, note):
+    """Writes an ONNX file; int8 weights and activations where there are calibration images."""
+    import onnx
+
+    inputs = keras.Input(model.input_shape[1:], dtype="uint8", name="image")
+    still = keras.Model(inputs, model(inputs, training=False), name=model.name)  # Keras' exporter would augment
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tf2onnx looks for what NumPy 2 no longer has
+        signature = [keras.InputSpec(shape=model.input_shape, dtype="uint8", name="image")]
+        still.export(path, format="onnx", verbose=False, input_signature=signature)
+    gc.collect()  # tf2onnx leaves gigabytes in cycles
+    graph = onnx.load(path)
+    if unknown := {node.op_type for node in graph.graph.node if not onnx.defs.has(node.op_type, node.domain)}:
+        raise ValueError(", ".join(sorted(unknown)))  # which tf2onnx writes all the same
+    if len(graph.graph.input) > 1:
+        raise ValueError("the graph holds a constant array; a Rescaling or Normalization layer in its place exports")
+    if calibration is not None:
+        _quantize_onnx(path, calibration)
+        graph = onnx.load(path)
+    onnx.helper.set_model_props(graph, {artifacts.ATTRIBUTE: json.dumps(note)})
+    onnx.save(graph, path)
+
+
+def _quantize_onnx(path, calibration):
+    """Replaces an ONNX file by its int8 form: weights by channel, activations by the ranges that the images reach."""
+    import onnx
+    from onnxruntime import InferenceSession, quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    (inside,) = InferenceSession(str(path), providers=["CPUExecutionProvider"]).get_inputs()
+
+    class Reader(quantization.CalibrationDataReader):
+        blocks = inference.batched(calibration, AT_ONCE)
+
+        def get_next(self):
+            block = next(self.blocks, None)
+            return None if block is None else {inside.name: np.stack(block)}
+
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = Path(folder) / "prepared.onnx"
+        quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
+        nodes = [node.name for node in onnx.load(prepared).graph.node]
+        quantization.quantize_static(
+            str(prepared),
+            str(path),
+            Reader(),
+            per_channel=True,
+            reduce_range=True,  # weights of 7 bits: on CPUs with AVX2 alone the sums of 8-bit ones overflow unnoticed
+            op_types_to_quantize=["Conv", "MatMul", "Gemm", "Relu"],
+            nodes_to_exclude=[name for name in nodes if resizing.SCOPE in name],  # pixels, rounded to 8 bits twice
+            weight_type=quantization.QuantType.QInt8,
+            activation_type=quantization.QuantType.QUInt8,  # signed ones leave onnxruntime's convolutions in float32
+        )
+
+
+def _to_litert(model, path, calibration, note):
+    """Writes a LiteRT file; int8 weights and activations where there are calibration images."""
+    import tensorflow as tf
+
+    def representative():
+        yield from ([image[None]] for image in calibration)
+
+    int8 = {"optimizations": [tf.lite.Optimize.DEFAULT], "representative_dataset": representative}
+    model.export(path, format="litert", verbose=False, **({} if calibration is None else int8))
+    with zipfile.ZipFile(path, "a") as archive:  # LiteRT's own way to carry files of other kinds
+        archive.writestr(artifacts.MEMBER, json.dumps(note))
+
+
+CONVERTERS = {".onnx": _to_onnx, ".tflite": _to_litert}

@@ -1,0 +1,1 @@
+"""One `fit` per stage: callbacks, resuming, optimisers, stored features, tracking."""

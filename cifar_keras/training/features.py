@@ -1,0 +1,446 @@
+"""Features: what a frozen backbone makes of every image, computed once, kept on disk, and trained on in its place.
+
+A frozen backbone in inference mode is a pure function of the image, and augmentation one of (seed, epoch, index), so
+`fit` through it computes in every epoch what it could have kept. Here the model is cut behind its pooling: the trunk
+runs once for each view of each image, and `fit` trains the head on a dataset that holds features where images were.
+Both share the whole model's layers, so that one has the trained head afterwards.
+
+Features are float32, as the network computes them: 8 KiB an image for ResNet50, 369 MB a view of 45,000 images. Half
+of that in float16 would cost four of seven digits, and computing a view (half an hour at 224 pixels on two cores) takes
+the time that there is long before it takes the disk. `$CIFAR_KERAS_CACHE/features` may be deleted at any time, also
+under a run, which holds on to the files that it has opened.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+from tqdm import tqdm
+
+from cifar_keras.config import ConfigError, HeldError, RunFailedError
+from cifar_keras.data.augment import augmented
+from cifar_keras.data.base import Split
+from cifar_keras.data.pipeline import evaluation_pipeline
+from cifar_keras.training.train import evaluation_batch, time_left
+from cifar_keras.utils import runtime
+from cifar_keras.utils.cache import cache, cache_folder
+from cifar_keras.utils.files import lock, settle
+from cifar_keras.utils.text import duration
+
+POOL = "head_pool"  # every head's first layer: it has no weights, and returns one vector an image
+WITHOUT_EFFECT = ("momentum", "trainable")  # on what a layer computes in inference mode
+LINE = re.compile(rb" *(\d+\.\d{3}) ([0-9a-f]{32})\n")  # of a journal: seconds, digest
+HASHED = 256  # images read at a time
+SAID_EVERY = 60  # seconds
+
+
+@dataclass(frozen=True)
+class Views(Split):
+    """A split with features in the images' place, of whose views an epoch shows one.
+
+    Attributes:
+        views: float32 `(n, channels)` each; `images` is the first of them.
+    """
+
+    views: tuple = ()
+
+    def in_epoch(self, epoch):
+        return self.views[epoch % len(self.views)]
+
+
+class Stored:
+    """An `.npy` file, mapped only while it is indexed: pages of a map that stays open count as the process's memory."""
+
+    def __init__(self, path):
+        mapped = np.load(path, mmap_mode="r")
+        self.shape, self.dtype, self.offset = mapped.shape, mapped.dtype, mapped.offset
+        self.file = open(path, "rb")  # outlives the file's name
+
+    def __del__(self):
+        self.file.close()
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, key):
+        return np.array(np.memmap(self.file, self.dtype, "r", self.offset, self.shape)[key])
+
+
+@dataclass(frozen=True)
+class FeatureFile:
+    """Features of one split in one view: a file that grows block by block and is renamed when it is whole.
+
+    Beside `<name>.npy` stands `<name>.blocks`: a line a block, with the seconds it took and its digest. A block counts
+    if its line agrees with it, so what a kill, a power cut or a bad disk has spoilt is computed again.
+
+    Attributes:
+        path: where the whole file stands.
+        split: `data.base.Split`, of images.
+        view: keywords of `evaluation_pipeline`: seed, epoch, augmentation.
+        width: numbers a feature.
+        block: images at a time.
+    """
+
+    path: Path
+    split: Split
+    view: dict
+    width: int
+    block: int
+
+    @property
+    def partial(self):
+        return self.path.with_suffix(".partial")
+
+    @property
+    def journal(self):
+        return self.path.with_suffix(".blocks")
+
+    @property
+    def blocks(self):
+        """How many there are; the last may be shorter."""
+        return -(-len(self.split) // self.block)
+
+    @property
+    def header(self):
+        """The bytes in front of the numbers."""
+        buffer = io.BytesIO()
+        shape = (len(self.split), self.width)
+        np.lib.format.write_array_header_1_0(buffer, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        return buffer.getvalue()
+
+    def images(self, blocks):
+        """How many images the first blocks hold."""
+        return min(blocks * self.block, len(self.split))
+
+    def size(self, blocks):
+        """Bytes of the file with its first blocks."""
+        return len(self.header) + 4 * self.width * self.images(blocks)
+
+    def intact(self):
+        """The seconds that each of the first blocks took, as far as they are there and as they were written."""
+        path, seconds = self.path if self.path.is_file() else self.partial, []
+        if not path.is_file() or not self.journal.is_file():
+            return seconds
+        lines = self.journal.read_bytes().splitlines(keepends=True)[: self.blocks]
+        with open(path, "rb") as file:
+            if file.read(len(self.header)) != self.header:
+                return seconds
+            for line in lines:
+                match = LINE.fullmatch(line)
+                if not match or match[2] != _digest(file.read(4 * self.width * self.block)):
+                    break
+                seconds.append(float(match[1]))
+        return seconds
+
+    def whole(self, intact):
+        """Whether nothing is missing, going by what `intact` returned, and the file has its name."""
+        return len(intact) == self.blocks and self.path.is_file()
+
+    def extend(self, trunk, *, after, each):
+        """Computes the blocks behind the first `after`, and calls `each` with the number of images of every one.
+
+        Returns: the seconds that each took.
+        """
+        seconds = []
+        with open(self.partial, "ab") as file, open(self.journal, "ab") as journal:
+            file.truncate(self.size(after) if after else 0)
+            journal.truncate(after * len(_line(0.0, b"")))
+            if not after:
+                file.write(self.header)
+            mark = time.perf_counter()
+            batches = evaluation_pipeline(self.split, batch_size=self.block, first=after * self.block, **self.view)
+            for images, _ in batches:
+                images = images.numpy()
+                # The tail is filled up with itself: another number of images would be traced anew, for seconds.
+                full = np.resize(images, (self.block, *images.shape[1:]))
+                rows = trunk.predict_on_batch(full)[: len(images)].astype("<f4").tobytes()
+                file.write(rows)
+                file.flush()  # before its line
+                before, mark = mark, time.perf_counter()
+                seconds.append(mark - before)
+                journal.write(_line(mark - before, rows))
+                journal.flush()
+                each(len(images))
+            os.fsync(journal.fileno())  # else a power cut may leave whole numbers that nothing vouches for
+        return seconds
+
+
+def _digest(data):
+    """32 hex digits, as bytes."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest().encode("ascii")
+
+
+def _line(seconds, rows):
+    """A journal's line, see LINE; all are of one length."""
+    return b"%11.3f %s\n" % (seconds, _digest(rows))
+
+
+def frozen(row, training):
+    """Whether no stage of a recipe trains the backbone, and its BatchNorm does not follow the batches either."""
+    untrained = row.trainable == "head" or all(stage.freeze_backbone for stage in training.stages)
+    return untrained and row.frozen_norm is None
+
+
+def applicable(model, row, training):
+    """Whether `fit` would see one and the same vector each time a view of an image goes through the backbone.
+
+    Args:
+        model: from `zoo.build`.
+        row: its `zoo.ModelRow`.
+        training: `config.Training`.
+    """
+    if training.views == 0 or training.also_score == "epochs" or not frozen(row, training):
+        return False  # an audit sends images through the whole model after every epoch
+    trunk, _ = cut(model)
+    return not any(getattr(layer, "seed_generator", None) for layer in trunk.layers)  # a frozen dropout still drops
+
+
+def cut(model):
+    """Cuts a model behind its pooling.
+
+    Args:
+        model: from `zoo.build`.
+    Returns: `(trunk, head)`: images to features `(batch, channels)`, and features to logits, of the model's own layers.
+    """
+    features = model.get_layer(POOL).output
+    return keras.Model(model.input, features, name="trunk"), keras.Model(features, model.output, name="head")
+
+
+def views_of(row, training):
+    """How many views of each training image are extracted: no more than epochs, and one where all are alike."""
+    return min(training.views or training.epochs, training.epochs) if row.augmentation else 1
+
+
+def extracted(model, row, dataset, training, *, seed, deterministic, resume, progress):
+    """Cuts a model with a frozen backbone, and extracts the features that are not in the cache.
+
+    Killed, it goes on behind the last finished block. Equal arguments give equal features to the last bit, cached,
+    resumed or not.
+
+    Args:
+        model: from `zoo.build`, with the weights that training starts from; see `applicable`.
+        row: its `zoo.ModelRow`.
+        dataset: `data.base.Dataset`, of images.
+        training: `config.Training`.
+        seed: the run's, of augmentation.
+        deterministic: whether kernels are forced to be reproducible.
+        resume: `train.Resume`.
+        progress: `train.Progress`; `features` says afterwards what came from where.
+    Returns: `(head, row, dataset)` for `fit`: the dataset's train and val hold features; test keeps its images.
+    Raises: ConfigError if the disk has no room for them; RunFailedError if it is full nevertheless.
+    """
+    trunk, head = cut(model)
+    files = planned(trunk, row, dataset, training, seed=seed, deterministic=deterministic)
+    done = [file.intact() for file in files]
+    print(said(files, done), flush=True)
+    require_room(files, done)
+    with Report(files, done) as report:
+        for file, seconds in zip(files, done, strict=True):
+            if file.whole(seconds):
+                progress.features.setdefault(file.path.name, {"seconds": sum(seconds), "cached": True})
+            else:
+                missing = len(file.split) - file.images(len(seconds))
+                _complete(file, trunk, missing=missing, report=report, resume=resume, progress=progress)
+    *views, val = (Stored(file.path) for file in files)
+    train = Views(views[0], dataset.train.labels, dataset.train.coarse_labels, tuple(views))
+    val = dataclasses.replace(dataset.val, images=val)
+    return head, dataclasses.replace(row, augmentation=()), dataclasses.replace(dataset, train=train, val=val)
+
+
+def described(model, row, dataset, training, *, seed, deterministic):
+    """The line of `said` for a run that has not begun. Arguments as for `extracted`."""
+    files = planned(cut(model)[0], row, dataset, training, seed=seed, deterministic=deterministic)
+    return said(files, [file.intact() for file in files])
+
+
+def planned(trunk, row, dataset, training, *, seed, deterministic):
+    """The files that a run needs: one for each view of train, then val.
+
+    Their names say what they hold, and end with a digest of all that their numbers depend on. Arguments as for
+    `extracted`.
+    """
+    plain = {"seed": 0, "epoch": 0, "augmentation": ()}
+    changed = {"seed": seed, "augmentation": row.augmentation} if row.augmentation else plain
+    views = [changed | {"epoch": view} for view in range(views_of(row, training))]
+    block = min(evaluation_batch(row, dataset), len(dataset.train))
+    facts = {**_network(trunk), **_machine(deterministic), "dataset": dataset.fingerprint, "block": block}
+    pixels = {name: _pixels(getattr(dataset, name).images) for name in ("train", "val")}
+
+    steps = _steps(row.augmentation, dataset.train.images)
+
+    def file_of(split, view):
+        seen = {**view, "pixels": pixels[split], "steps": steps if view["augmentation"] else None}
+        text = json.dumps({**facts, **seen}, sort_keys=True)
+        parts = (dataset.slug, split, *((f"view{view['epoch'] + 1}",) if view["augmentation"] else ()))
+        name = "-".join((*parts, row.backbone, f"{row.pixels}px", _digest(text.encode())[:16].decode()))
+        path = cache_folder() / "features" / f"{name}.npy"
+        return FeatureFile(path, getattr(dataset, split), view, trunk.output_shape[-1], block)
+
+    return [*(file_of("train", view) for view in views), file_of("val", plain)]
+
+
+def _network(trunk):
+    """What a trunk computes: its layers, without what has no effect here, and the digest of its weights."""
+    digest = hashlib.sha256()
+    for array in trunk.get_weights():
+        digest.update(np.ascontiguousarray(array))
+    layers = json.loads(trunk.to_json(), object_hook=lambda d: {k: v for k, v in d.items() if k not in WITHOUT_EFFECT})
+    return {"layers": layers, "weights": digest.hexdigest()}
+
+
+def _machine(deterministic):
+    """What changes the last digits."""
+    names = ("backend", "device", "keras", "tensorflow")
+    facts = {name: value for name, value in runtime.environment().items() if name in names}
+    facts["backend_version"] = runtime.version(facts["backend"])
+    return facts | {"onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS"), "deterministic": deterministic}
+
+
+def _pixels(images):
+    """The digest of a split's images, read a block at a time."""
+    digest = hashlib.sha256()
+    for start in range(0, len(images), HASHED):
+        digest.update(np.ascontiguousarray(images[start : start + HASHED]))
+    return digest.hexdigest()
+
+
+def _steps(names, images):
+    """The digest of what augmentation makes of some images: other code under the same names gives another."""
+    seeds = np.random.RandomState(0).randint(0, 2**16, (64, 3)).astype("int32")  # odd epochs as well as even ones
+    probe = np.resize(images[:8], (64, *images.shape[1:]))
+    return _digest(np.asarray(augmented(probe, seeds, names)).tobytes()).decode()
+
+
+def _complete(file, trunk, *, missing, report, resume, progress):
+    """Extracts what is missing of a file, and notes what it took before the file counts as whole: no kill loses that.
+
+    Raises: HeldError after a day in which another process has been at it.
+    """
+    with _turn(file), _told(file):
+        seconds = file.intact()
+        cached = file.whole(seconds)  # by the process that this one has waited for
+        if cached:
+            report.skip(missing)
+        else:
+            if file.path.is_file():
+                print(f"{file.path} is damaged: computed again from block {len(seconds) + 1} on", flush=True)
+                os.replace(file.path, file.partial)
+            seconds += file.extend(trunk, after=len(seconds), each=report.update)
+        progress.features[file.path.name] = {"seconds": sum(seconds), "cached": cached}
+        resume.note(progress)
+        if not cached:
+            settle(file.partial, file.path)
+
+
+@contextlib.contextmanager
+def _turn(file):
+    """Holds the file's lock; where another process has it, says so and waits."""
+    busy = "Another process is extracting the same features."
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(lock(file.path, timeout=0, busy=busy))
+        except HeldError as error:
+            print(f"{error} This one waits for it.", flush=True)
+            stack.enter_context(lock(file.path, timeout=24 * 3600, busy=busy))
+        yield
+
+
+@contextlib.contextmanager
+def _told(file):
+    """Says in a sentence what keeps features from being written."""
+    try:
+        yield
+    except OSError as error:
+        raise RunFailedError(
+            f"Could not write {file.partial}: {error.strerror}. What is there already stays and is not computed again. "
+            "Free some space, or set CIFAR_KERAS_CACHE to a folder that has some, then run the same command; with "
+            "`--on-the-fly` no features are stored."
+        ) from error
+
+
+def require_room(files, done):
+    """Checks that what is missing of the files fits on the disk.
+
+    Args:
+        files: from `planned`.
+        done: `FeatureFile.intact` of each.
+    Raises: ConfigError if it does not, or if the cache can't be written.
+    """
+    needed = sum(file.size(file.blocks) - file.size(len(seconds)) for file, seconds in zip(files, done, strict=True))
+    if not needed:
+        return
+    folder = cache()
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ConfigError(
+            f"This run's features take {needed / 1e9:.1f} GB more in {folder}. Received: {free / 1e9:.1f} GB free. "
+            "Free some space, set CIFAR_KERAS_CACHE to a folder that has it, ask for fewer (`--views N`) or for none "
+            "(`--on-the-fly`)."
+        )
+
+
+def said(files, done):
+    """A line on what features a run uses and where they come from. Arguments as for `require_room`."""
+    *views, val = (len(file.split) for file in files)
+    what = f"{len(views)} view{'s' * (len(views) > 1)} of {views[0]:,} train images, {val:,} val"
+    if not (left := _left(files, done)):
+        return f"features: {what}; from the cache, extracting them had taken {duration(sum(map(sum, done)))}"
+    size = sum(file.size(file.blocks) for file in files) / 1e9
+    total = sum(len(file.split) for file in files)
+    return f"features: {what}; {left:,} of {total:,} to extract, once: {size:.2f} GB in {files[0].path.parent}"
+
+
+def _left(files, done):
+    """How many images are still to go through the backbone."""
+    return sum(len(file.split) - file.images(len(seconds)) for file, seconds in zip(files, done, strict=True))
+
+
+class Report:
+    """A bar over the images to extract where somebody looks on, and a line a minute everywhere."""
+
+    def __init__(self, files, done):
+        self.total = sum(len(file.split) for file in files)
+        self.left = self.todo = _left(files, done)
+        self.start = self.said = time.perf_counter()
+        self.bar = tqdm(
+            total=self.total,
+            initial=self.total - self.left,
+            desc="features",
+            unit=" images",
+            disable=None,
+            leave=False,
+            dynamic_ncols=True,
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.bar.close()
+
+    def skip(self, images):
+        """To be called when another process has meanwhile made a file of so many images."""
+        self.bar.update(images)
+        self.left, self.todo = self.left - images, self.todo - images
+
+    def update(self, images):
+        """To be called when some more images have their features."""
+        self.bar.update(images)
+        self.left -= images
+        now = time.perf_counter()
+        if now - self.said >= SAID_EVERY:
+            self.said, speed = now, (self.todo - self.left) / (now - self.start)
+            done = f"features {self.total - self.left:,}/{self.total:,}  {speed:.1f} images/s"
+            self.bar.write(f"{done}  {time_left(self.left / speed)}", file=sys.stdout)
+            sys.stdout.flush()

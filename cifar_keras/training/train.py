@@ -1,0 +1,344 @@
+"""Training: one `fit` a stage, with the callbacks that record, select, save and report. Stopping costs one epoch."""
+
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from dataclasses import dataclass, field
+
+import keras
+import numpy as np
+from tqdm import tqdm
+
+from cifar_keras.config import ConfigError, RunFailedError
+from cifar_keras.data.pipeline import evaluation_pipeline, steps_per_epoch, train_pipeline
+from cifar_keras.models.zoo import set_trainable
+from cifar_keras.training.optim import CrossEntropy, make_optimizer
+from cifar_keras.utils.files import replacing, write_json
+from cifar_keras.utils.text import AHEAD, duration
+
+HISTORY = ("epoch", "stage", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "seconds")
+
+
+@dataclass
+class Progress:
+    """How far a run has come: what `state.json` in its resume folder holds.
+
+    Attributes:
+        identity: the run's canonical configuration.
+        run_id: the run's name and the time it was first started.
+        git_commit: of the code that started it.
+        epochs: finished ones, over all stages.
+        best_epoch: the one whose weights val selected, counted from 1.
+        best: its (val accuracy, -val loss).
+        seconds: wall time in `fit` so far.
+        cpu_seconds: processor time of this process in the same span, all threads together.
+        history: lists by the names in HISTORY.
+        features: what each file of features took, and where it came from: {name: {"seconds": 1.5, "cached": False}}.
+    """
+
+    identity: str
+    run_id: str = ""
+    git_commit: str | None = None
+    epochs: int = 0
+    best_epoch: int = 0
+    best: tuple[float, float] = (-1.0, 0.0)
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    history: dict = field(default_factory=lambda: {name: [] for name in HISTORY})
+    features: dict = field(default_factory=dict)
+
+    def feature_seconds(self, *, cached):
+        """What extracting the features took that came from the cache, or that this run extracted itself."""
+        return sum(entry["seconds"] for entry in self.features.values() if entry["cached"] == cached)
+
+
+class Resume:
+    """The folder that holds what resuming needs; `state.json` is written last and says which weights belong to it."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.state = folder / "state.json"
+
+    def load(self, identity):
+        """The progress of an interrupted run, or a new one.
+
+        Raises: ConfigError if the folder belongs to a run with another configuration.
+        """
+        if not self.state.is_file():
+            return Progress(identity)
+        progress = Progress(**json.loads(self.state.read_text(encoding="utf-8")))
+        progress.best = tuple(progress.best)
+        if progress.identity != identity:
+            raise ConfigError(
+                f"{self.folder} holds an interrupted run of the same name with another configuration "
+                f"({_difference(progress.identity, identity)}). Use `--fresh` to start over, or the options of then."
+            )
+        return progress
+
+    def last(self, epochs):
+        """The path of the weights and optimiser state after that many epochs."""
+        return self.folder / f"last-{epochs:04d}.weights.h5"
+
+    def best(self, epochs):
+        """The path of the weights after that epoch, kept while it is the best."""
+        return self.folder / f"best-{epochs:04d}.weights.h5"
+
+    def save(self, model, progress):
+        """Writes the state after an epoch; a kill in between leaves the epoch before."""
+        with replacing(self.last(progress.epochs)) as temporary:
+            model.save_weights(temporary)
+        if progress.best_epoch == progress.epochs:
+            with replacing(self.best(progress.epochs)) as temporary:
+                _alone(model).save_weights(temporary)
+        self.note(progress)
+        keep = {self.state, self.last(progress.epochs), self.best(progress.best_epoch)}
+        for file in set(self.folder.iterdir()) - keep:
+            file.unlink()
+
+    def note(self, progress):
+        """Writes how far the run has come; the weights that belong to it are there already."""
+        write_json(self.state, progress.__dict__)
+
+    def load_best(self, model, progress):
+        """Gives the model the weights that val selected."""
+        _alone(model).load_weights(self.best(progress.best_epoch))
+
+    def clear(self):
+        """Removes the folder, when the run is done or `--fresh` starts over; state first, lest a kill leave half."""
+        self.state.unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _alone(model):
+    """The same layers without the optimiser, whose state belongs to one stage."""
+    return keras.Model(model.input, model.output)
+
+
+def _difference(before, after):
+    """The first keys whose values differ between two identities."""
+    before, after = json.loads(before), json.loads(after)
+    keys = [key for key in after if before.get(key) != after[key]]
+    return ", ".join(f"{key}: {json.dumps(before.get(key))} then, {json.dumps(after[key])} now" for key in keys[:2])
+
+
+class Reseed(keras.callbacks.Callback):
+    """Sets every random layer's generator from (seed, epoch): a resumed epoch draws what it would have drawn."""
+
+    def __init__(self, seed):
+        super().__init__()
+        self.seed = seed
+
+    def on_epoch_begin(self, epoch, logs=None):
+        for number, layer in enumerate(self.model._flatten_layers()):
+            generator = getattr(layer, "seed_generator", None)
+            if generator is not None:
+                key = np.random.Philox(key=[self.seed, epoch * 2**20 + number]).random_raw(2)
+                generator.state.assign((key % 2**31).astype(generator.state.dtype))
+
+
+class Follow(keras.callbacks.Callback):
+    """An audit: accuracy on another split after every epoch, which goes into the history and selects nothing.
+
+    Args:
+        split: `data.base.Split`.
+        name: in the history.
+        batch_size: images at a time.
+    """
+
+    def __init__(self, split, *, name, batch_size):
+        super().__init__()
+        self.name, self.count = name, len(split)
+        self.images = evaluation_pipeline(split, batch_size=batch_size)
+
+    def on_epoch_end(self, epoch, logs=None):
+        # As NumPy: other backends know nothing of TensorFlow's tensors.
+        batches = ((images.numpy(), labels.numpy()) for images, labels in self.images)
+        right = (np.sum(self.model.predict_on_batch(x).argmax(axis=-1) == y) for x, y in batches)
+        logs[self.name] = float(sum(right)) / self.count
+
+
+class Recorder(keras.callbacks.Callback):
+    """Adds each epoch to the history, remembers which was best on val, and saves what resuming needs."""
+
+    def __init__(self, progress, resume, *, stage):
+        super().__init__()
+        self.progress, self.resume, self.stage = progress, resume, stage
+
+    def on_train_begin(self, logs=None):
+        self.mark, self.cpu_mark = time.perf_counter(), time.process_time()
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+        self.rate = float(self.model.optimizer.learning_rate)
+
+    def on_train_batch_end(self, batch, logs=None):
+        if not math.isfinite(logs["loss"]):  # a running mean: once it is not finite it stays so
+            self.fail(f"The loss became {logs['loss']} in step {batch + 1} of {self.params['steps']}")
+
+    def fail(self, what):
+        """Ends the run with what happened, where, why probably, and what is left."""
+        kept = f"The best weights so far stay in {self.resume.best(self.progress.best_epoch)}."
+        raise RunFailedError(
+            f"{what}, epoch {self.epoch + 1}, stage {self.stage} (learning rate {self.rate:.3g}). Likely causes: too "
+            "high a learning rate (`--learning-rate`) or 16-bit overflow (`--precision float32`). "
+            + (kept if self.progress.epochs else "No epoch had been finished.")
+        )
+
+    def on_epoch_end(self, epoch, logs=None):
+        # From mark to mark: tracing the first step, validation and saving all count.
+        progress, before, self.mark = self.progress, self.mark, time.perf_counter()
+        seconds = self.mark - before
+        cpu_before, self.cpu_mark = self.cpu_mark, time.process_time()
+        row = {
+            **{name: float(value) for name, value in logs.items()},
+            "epoch": epoch + 1,
+            "stage": self.stage,
+            "learning_rate": self.rate,  # at the epoch's start; at the end of the last one schedules are at zero
+            "seconds": round(seconds, 3),
+        }
+        if not math.isfinite(row["val_loss"]):
+            self.fail(f"The loss on val became {row['val_loss']} after the last step")
+        for name, value in row.items():
+            progress.history.setdefault(name, []).append(value)
+        progress.epochs = epoch + 1
+        progress.seconds += seconds
+        progress.cpu_seconds += self.cpu_mark - cpu_before
+        if (score := (row["val_accuracy"], -row["val_loss"])) > tuple(progress.best):
+            progress.best, progress.best_epoch = score, epoch + 1
+        self.resume.save(self.model, progress)
+
+
+class Report(keras.callbacks.Callback):
+    """A bar over the steps of the whole run where somebody looks on, and a line an epoch everywhere."""
+
+    def __init__(self, progress, *, epochs, steps):
+        super().__init__()
+        self.progress, self.epochs = progress, epochs
+        self.bar = tqdm(
+            total=epochs * steps,
+            initial=progress.epochs * steps,
+            unit="step",
+            disable=None,
+            leave=False,
+            dynamic_ncols=True,
+        )
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.bar.update()
+
+    def on_epoch_end(self, epoch, logs=None):
+        row = {name: values[-1] for name, values in self.progress.history.items()}
+        left = (self.epochs - row["epoch"]) * row["seconds"]
+        self.bar.write(
+            f"epoch {row['epoch']}/{self.epochs}  loss {row['loss']:.4f}  accuracy {row['accuracy']:.4f}  "
+            f"val_loss {row['val_loss']:.4f}  val_accuracy {row['val_accuracy']:.4f}  rate {row['learning_rate']:.2e}  "
+            f"{row['seconds']:.0f} s  {time_left(left)}",
+            file=sys.stdout,
+        )
+        sys.stdout.flush()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):  # Keras' own `on_train_end` is not called after an error, which a live bar would garble
+        self.bar.close()
+
+
+def time_left(seconds):
+    """What is left of a run, and what a study has planned behind it: 'about 3 min left; behind this run: ...'."""
+    study = f"; behind this run: {ahead}" if (ahead := os.environ.get(AHEAD)) else ""
+    return f"about {duration(seconds)} left{study}"
+
+
+def evaluation_batch(row, dataset):
+    """A batch for evaluation that takes about the same memory at every size of images and activations."""
+    side = max((row.pixels, *dataset.image_shape[:-1]))  # features have no sides
+    return max(32, round(500 * (32 / side) ** 2))
+
+
+def fit(model, row, dataset, training, *, seed, resume, progress, callbacks=(), audits=()):
+    """Trains a model through its stages, from wherever `progress` stands, and leaves it with the selected weights.
+
+    Args:
+        model: from `zoo.build`, at its initial weights; returns logits.
+        row: the model's `zoo.ModelRow`.
+        dataset: `data.base.Dataset`.
+        training: `config.Training`.
+        seed: of order, augmentation and dropout.
+        resume: `Resume`.
+        progress: `Progress` from `resume.load`; updated in place.
+        callbacks: Keras callbacks that look on; at an epoch's end `progress` already knows it.
+        audits: callbacks that come first and put into the epoch's `logs` what the history shall hold besides.
+    """
+    if progress.epochs:
+        model.load_weights(resume.last(progress.epochs))
+    first = 0
+    for number, stage in enumerate(training.stages, start=1):
+        if progress.epochs < first + stage.epochs:
+            keywords = {"seed": seed, "resume": resume, "progress": progress}
+            keywords |= {"callbacks": callbacks, "audits": audits}
+            _fit_stage(model, row, dataset, training, number=number, first=first, **keywords)
+        first += stage.epochs
+    resume.load_best(model, progress)
+
+
+def make_variables(model):
+    """Makes a compiled model's optimiser slots and metrics: made inside the first step they have it traced twice."""
+    model.optimizer.build(model.trainable_variables)
+    model.compute_metrics(None, np.zeros(1, "int32"), np.zeros((1, model.output_shape[-1]), "float32"))
+    model.reset_metrics()
+
+
+def class_weights(labels, *, classes):
+    """What each class counts in the loss so that all count alike: images / (classes * images of the class).
+
+    scikit-learn's 'balanced' (`compute_class_weight`); the mean over the images is 1, so learning rates keep their
+    meaning. Classes without a training image are passed over.
+
+    Args:
+        labels: int `(images,)`.
+        classes: how many there are.
+    Returns: {label: weight}, as Keras' `fit` takes it.
+    """
+    counts = np.bincount(labels, minlength=classes)
+    there = np.count_nonzero(counts)
+    return {label: len(labels) / (there * count) if count else 0.0 for label, count in enumerate(counts.tolist())}
+
+
+def _fit_stage(model, row, dataset, training, *, number, first, seed, resume, progress, callbacks, audits):
+    """Trains what is left of one stage, whose first epoch is `first`."""
+    stage = training.stages[number - 1]
+    steps = steps_per_epoch(dataset.train, training.batch_size)
+    set_trainable(model, row, freeze_backbone=stage.freeze_backbone)
+    optimizer = make_optimizer(training, stage, steps=steps * stage.epochs)
+    model.compile(optimizer, CrossEntropy(training.label_smoothing), metrics=["accuracy"])
+    make_variables(model)
+    if progress.epochs > first:
+        model.load_weights(resume.last(progress.epochs))  # now with the optimiser's state
+    end = first + stage.epochs
+    images = train_pipeline(
+        dataset.train,
+        batch_size=training.batch_size,
+        seed=seed,
+        first_epoch=progress.epochs,
+        epochs=end,
+        augmentation=row.augmentation,
+    )
+    weights = None
+    if training.class_weights == "balanced":
+        weights = class_weights(dataset.train.labels, classes=len(dataset.class_names))
+    with Report(progress, epochs=training.epochs, steps=steps) as report:
+        model.fit(
+            images,
+            initial_epoch=progress.epochs,
+            epochs=end,
+            steps_per_epoch=steps,
+            validation_data=evaluation_pipeline(dataset.val, batch_size=evaluation_batch(row, dataset)),
+            callbacks=[Reseed(seed), *audits, Recorder(progress, resume, stage=number), report, *callbacks],
+            class_weight=weights,
+            shuffle=False,  # the pipeline has ordered them
+            verbose=0,
+        )

@@ -1,0 +1,1 @@
+"""Files, paths, the runtime, and text: nothing here knows what a model is."""

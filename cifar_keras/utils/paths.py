@@ -1,0 +1,115 @@
+"""Where artifacts lie: `stem` is the only maker of names, and nothing ever parses one."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def keras_cache(kind):
+    """Where Keras keeps its 'datasets' or 'models'; asking Keras itself would load TensorFlow."""
+    return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / kind
+
+
+def places(data_dir, kind):
+    """The folders in which a published file is looked for, in order: `--data-dir`, CIFAR_KERAS_DATA, Keras' cache."""
+    given = (data_dir, os.environ.get("CIFAR_KERAS_DATA"))
+    return [*(Path(place).expanduser() for place in given if place), keras_cache(kind)]
+
+
+def suffix(config):
+    """What distinguishes a run from `cifar10`, variant `best`, budget `full`, seed 0: empty for that one.
+
+    >>> suffix(...)  # exp4 on the JPEG images, quick, three epochs
+    '_cifar10-jpeg_quick_epochs=3'
+    """
+    parts = (
+        config.dataset if config.dataset != "cifar10" else "",
+        config.variant if config.variant != "best" else "",
+        config.budget if config.budget != "full" else "",
+        f"seed{config.seed}" if config.seed else "",
+        *(f"{key}={value}" for key, value in sorted(config.overrides.items())),
+    )
+    return "".join(f"_{part}" for part in parts if part)
+
+
+def stem(config):
+    """The run's name without its time: `exp4`, `exp4_cifar10-jpeg_quick`."""
+    return f"exp{config.number}{suffix(config)}"
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Every path that a run with this name writes, below one root."""
+
+    root: Path
+    stem: str
+    model: str  # `cifar10_model_<N>` and the same suffix
+
+    @classmethod
+    def of(cls, config, root):
+        """The paths of a resolved `RunConfig` below `root`."""
+        return cls(Path(root), stem(config), f"cifar10_model_{config.number}{suffix(config)}")
+
+    @property
+    def keras(self):
+        return self.root / "model_cp" / f"{self.stem}.model.keras"
+
+    @property
+    def resume(self):
+        return self.root / "model_cp" / f"{self.stem}.resume"
+
+    @property
+    def h5(self):
+        return self.root / "Models" / f"{self.model}.h5"
+
+    @property
+    def custom_h5(self):
+        return self.root / "Models" / f"{self.model}_custom.h5"
+
+    @property
+    def architecture(self):
+        return self.root / "Models" / f"{self.model}_architecture.json"
+
+    @property
+    def history(self):
+        return self.root / "Models" / f"{self.model}_history.json"
+
+    @property
+    def figures(self):
+        return self.root / "results" / "figures"
+
+    def figure(self, kind):
+        """The path of one picture of the run, by kind."""
+        return self.figures / f"{self.stem}_{kind}.png"
+
+    @property
+    def runs(self):
+        return self.root / "results" / "runs"
+
+    @property
+    def predictions(self):
+        return self.root / "results" / "predictions"
+
+    def of_run(self, run_id):
+        """The files that carry a run's own name: its record and its predictions."""
+        return self.runs / f"{run_id}.json", self.predictions / f"{run_id}.npz"
+
+    @property
+    def tracking(self):
+        return self.root / "results" / "tensorboard"
+
+    @property
+    def csv(self):
+        return self.root / "results" / "results.csv"
+
+    def artifacts(self):
+        """What the run leaves behind, by what it is."""
+        return {
+            "checkpoint": self.keras,
+            "architecture": self.architecture,
+            "complete .h5": self.h5,
+            "weights .h5": self.custom_h5,
+            "history": self.history,
+        }
