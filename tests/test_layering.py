@@ -1,6 +1,7 @@
 """Imports go only downward, and the library branches on no experiment."""
 
 import ast
+import functools
 
 from cifar_keras.utils.paths import PROJECT
 
@@ -40,8 +41,13 @@ CONVERTERS = ("saved.resizing", "saved.export")
 ONLY_KERAS = ("models.", "training.optim", "training.train", "training.features", "saved.", "runner")
 
 
+@functools.cache
 def modules():
-    """Every module of the package by its dotted name below it."""
+    """`(name, tree)` of every module of the package, by its dotted name below it."""
+    return [*_modules()]
+
+
+def _modules():
     for path in sorted(PACKAGE.rglob("*.py")):
         name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
         yield name.replace("__init__", ""), ast.parse(path.read_text())
@@ -58,7 +64,7 @@ def imports(tree):
 
 def inner_imports(tree):
     """The modules of this package that a module imports, as `(package, module)`."""
-    known = {name for name, _ in modules()}
+    known = dict(modules())
     for used in imports(tree):
         parts = used.removeprefix("cifar_keras.").split(".")
         if used.startswith("cifar_keras."):
