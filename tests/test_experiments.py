@@ -14,7 +14,7 @@ from PIL import Image
 from test_table import record as run_record
 
 from cifar_keras import results, runner
-from cifar_keras.config import ConfigError, HeldError, Limits, RunFailedError
+from cifar_keras.config import ConfigError, HeldError, Limits, RunFailedError, with_learning_rate
 from cifar_keras.data import load
 from cifar_keras.models.zoo import MODELS
 from cifar_keras.options import Options
@@ -131,7 +131,7 @@ def test_dry_run_trains_and_writes_nothing(tmp_path, capsys):
 def test_the_same_name_with_another_configuration_is_refused(root, monkeypatch):
     scratch = experiment_of(FILES[3])
     runner.run(scratch, options(root))
-    monkeypatch.setitem(scratch.variants, "best", runner.with_learning_rate(scratch.variants["best"], 0.1))
+    monkeypatch.setitem(scratch.variants, "best", with_learning_rate(scratch.variants["best"], 0.1))
     with pytest.raises(ConfigError, match="another configuration.*--fresh"):
         runner.run(scratch, options(root))
 
@@ -139,7 +139,7 @@ def test_the_same_name_with_another_configuration_is_refused(root, monkeypatch):
 def test_a_fresh_run_of_a_changed_recipe_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     scratch = experiment_of(FILES[3])
     first = runner.run(scratch, options(tmp_path))
-    monkeypatch.setitem(scratch.variants, "best", runner.with_learning_rate(scratch.variants["best"], 0.1))
+    monkeypatch.setitem(scratch.variants, "best", with_learning_rate(scratch.variants["best"], 0.1))
     save = runner.Resume.save
 
     def save_and_stop(self, model, progress):

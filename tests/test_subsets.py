@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cifar_keras import metrics, runner
+from cifar_keras import metrics, outcome
 from cifar_keras.config import ConfigError, Limits
 from cifar_keras.data import load
 from cifar_keras.data.base import Dataset, Split
@@ -79,9 +79,9 @@ def test_coarse_accuracy_sums_the_probabilities_of_a_superclass():
 
 
 def test_the_superclass_of_every_class_is_read_from_the_data(hundred):
-    np.testing.assert_array_equal(runner.superclass_of(hundred), np.arange(100) // 5)
+    np.testing.assert_array_equal(outcome.superclass_of(hundred), np.arange(100) // 5)
     few = load("shapes100", limits=Limits(30, 24, 40))  # val lacks classes that test has
-    np.testing.assert_array_equal(runner.superclass_of(few), np.where(np.arange(100) < 40, np.arange(100) // 5, -1))
+    np.testing.assert_array_equal(outcome.superclass_of(few), np.where(np.arange(100) < 40, np.arange(100) // 5, -1))
 
 
 def test_accuracy_by_class():
