@@ -299,19 +299,31 @@ class RunConfig:
     training: Training
     row: dict  # the model's row with the variant's overrides
     overrides: dict  # what the command line changed, as in `--epochs 3`: it becomes part of every name
+    classes: tuple[str, ...] | None = None  # those that `--classes` chose, in the dataset's order; None: all
 
     @classmethod
     def restored(cls, values):
         """The configuration in a run's record, nested values as dicts, other versions' fields passed over."""
         return cls(**{field.name: values.get(field.name) for field in dataclasses.fields(cls)})
 
+    def as_begun(self, before):
+        """This configuration, with what an earlier attempt at the run settled.
+
+        Args:
+            before: the configuration of that attempt, as a dict. Older versions did not record `classes`; the slug and
+                the fingerprint, which identities compare, determine them.
+        """
+        return dataclasses.replace(self, classes=before.get("classes"))
+
     @property
     def identity(self):
         """The canonical configuration: compact JSON with sorted keys, without what only describes the model's row.
 
-        A part of recipe or row that is None leaves no trace: added later, it does not rename the runs before.
+        `classes` and parts of recipe or row leave no trace where they are None: added later, they rename no older run.
         """
         values = dataclasses.asdict(self)
+        if self.classes is None:
+            del values["classes"]
         values["training"] = {name: value for name, value in values["training"].items() if value is not None}
         described = ("images_per_second", "source")
         values["row"] = {name: v for name, v in self.row.items() if name not in described and v is not None}

@@ -28,6 +28,7 @@ from cifar_keras.data.pipeline import steps_per_epoch
 from cifar_keras.models.weights import load_backbone, resolve
 from cifar_keras.models.zoo import ModelRow, build, initialise_from_data, parameter_counts, row_of
 from cifar_keras.training import features
+from cifar_keras.training.train import Resume
 from cifar_keras.utils import runtime
 from cifar_keras.utils.paths import Paths
 
@@ -76,8 +77,12 @@ def prepare(experiment, options):
         training=recipe(training, options, row, budget=budget, images=len(dataset.train)),
         row=dataclasses.asdict(row),
         overrides=options.changes() | ({"weights": weights} if weights != default_weights else {}),
+        classes=None if options.classes is None else dataset.class_names,
     )
-    return Job(experiment, config, row, dataset, weights_file, Paths.of(config, options.root))
+    paths = Paths.of(config, options.root)
+    if not options.fresh and (begun := Resume(paths.resume).begun()):
+        config = config.as_begun(begun)
+    return Job(experiment, config, row, dataset, weights_file, paths)
 
 
 def recipe(training, options, row, *, budget, images):

@@ -91,13 +91,14 @@ def finished(job, progress):
 
     Raises: ConfigError if the finished run of this name had another configuration.
     """
-    config, paths = job.config, job.paths
+    paths = job.paths
     done = [record for record in results.read(paths.root) if record["status"] == "finished"]
     same_name = [record for record in done if stem(RunConfig.restored(record["config"])) == paths.stem]
     begun_anew = progress.run_id and progress.run_id not in [record["run_id"] for record in same_name]
     if not same_name or begun_anew or not paths.keras.is_file():
         return None
-    if same_name[-1]["config"] != json.loads(config.identity):
+    before = same_name[-1]["config"]
+    if before != json.loads(job.config.as_begun(before).identity):
         raise ConfigError(
             f"{paths.keras.name} was made by a finished run of the same name with another configuration "
             f"(run {same_name[-1]['run_id']}). Use `--fresh` to replace it, or `--root DIR` to keep both."

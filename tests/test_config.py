@@ -147,6 +147,7 @@ def test_published_figures_by_split_or_by_variant():
 
 def test_a_field_that_says_nothing_leaves_no_trace_in_the_identity():
     plain = json.loads(config().identity)
-    assert not {"weights", "per_class", "also_score", "views"} & set(plain["training"])
+    assert not {"weights", "per_class", "also_score", "views"} & set(plain["training"]) and "classes" not in plain
+    assert json.loads(config(classes=("a", "b")).identity)["classes"] == ["a", "b"]
     assert "frozen_norm" not in json.loads(config(row={**config().row, "frozen_norm": None}).identity)["row"]
     assert json.loads(config(row={**config().row, "frozen_norm": "training"}).identity)["row"]["frozen_norm"]

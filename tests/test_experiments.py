@@ -278,6 +278,11 @@ def test_a_baseline_from_scratch_ignores_the_given_weights(root):
     moved = runner.run(transfer, options(root, variant="probe_50", **classes))
     assert source["weights"] == scratch["weights"] == "none" and "weights" not in scratch["config"]["overrides"]
     assert moved["weights"].startswith("exp4_shapes") and moved["config"]["dataset"] == "shapes-ring+star+tee"
+    assert moved["config"]["classes"] == ["ring", "star", "tee"]
+    older = json.loads(json.dumps(moved))
+    del older["config"]["classes"]  # which versions before did not record
+    results.write(root, older)
+    assert runner.run(transfer, options(root, variant="probe_50", **classes))["run_id"] == moved["run_id"]
     (summary,) = (root / "results").glob("exp9_shapes-ring*.md")
     assert "from scratch" in summary.read_text() and "paired t" not in summary.read_text()  # one seed
 

@@ -78,6 +78,12 @@ class Resume:
             )
         return progress
 
+    def begun(self):
+        """The configuration of the interrupted run, as a dict; None if there is none."""
+        if not self.state.is_file():
+            return None
+        return json.loads(json.loads(self.state.read_text(encoding="utf-8"))["identity"])
+
     def last(self, epochs):
         """The path of the weights and optimiser state after that many epochs."""
         return self.folder / f"last-{epochs:04d}.weights.h5"
