@@ -298,7 +298,7 @@ class RunConfig:
     limits: Limits
     training: Training
     row: dict  # the model's row with the variant's overrides
-    overrides: dict  # what the command line changed, as in `--epochs 3`: it becomes part of every name
+    overrides: dict  # what the command line changed, as in `--epochs 3`, a named precision among it: part of every name
     classes: tuple[str, ...] | None = None  # those that `--classes` chose, in the dataset's order; None: all
 
     @classmethod
@@ -309,11 +309,14 @@ class RunConfig:
     def as_begun(self, before):
         """This configuration, with what an earlier attempt at the run settled.
 
+        That is the precision, unless the command line names one: 'auto' may choose another on another machine. Older
+        versions did not record `classes`; the slug and the fingerprint, which identities compare, determine them.
+
         Args:
-            before: the configuration of that attempt, as a dict. Older versions did not record `classes`; the slug and
-                the fingerprint, which identities compare, determine them.
+            before: the configuration of that attempt, as a dict.
         """
-        return dataclasses.replace(self, classes=before.get("classes"))
+        precision = self.precision if "precision" in self.overrides else before.get("precision", self.precision)
+        return dataclasses.replace(self, precision=precision, classes=before.get("classes"))
 
     @property
     def identity(self):

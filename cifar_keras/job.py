@@ -81,8 +81,19 @@ def prepare(experiment, options):
     )
     paths = Paths.of(config, options.root)
     if not options.fresh and (begun := Resume(paths.resume).begun()):
-        config = config.as_begun(begun)
+        config = as_begun(config, begun)
     return Job(experiment, config, row, dataset, weights_file, paths)
+
+
+def as_begun(config, begun):
+    """The configuration of a run that continues: see `RunConfig.as_begun`."""
+    continued = config.as_begun(begun)
+    if continued.precision != config.precision:
+        print(
+            f"The run continues in {continued.precision}, as it began; `--precision auto` chooses {config.precision} "
+            "here. `--fresh` starts over."
+        )
+    return continued
 
 
 def recipe(training, options, row, *, budget, images):

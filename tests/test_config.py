@@ -129,6 +129,13 @@ def test_identity_depends_on_every_field_but_not_on_what_describes_the_row():
     assert config(row=faster).identity == base
 
 
+def test_an_attempt_settles_the_precision_that_nobody_named():
+    before = json.loads(config(precision="mixed_float16").identity)
+    assert config().as_begun(before).precision == "mixed_float16"
+    named = config(overrides={"precision": "float32"})
+    assert named.as_begun(before) == named
+
+
 def test_where_all_variants_run_by_default_they_share_the_budget():
     two = Experiment(6, "x", {"a": TWO, "b": TWO})
     with_best = Experiment(6, "x", {"best": TWO, "b": TWO})
