@@ -51,16 +51,18 @@ IMAGENET = {
     ),
 }
 
+NAME_LENGTH = 16  # characters of a file's name: these too may name weights, and the hex digits tell files apart
+
 
 def resolve(asked, row, *, data_dir):
-    """Finds the weights that a run starts from, before anything is built.
+    """Finds the weights that a run starts from, before any model is built.
 
     Args:
-        asked: 'imagenet', 'none', 'source' (of a row that calls for a model trained here, which nobody has named),
-            a path, or None for what the row calls for.
+        asked: 'imagenet', 'none', a path, 'source' (the row calls for a model trained here, and none was named), or
+            None for what the row calls for.
         row: `zoo.ModelRow`.
         data_dir: searched first, may be None.
-    Returns: `(name, path)`: the name for tables and file names, and the file or None.
+    Returns: `(name, path)`: the name for tables and file names, and the file, or None where there is none.
     Raises: ConfigError if the file is missing, or ImageNet weights don't exist or can't be had.
     """
     asked = asked or row.weights
@@ -71,8 +73,7 @@ def resolve(asked, row, *, data_dir):
     if asked == "source":
         raise ConfigError(
             f"`--weights` must name the model that {row.name!r} starts from: one trained here with backbone "
-            f"{row.backbone!r}, for example model_cp/exp4.model.keras, which `python experiments/exp4_scratch.py` "
-            "makes. Received: nothing."
+            f"{row.backbone!r}, as experiments leave it in model_cp/<run's name>.model.keras. Received: nothing."
         )
     path = Path(asked).expanduser()
     if not path.is_file():
@@ -81,7 +82,7 @@ def resolve(asked, row, *, data_dir):
             f"Received: {asked!r}, no such file."
         )
     name = path.name.removesuffix(path.suffix).removesuffix(".model")
-    return f"{name}-{sha256(path)[:6]}", path
+    return f"{name[:NAME_LENGTH]}-{sha256(path)[:6]}", path
 
 
 def imagenet(backbone, *, data_dir):
