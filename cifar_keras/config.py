@@ -142,6 +142,7 @@ class Experiment:
             None: in the table of all results alone.
         published_classes: per-class test accuracies that the source reported, by variant and class name.
         about: slug of the dataset that the question is about; its table stands there before there is a run on it.
+        part_of_study: whether `cifar-keras study` runs it, and the page compares it with the others of the study.
     """
 
     number: int
@@ -151,6 +152,7 @@ class Experiment:
     summary: str | None = None
     published_classes: dict[str, dict[str, float]] = field(default_factory=dict)
     about: str = "cifar10"
+    part_of_study: bool = False
 
     @property
     def key(self):
@@ -292,7 +294,7 @@ class RunConfig:
     dataset: str  # the slug of the data that was loaded, never a path
     fingerprint: str
     seed: int
-    weights: str  # 'imagenet', 'none' or '<file stem>-<6 hex digits of its SHA-256>'
+    weights: str  # 'imagenet', 'none' or '<start of the file's name>-<6 hex digits of its SHA-256>'
     precision: str
     deterministic: bool
     limits: Limits
