@@ -1,4 +1,4 @@
-"""Where a backbone's weights come from, and how they enter it."""
+"""Where a backbone's weights come from, and how they are loaded into it."""
 
 import hashlib
 import re
@@ -20,9 +20,9 @@ class Published:
     """A published file of weights.
 
     Attributes:
-        url: where it is.
-        checksum: MD5 or SHA-256 in hex digits, as its publisher states it.
-        name: under which it is looked for and cached.
+        url: its address.
+        checksum: MD5 or SHA-256 in hex digits, as the publisher states it.
+        name: the file name that is searched for and cached.
     """
 
     url: str
@@ -31,7 +31,7 @@ class Published:
 
     @property
     def algorithm(self):
-        """The checksum's, as hashlib calls it."""
+        """The checksum's algorithm, by its name in hashlib."""
         return {32: "md5", 64: "sha256"}[len(self.checksum)]
 
 
@@ -86,9 +86,9 @@ def resolve(asked, row, *, data_dir):
 
 
 def imagenet(backbone, *, data_dir):
-    """The ImageNet weights' file, downloaded into the Keras cache if it is nowhere.
+    """The file of ImageNet weights, downloaded into the Keras cache if it is not found.
 
-    Raises: ConfigError if the backbone has none, or there is neither file nor network.
+    Raises: ConfigError if the backbone has none, or if there is neither a file nor a network.
     """
     if backbone not in IMAGENET:
         raise ConfigError(
@@ -102,7 +102,7 @@ def imagenet(backbone, *, data_dir):
         return Path(keras.utils.get_file(file.name, file.url, cache_subdir="models", file_hash=file.checksum))
     except Exception as error:  # Keras raises a bare Exception without network
         raise ConfigError(
-            f"The ImageNet weights of {backbone} are neither here nor can they be downloaded ({error}). "
+            f"The ImageNet weights of {backbone} were not found and could not be downloaded ({error}). "
             f"Put the file from {file.url} ({file.algorithm.upper()} {file.checksum}), named {file.name}, into "
             f"{keras_cache('models')}, into `--data-dir DIR` or into the folder that CIFAR_KERAS_DATA names. "
             "Without it: `--weights none` (random weights), or `--weights FILE` "
@@ -111,34 +111,34 @@ def imagenet(backbone, *, data_dir):
 
 
 def find_imagenet(backbone, *, data_dir):
-    """The first file of that name among the places, unchecked, or None."""
+    """The first file of that name in the searched folders, unchecked, or None."""
     paths = (folder / IMAGENET[backbone].name for folder in places(data_dir, "models"))
     return next((path for path in paths if path.is_file()), None)
 
 
 def checked(path, published):
-    """Returns the path of a file with the checksum of this `Published` one.
+    """Returns the path if the file has the checksum of this `Published` one.
 
-    Raises: ConfigError if it has another.
+    Raises: ConfigError if it has another checksum.
     """
     with open(path, "rb") as file:
         received = hashlib.file_digest(file, published.algorithm).hexdigest()
     if received != published.checksum:
         raise ConfigError(
             f"{path} must be the published file, {published.algorithm.upper()} {published.checksum}. "
-            f"Received: {received}. Get it anew from {published.url}."
+            f"Received: {received}. Download it again from {published.url}."
         )
     return path
 
 
 def load_backbone(model, path):
-    """Copies the backbone's weights from a file into a model; the head stays as it was initialised.
+    """Copies the backbone's weights from a file into a model; the head keeps its initial weights.
 
     Args:
         model: from `zoo.build`.
-        path: a Keras `..._notop.h5`, a complete or weights-alone `.h5`, a `.keras` saved by this project, or a
-            torchvision ResNet's `.safetensors`.
-    Raises: ConfigError naming the first layer that differs.
+        path: a Keras `..._notop.h5`, an `.h5` with a model or only its weights, a `.keras` saved by this project, or
+            a torchvision ResNet's `.safetensors`.
+    Raises: ConfigError that names the first layer that differs.
     """
     stored = READERS.get(path.suffix, _from_h5)(path)
     wanted = backbone_layers(model)
@@ -169,7 +169,7 @@ def _from_keras(path):
 
 
 def _from_h5(path):
-    """The weights by layer name of an `.h5`, complete or weights alone (Keras 2 and 3 lay them out alike)."""
+    """The weights by layer name of an `.h5`, with a model or only weights (Keras 2 and 3 have the same layout)."""
     try:
         with h5py.File(path) as file:
             group = file.get("model_weights", file)
@@ -181,7 +181,7 @@ def _from_h5(path):
 
 
 def _from_safetensors(path):
-    """The weights by our layers' names of a ResNet in torchvision's form."""
+    """The weights of a torchvision ResNet, by the names of our layers."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -194,16 +194,16 @@ def _from_safetensors(path):
 
 
 def from_torchvision(tensors):
-    """Renames and turns a torchvision ResNet's weights into those of `blocks.resnet18`.
+    """Converts a torchvision ResNet's weights to those of `blocks.resnet18`: names and order of axes.
 
-    `layer1.0.conv1` is `stage1_0_conv1`, `layer2.0.downsample.0` and `.1` are `stage2_0_shortcut` and its `_bn`.
-    Kernels are (out, in, height, width) there and (height, width, in, out) here; BatchNorm's `weight`, `bias`,
-    `running_mean` and `running_var` are gamma, beta, moving mean and variance. The classifier `fc` is left out.
+    `layer1.0.conv1` becomes `stage1_0_conv1`; `layer2.0.downsample.0` and `.1` become `stage2_0_shortcut` and its
+    `_bn`. Kernels are (out, in, height, width) there and (height, width, in, out) here. BatchNorm's `weight`, `bias`,
+    `running_mean` and `running_var` are gamma, beta, moving mean and variance. The classifier `fc` is dropped.
 
     Args:
         tensors: NumPy arrays by torchvision's names.
     Returns: lists of arrays in the order of our layers' weights, by layer name.
-    Raises: KeyError naming the first tensor that a BatchNorm lacks.
+    Raises: KeyError that names the first tensor missing from a BatchNorm.
     """
     found = {}
     for name in sorted(tensors):
