@@ -10,25 +10,25 @@ from dataclasses import dataclass, field
 
 
 class CifarKerasError(Exception):
-    """A problem that the user can mend: shown as one sentence, never as a stack trace."""
+    """A problem that the user can fix: shown as one sentence, never as a stack trace."""
 
     exit_code = 3
 
 
 class ConfigError(CifarKerasError):
-    """Bad input: says what was expected, what was received and how to mend it."""
+    """Bad input. The message names what was expected, what was received and how to fix it."""
 
     exit_code = 2
 
 
 class RunFailedError(CifarKerasError):
-    """The run itself failed (a diverging loss, a full disk); the last good weights stay."""
+    """The run itself failed (a diverging loss, a full disk). The last good weights are kept."""
 
     exit_code = 3
 
 
 class HeldError(CifarKerasError):
-    """Another process holds what this one needs."""
+    """Another process holds a lock that this one needs."""
 
     exit_code = 4
 
@@ -45,7 +45,7 @@ class Stage:
     Attributes:
         epochs: passes over the training split.
         learning_rate: peak rate; `schedule` takes it from there.
-        freeze_backbone: train the head alone, whatever the model's row calls trainable.
+        freeze_backbone: train only the head, whatever the model's row lists as trainable.
         schedule: 'constant', 'cosine' or 'linear' decay to zero at the stage's last step, or 'step', which halves
             the rate after each third of them.
         warmup: share of the stage's steps in which the rate rises linearly from zero, in [0, 1).
@@ -69,23 +69,24 @@ class Training:
 
     Attributes:
         model: name of a row of `models.zoo.MODELS`.
-        stages: trained one after the other; the weights best on val are kept over all of them.
+        stages: trained one after the other. The weights that are best on val, over all stages, are kept.
         override: columns of the row that this variant replaces, by name.
-        batch_size: images a step.
+        batch_size: images per step.
         optimizer: 'adam', 'adamw', 'sgd' (Nesterov, 0.9) or 'muon' (see `training.optim.Muon`; the stages' learning
             rates are then those of the convolution kernels, and everything else keeps airbench's rates).
         weight_decay: decoupled for 'adamw' and 'sgd', fraction of the weights a step at rate 1; for 'muon' per image.
         label_smoothing: share of each target spread over all classes, in [0, 1).
         test_time_augmentation: also score the mean over mirrored and shifted views, in a column of its own.
-        views: augmented views of each training image whose features a frozen backbone computes, once; epoch e trains
-            on view e modulo `views`. None: one an epoch, which is what augmentation on the fly shows. 0: no features
-            are kept, every epoch goes through the backbone. See `features`.
-        weights: 'none' for a baseline that starts at random whatever `--weights` says; None: as that or the row says.
-        per_class: most training images of a class, drawn anew by every seed; None: all. Val and test stay whole.
-        also_score: 'last' also measures the last epoch's weights, as studies without selection do; 'epochs' moreover
-            follows test after every epoch, an audit whose figures select nothing; None: only the selected weights.
-        class_weights: 'balanced' weighs every training image by images / (classes * images of its class), so that each
-            class counts alike in the loss; None: each image does.
+        views: augmented views of each training image. A frozen backbone computes their features once, and epoch e
+            trains on view e modulo `views`. None: one view per epoch, as with augmentation on the fly. 0: no features
+            are stored, every epoch goes through the backbone. See `training.features`.
+        weights: 'none' for a baseline that starts from random weights whatever `--weights` names; None: `--weights`,
+            else the model's row.
+        per_class: maximum training images per class, drawn anew for every seed; None: all. Val and test stay whole.
+        also_score: 'last' also measures the last epoch's weights, as studies without selection do. 'epochs' also
+            measures test accuracy after every epoch, an audit that selects nothing. None: only the selected weights.
+        class_weights: 'balanced' weights every training image by images / (classes * images of its class), so that all
+            classes count equally in the loss; None: all images count equally.
     """
 
     model: str
@@ -115,7 +116,7 @@ class Training:
 
 
 def tutorial(model, **override):
-    """What a tutorial does with a model: Adam at a constant 1e-3, batch 32, ten epochs, a plain linear head.
+    """A tutorial's recipe: Adam at a constant 1e-3, batch 32, ten epochs, a plain linear head.
 
     Args:
         model: name of a row of `models.zoo.MODELS`.
@@ -125,7 +126,7 @@ def tutorial(model, **override):
     return Training(model, stages, override={"head": "plain", **override}, batch_size=32, optimizer="adam")
 
 
-BEST, PUBLISHED = "best", "published"  # variants with a meaning: what is run by default, and the source's rebuilt
+BEST, PUBLISHED = "best", "published"  # variants with a meaning: the default, and the source's recipe rebuilt
 
 
 @dataclass(frozen=True)
@@ -133,15 +134,16 @@ class Experiment:
     """A question with named variants; `experiments/exp<number>_<name>.py` holds one.
 
     Attributes:
-        number: what file names are made of.
-        name: one or two words; with the number it is the file's name.
-        variants: recipes by name. `best` is the default where there is one, else all of them run.
-        published: accuracies that the source reported: {"train": 0.46, "val": 0.43, "test": 0.42}; of several
-            variants, such a dict by the variant's name.
-        summary: how the variants are compared in a table and a figure of their own, a key of `report.summary.KINDS`;
-            None: in the table of all results alone.
+        number: used in file names.
+        name: one or two words; number and name make up the file's name.
+        variants: recipes by name. `best` is the default where there is one; otherwise all of them run.
+        published: accuracies that the source reported: {"train": 0.46, "val": 0.43, "test": 0.42}; for several
+            variants, one such dict per variant name.
+        summary: how a table and a figure of the experiment's own compare the variants, a key of `report.summary.KINDS`;
+            None: the variants stand only in the table of all results.
         published_classes: per-class test accuracies that the source reported, by variant and class name.
-        about: slug of the dataset that the question is about; its table stands there before there is a run on it.
+        about: slug of the dataset that the question is about. Its table exists before there is a run on it.
+        part_of_study: whether `cifar-keras study` runs the experiment, and its table and page compare it.
     """
 
     number: int
@@ -151,6 +153,7 @@ class Experiment:
     summary: str | None = None
     published_classes: dict[str, dict[str, float]] = field(default_factory=dict)
     about: str = "cifar10"
+    part_of_study: bool = False
 
     @property
     def key(self):
@@ -159,18 +162,18 @@ class Experiment:
 
     @property
     def share(self):
-        """What part of a budget each run gets: where all variants run by default, they share it."""
+        """Share of a budget that each run gets: where all variants run by default, they divide it."""
         return 1.0 if BEST in self.variants else 1 / len(self.variants)
 
 
 def published_of(published, variant):
-    """What the source reported of a variant, by split; see `Experiment.published`."""
+    """The accuracies that the source reported for a variant, by split; see `Experiment.published`."""
     return published.get(variant, {}) if any(isinstance(value, dict) for value in published.values()) else published
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Most images to take of each split; None takes all."""
+    """Maximum number of images per split; None: all."""
 
     train: int | None = None
     val: int | None = None
@@ -182,12 +185,12 @@ class Budget:
     """How much of the study to run.
 
     Attributes:
-        small: images of train, val and test at most, for models that see fewer than 128 pixels.
-        large: the same for the others.
+        small: maximum images of train, val and test, for models whose input is below 128 pixels.
+        large: the same for the other models.
         seconds: training time at the row's `images_per_second`; images and epochs are cut to fit it. None: no cut.
-            Of experiments whose variants all run, together (`shared`).
-        dataset: what is loaded when `--dataset` is not given.
-        pretrained: whether rows start from the weights they call for when `--weights` is not given.
+            Where all variants of an experiment run, they divide it (`shared`).
+        dataset: loaded when `--dataset` is not given.
+        pretrained: whether models start from the weights of their row when `--weights` is not given.
     """
 
     small: Limits = Limits()
@@ -209,12 +212,12 @@ BUDGETS = {
     ),
 }
 
-MINIMUM_STEPS = 20  # an epoch: with fewer the optimiser hardly moves, so the batch shrinks instead,
+MINIMUM_STEPS = 20  # per epoch: with fewer the optimiser hardly moves, so the batch shrinks instead,
 MINIMUM_BATCH = 16  # but not below what BatchNorm needs
 
 
 def with_epochs(training, epochs):
-    """Shares `epochs` among the stages as the recipe does, at least one each (the last ones, where there are fewer)."""
+    """Divides `epochs` among the stages in the recipe's proportions, at least one each; drops the first if too few."""
     stages = training.stages[-epochs:]
     total, counts = sum(stage.epochs for stage in stages), []
     for behind, stage in zip(reversed(range(len(stages))), stages, strict=True):
@@ -225,7 +228,7 @@ def with_epochs(training, epochs):
 
 
 def with_learning_rate(training, rate):
-    """Sets the last stage's learning rate and scales the others' by the same factor."""
+    """Sets the last stage's learning rate and scales those of the others by the same factor."""
     factor = rate / training.stages[-1].learning_rate
     stages = (dataclasses.replace(s, learning_rate=s.learning_rate * factor) for s in training.stages)
     return dataclasses.replace(training, stages=tuple(stages))
@@ -243,17 +246,17 @@ def with_views(training, views):
 
 
 def with_class_weights(training, class_weights):
-    """Sets what the classes count in the loss; see `Training.class_weights`."""
+    """Sets how much each class counts in the loss; see `Training.class_weights`."""
     return dataclasses.replace(training, class_weights=class_weights)
 
 
 def limits_of(budget, training, *, pixels, images_per_second):
-    """How many images of each split a budget admits: so few that its time suffices for three epochs, or one a stage.
+    """How many images of each split a budget allows: few enough for three epochs in its time, or one per stage.
 
     Args:
         budget: a `Budget`.
         training: the full recipe.
-        pixels: side of the images that the model sees.
+        pixels: side of the model's input.
         images_per_second: the model row's reference training speed.
     Returns: `Limits`.
     """
@@ -265,12 +268,12 @@ def limits_of(budget, training, *, pixels, images_per_second):
 
 
 def cut(training, budget, *, images, images_per_second):
-    """Fits a recipe to a budget and to the data: fewer epochs, then batches small enough to make some steps.
+    """Fits a recipe to a budget and to the data: fewer epochs, then batches small enough for some steps per epoch.
 
     Args:
         training: the full recipe.
         budget: a `Budget`.
-        images: training images there are.
+        images: number of training images.
         images_per_second: the model row's reference training speed.
     Returns: `Training`.
     """
@@ -289,29 +292,45 @@ class RunConfig:
     number: int
     variant: str
     budget: str
-    dataset: str  # the slug of the data that was loaded, never a path
+    dataset: str  # the slug of the loaded data, never a path
     fingerprint: str
     seed: int
-    weights: str  # 'imagenet', 'none' or '<file stem>-<6 hex digits of its SHA-256>'
+    weights: str  # 'imagenet', 'none' or '<start of the file's name>-<6 hex digits of its SHA-256>'
     precision: str
     deterministic: bool
     limits: Limits
     training: Training
     row: dict  # the model's row with the variant's overrides
-    overrides: dict  # what the command line changed, as in `--epochs 3`: it becomes part of every name
+    overrides: dict  # what the command line changed, as in `--epochs 3`, a named precision among it: part of every name
+    classes: tuple[str, ...] | None = None  # those that `--classes` chose, in the dataset's order; None: all
 
     @classmethod
     def restored(cls, values):
-        """The configuration in a run's record, nested values as dicts, other versions' fields passed over."""
+        """The configuration in a run's record. Nested values stay dicts; fields of other versions are ignored."""
         return cls(**{field.name: values.get(field.name) for field in dataclasses.fields(cls)})
+
+    def as_begun(self, before):
+        """This configuration, with what an earlier attempt at the run settled.
+
+        That is the precision, unless the command line names one: 'auto' may choose another on another machine. Older
+        versions did not record `classes`; the slug and the fingerprint, which identities compare, determine them.
+
+        Args:
+            before: the configuration of that attempt, as a dict.
+        """
+        precision = self.precision if "precision" in self.overrides else before.get("precision", self.precision)
+        return dataclasses.replace(self, precision=precision, classes=before.get("classes"))
 
     @property
     def identity(self):
-        """The canonical configuration: compact JSON with sorted keys, without what only describes the model's row.
+        """The canonical configuration: compact JSON with sorted keys, without the row's mere descriptions.
 
-        A part of recipe or row that is None leaves no trace: added later, it does not rename the runs before.
+        `classes` and fields of recipe or row leave no trace where they are None: a field that is added later does not
+        rename older runs.
         """
         values = dataclasses.asdict(self)
+        if self.classes is None:
+            del values["classes"]
         values["training"] = {name: value for name, value in values["training"].items() if value is not None}
         described = ("images_per_second", "source")
         values["row"] = {name: v for name, v in self.row.items() if name not in described and v is not None}

@@ -25,6 +25,7 @@ EXPERIMENT = Experiment(
         "published": tutorial("resnet50_frozen", scaling="unit"),
     },
     published={"train": 0.46, "val": 0.43, "test": 0.42},
+    part_of_study=True,
 )
 
 if __name__ == "__main__":

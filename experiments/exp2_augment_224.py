@@ -29,6 +29,7 @@ EXPERIMENT = Experiment(
         "published": tutorial("resnet50_augment_224", scaling="unit", augmentation=("shift", "flip", "colour_jitter")),
     },
     published={"train": 0.16, "val": 0.21, "test": 0.20},
+    part_of_study=True,
 )
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ EXPERIMENT = Experiment(
         "published": tutorial("resnet50_finetune", scaling="unit", augmentation=()),
     },
     published={"train": 0.85, "val": 0.74, "test": 0.72},
+    part_of_study=True,
 )
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ EXPERIMENT = Experiment(
         "published": tutorial("scratch_cnn", scaling="unit", augmentation=()),
     },
     published={"train": 0.88, "val": 0.74, "test": 0.72},
+    part_of_study=True,
 )
 
 if __name__ == "__main__":

@@ -238,6 +238,21 @@ def test_classes_and_images_per_class_are_those_of_the_run(tmp_path):
     np.testing.assert_array_equal(np.asarray(drawn.train.images), np.asarray(expected.train.images))
 
 
+def test_a_folder_whose_name_looks_like_a_choice_of_classes_is_taken_whole(tmp_path):
+    """`imagenet-100classes` once made its own runs' analysis fail: its slug reads like that of a hundred classes."""
+    data = load("shapes", limits=Limits(90, 30, 30))
+    for number, image in enumerate(data.train.images[:60]):
+        path = tmp_path / "imagenet-100classes" / data.class_names[data.train.labels[number]] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    folder = load(str(tmp_path / "imagenet-100classes"))
+    finished(tmp_path, folder, limits=Limits())
+    found = analyse.find("run-1", root=tmp_path, dataset=str(tmp_path / "imagenet-100classes")).dataset
+    assert (found.slug, found.class_names) == (folder.slug, folder.class_names)
+    with pytest.raises(ConfigError, match="must name the folder of imagenet-100classes"):
+        analyse.find("run-1", root=tmp_path)
+
+
 # --- models of no run ---
 
 

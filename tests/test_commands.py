@@ -23,7 +23,8 @@ Result   not yet run
 from cifar_keras.config import Experiment, Stage, Training
 
 RECIPE = Training("scratch_cnn", (Stage(1, 0.1),))
-EXPERIMENT = Experiment({number}, "x", {{"best": RECIPE, "published": RECIPE}}, published={{"test": 0.5}}{more})
+VARIANTS = {{"best": RECIPE, "published": RECIPE}}
+EXPERIMENT = Experiment({number}, "x", VARIANTS, published={{"test": 0.5}}, part_of_study={number} < 5{more})
 if __name__ == "__main__":
     {body}
 '''
@@ -55,6 +56,11 @@ def store(root, *records):
         path = root / "results" / "runs" / f"{place}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(one | {"run_id": str(place)}))
+
+
+def test_a_study_without_experiments_is_one_sentence(tmp_path):
+    with pytest.raises(ConfigError, match="must hold experiments with `part_of_study=True`"):
+        study.study([], root=tmp_path, folder=project(tmp_path, exp5=""))
 
 
 def test_experiments_come_by_number_and_are_never_run(tmp_path):

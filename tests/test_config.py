@@ -129,6 +129,13 @@ def test_identity_depends_on_every_field_but_not_on_what_describes_the_row():
     assert config(row=faster).identity == base
 
 
+def test_an_attempt_settles_the_precision_that_nobody_named():
+    before = json.loads(config(precision="mixed_float16").identity)
+    assert config().as_begun(before).precision == "mixed_float16"
+    named = config(overrides={"precision": "float32"})
+    assert named.as_begun(before) == named
+
+
 def test_where_all_variants_run_by_default_they_share_the_budget():
     two = Experiment(6, "x", {"a": TWO, "b": TWO})
     with_best = Experiment(6, "x", {"best": TWO, "b": TWO})
@@ -147,6 +154,7 @@ def test_published_figures_by_split_or_by_variant():
 
 def test_a_field_that_says_nothing_leaves_no_trace_in_the_identity():
     plain = json.loads(config().identity)
-    assert not {"weights", "per_class", "also_score", "views"} & set(plain["training"])
+    assert not {"weights", "per_class", "also_score", "views"} & set(plain["training"]) and "classes" not in plain
+    assert json.loads(config(classes=("a", "b")).identity)["classes"] == ["a", "b"]
     assert "frozen_norm" not in json.loads(config(row={**config().row, "frozen_norm": None}).identity)["row"]
     assert json.loads(config(row={**config().row, "frozen_norm": "training"}).identity)["row"]["frozen_norm"]

@@ -8,18 +8,30 @@ import os
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import pytest
 from PIL import Image
 from test_table import record as run_record
 
 from cifar_keras import results, runner
-from cifar_keras.config import ConfigError, HeldError, Limits, RunFailedError
+from cifar_keras.config import (
+    ConfigError,
+    Experiment,
+    HeldError,
+    Limits,
+    RunFailedError,
+    Stage,
+    Training,
+    with_learning_rate,
+)
 from cifar_keras.data import load
+from cifar_keras.models import blocks
 from cifar_keras.models.zoo import MODELS
 from cifar_keras.options import Options
 from cifar_keras.saved import artifacts
 from cifar_keras.saved.inference import augmented_probabilities, probabilities
+from cifar_keras.utils import runtime
 from cifar_keras.utils.files import lock
 from cifar_keras.utils.paths import PROJECT
 
@@ -131,7 +143,7 @@ def test_dry_run_trains_and_writes_nothing(tmp_path, capsys):
 def test_the_same_name_with_another_configuration_is_refused(root, monkeypatch):
     scratch = experiment_of(FILES[3])
     runner.run(scratch, options(root))
-    monkeypatch.setitem(scratch.variants, "best", runner.with_learning_rate(scratch.variants["best"], 0.1))
+    monkeypatch.setitem(scratch.variants, "best", with_learning_rate(scratch.variants["best"], 0.1))
     with pytest.raises(ConfigError, match="another configuration.*--fresh"):
         runner.run(scratch, options(root))
 
@@ -139,7 +151,7 @@ def test_the_same_name_with_another_configuration_is_refused(root, monkeypatch):
 def test_a_fresh_run_of_a_changed_recipe_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     scratch = experiment_of(FILES[3])
     first = runner.run(scratch, options(tmp_path))
-    monkeypatch.setitem(scratch.variants, "best", runner.with_learning_rate(scratch.variants["best"], 0.1))
+    monkeypatch.setitem(scratch.variants, "best", with_learning_rate(scratch.variants["best"], 0.1))
     save = runner.Resume.save
 
     def save_and_stop(self, model, progress):
@@ -153,6 +165,49 @@ def test_a_fresh_run_of_a_changed_recipe_goes_on_where_it_was_stopped(tmp_path, 
     record = runner.run(scratch, options(tmp_path))
     assert record["run_id"] == stopped["run_id"] and stopped["epochs"] == 1
     assert record["config"] != first["config"] and record["epochs"] == 2
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """An experiment of a second's training."""
+
+    def tiny(x, *, momentum):
+        return keras.layers.Conv2D(4, 3, strides=4, activation="relu", name="conv")(x)
+
+    monkeypatch.setitem(blocks.BACKBONES, "tiny", tiny)
+    override = {"backbone": "tiny", "head": "plain", "augmentation": ()}
+    yield Experiment(98, "small", {"best": Training("scratch_cnn", (Stage(2, 1e-2),), override, 8, "adam")})
+    keras.config.set_dtype_policy("float32")
+
+
+def on_a_machine_that_prefers(precision, patch):
+    patch.setattr(runtime, "choose_precision", lambda asked: precision if asked == "auto" else asked)
+
+
+def test_a_run_that_continues_on_another_machine_keeps_its_precision(small, tmp_path, monkeypatch, capsys):
+    def save_and_stop(self, model, progress, save=runner.Resume.save):
+        save(self, model, progress)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        on_a_machine_that_prefers("mixed_float16", patch)
+        patch.setattr(runner.Resume, "save", save_and_stop)
+        runner.run(small, options(tmp_path))
+    runner.run(small, options(tmp_path, dry_run=True))
+    assert "continues in mixed_float16, as it began; `--precision auto` chooses float32" in capsys.readouterr().out
+    record = runner.run(small, options(tmp_path))
+    assert record["precision"] == record["config"]["precision"] == "mixed_float16" and record["epochs"] == 2
+    assert capsys.readouterr().out.count("continues in mixed_float16") == 1
+    assert runner.run(small, options(tmp_path))["run_id"] == record["run_id"]  # finished, on either machine
+    assert runner.run(small, options(tmp_path, fresh=True))["precision"] == "float32"
+
+
+def test_a_precision_stands_in_names_where_it_is_given_and_is_no_override_in_tables(small, tmp_path):
+    record = runner.run(small, options(tmp_path, precision="mixed_bfloat16"))
+    assert "_precision=mixed_bfloat16_" in record["run_id"]
+    with open(tmp_path / "results" / "results.csv") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["precision"], row["overrides"]) == ("mixed_bfloat16", "epochs=2, limit=24")
 
 
 def test_a_run_under_way_is_not_started_twice(root):
@@ -209,7 +264,7 @@ def test_transfer_from_a_saved_backbone_is_part_of_the_name(root):
     runner.run(tuned, options(root))
     path = root / "model_cp" / "exp3_shapes_demo_epochs=2_limit=24.model.keras"
     record = runner.run(frozen, options(root, weights=str(path)))
-    assert record["weights"].startswith("exp3_shapes_demo_epochs=2_limit=24-")
+    assert record["weights"].startswith("exp3_shapes_demo-")
     assert f"weights={record['weights']}" in record["run_id"]
 
 
@@ -278,13 +333,18 @@ def test_a_baseline_from_scratch_ignores_the_given_weights(root):
     moved = runner.run(transfer, options(root, variant="probe_50", **classes))
     assert source["weights"] == scratch["weights"] == "none" and "weights" not in scratch["config"]["overrides"]
     assert moved["weights"].startswith("exp4_shapes") and moved["config"]["dataset"] == "shapes-ring+star+tee"
+    assert moved["config"]["classes"] == ["ring", "star", "tee"]
+    older = json.loads(json.dumps(moved))
+    del older["config"]["classes"]  # which versions before did not record
+    results.write(root, older)
+    assert runner.run(transfer, options(root, variant="probe_50", **classes))["run_id"] == moved["run_id"]
     (summary,) = (root / "results").glob("exp9_shapes-ring*.md")
     assert "from scratch" in summary.read_text() and "paired t" not in summary.read_text()  # one seed
 
 
 def test_a_network_that_must_be_moved_from_somewhere_says_from_where(tmp_path):
     transfer = experiment_of(next(path for path in FILES if path.stem.startswith("exp9")))
-    with pytest.raises(ConfigError, match=r"--weights.*exp4_scratch\.py"):
+    with pytest.raises(ConfigError, match=r"--weights.*model_cp/<run's name>\.model\.keras"):
         runner.run(transfer, options(tmp_path, variant="probe", budget="full", dataset="shapes"))
 
 

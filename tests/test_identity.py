@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from test_experiments import FILES, experiment_of
 
-from cifar_keras import runner
+from cifar_keras import job
 from cifar_keras.config import RunConfig
 from cifar_keras.options import Options
 from cifar_keras.utils.paths import PROJECT, Paths
@@ -44,11 +44,11 @@ def test_a_stored_run_has_the_same_name_and_identity_today(stored, tmp_path, mon
     config = stored["config"]
     data = SimpleNamespace(slug=config["dataset"], fingerprint=config["fingerprint"])
     data.train, data.with_per_class = np.empty(stored["train_images"]), lambda *_, **__: data
-    monkeypatch.setattr(runner, "load", lambda *_, **__: data)
-    monkeypatch.setattr(runner, "resolve", lambda *_, **__: (config["weights"], None))
-    job = runner.prepare(experiment_of_then(config["experiment"]), options_of(config, tmp_path))
-    assert job.config.identity == canonical(config)
-    assert job.paths.stem == stored["run_id"].rpartition("_")[0]
+    monkeypatch.setattr(job, "load", lambda *_, **__: data)
+    monkeypatch.setattr(job, "resolve", lambda *_, **__: (config["weights"], None))
+    prepared = job.prepare(experiment_of_then(config["experiment"]), options_of(config, tmp_path))
+    assert prepared.config.identity == canonical(config)
+    assert prepared.paths.stem == stored["run_id"].rpartition("_")[0]
 
 
 def test_a_record_s_configuration_gives_back_its_identity_and_name():

@@ -25,6 +25,8 @@ ORDER = {
         *("elsewhere", "", "analyse"),
     ),
     "report": ("table", "summary_plots", "summary", "comparison", "conclusions", "page"),
+    "job": (),
+    "outcome": (),
     "runner": (),
     "commands": ("doctor", "predict", "evaluate", "study"),
     "cli": (),
@@ -38,7 +40,7 @@ WITHOUT_TENSORFLOW = (
     *("report.table", "report.summary", "report.comparison", "report.conclusions", "report.page", "commands.study"),
 )
 CONVERTERS = ("saved.resizing", "saved.export")
-ONLY_KERAS = ("models.", "training.optim", "training.train", "training.features", "saved.", "runner")
+ONLY_KERAS = ("models.", "training.optim", "training.train", "training.features", "saved.", "job", "outcome", "runner")
 
 
 @functools.cache

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from test_config import config
 
-from cifar_keras import metrics, runner
+from cifar_keras import metrics, outcome
 from cifar_keras.config import ConfigError, Limits
-from cifar_keras.data import load
+from cifar_keras.data import load, options_of
 from cifar_keras.data.base import Dataset, Split
 from cifar_keras.data.shapes import COLOURS
 
@@ -37,6 +38,21 @@ def test_names_that_are_no_file_names_become_a_digest():
     names = ("a/b", "c d", "e", "f")
     whole = Dataset("odd", "odd", "0" * 64, names, random, random, random)
     assert whole.only(("a/b", "e")).slug.startswith("odd-2classes-")
+
+
+@pytest.mark.parametrize(
+    ("slug", "recorded", "names", "expected"),
+    [
+        ("cifar10", None, "ab", ("cifar10", None)),
+        ("shapes-ring+star", ["ring", "star"], ["ring", "star"], ("shapes", ["ring", "star"])),
+        ("pets-a1b2c3-ring+star", ["ring", "star"], ["ring", "star"], (None, ["ring", "star"])),
+        ("shapes-ring+star", None, ["ring", "star"], ("shapes", ["ring", "star"])),  # as older versions recorded it
+        ("cifar10-jpeg-ring+star", None, ["ring", "star"], (None, ["ring", "star"])),
+        ("imagenet-100classes-a1b2c3", None, [f"c{i}" for i in range(100)], (None, None)),
+    ],
+)
+def test_the_options_that_chose_a_runs_data_are_known_from_its_record(slug, recorded, names, expected):
+    assert options_of(config(dataset=slug, classes=recorded), names) == expected
 
 
 def test_labelled_images_are_drawn_by_the_seed_evenly_and_nested(shapes):
@@ -79,9 +95,9 @@ def test_coarse_accuracy_sums_the_probabilities_of_a_superclass():
 
 
 def test_the_superclass_of_every_class_is_read_from_the_data(hundred):
-    np.testing.assert_array_equal(runner.superclass_of(hundred), np.arange(100) // 5)
+    np.testing.assert_array_equal(outcome.superclass_of(hundred), np.arange(100) // 5)
     few = load("shapes100", limits=Limits(30, 24, 40))  # val lacks classes that test has
-    np.testing.assert_array_equal(runner.superclass_of(few), np.where(np.arange(100) < 40, np.arange(100) // 5, -1))
+    np.testing.assert_array_equal(outcome.superclass_of(few), np.where(np.arange(100) < 40, np.arange(100) // 5, -1))
 
 
 def test_accuracy_by_class():

@@ -121,6 +121,24 @@ def test_names_that_weights_get(tmp_path):
         weights.resolve("imagenet", MODELS["scratch_cnn"], data_dir=None)
 
 
+def test_names_stay_short_however_often_weights_are_handed_on(tmp_path):
+    plain = {"number": 9, "dataset": "cifar100", "variant": "finetune_1000", "seed": 4}
+    path = tmp_path / "exp4_cifar10-jpeg_quick_seed4_epochs=6_limit=15000.model.keras"
+    given = set()
+    for content in b"abcde":
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes([content]))
+        name, _ = weights.resolve(str(path), MODELS["transferred_cnn"], data_dir=None)
+        given.add(name)
+        paths = Paths.of(config(**plain, weights=name, overrides={"weights": name}), tmp_path)
+        named = (value for value in vars(Paths).values() if isinstance(value, property))
+        files = [*(one.fget(paths) for one in named), paths.figure("confusion")]
+        files += paths.of_run(f"{paths.stem}_20260101T000000Z")
+        assert max(len(file.name) for file in files) < 100
+        path = paths.keras
+    assert len(given) == 5
+
+
 def test_imagenet_weights_are_found_in_the_data_folder_and_checked(monkeypatch, tmp_path):
     path = tmp_path / "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
     path.write_bytes(b"x")

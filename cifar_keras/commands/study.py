@@ -18,7 +18,6 @@ from cifar_keras.utils.files import write_text
 from cifar_keras.utils.paths import PROJECT
 from cifar_keras.utils.text import AHEAD, duration
 
-STUDY = (1, 2, 3, 4)  # the numbers of the experiments that make up the study
 SOME_FAILED, ALL_FAILED = 1, 3
 STOPPED = tuple(128 + number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM))
 ENDING = (*STOPPED, HeldError.exit_code)  # after which a series goes no further: where one run is held, so are others
@@ -67,8 +66,8 @@ def experiments(folder=PROJECT / "experiments"):
 
 
 def study_entries(folder=PROJECT / "experiments"):
-    """Those of the four experiments that the study compares."""
-    return [entry for entry in experiments(folder) if entry.number in STUDY]
+    """The experiments that the study compares, by number."""
+    return [entry for entry in experiments(folder) if entry.experiment.part_of_study]
 
 
 def _entry(path):
@@ -180,8 +179,8 @@ def study(arguments, *, root, budget="full", folder=PROJECT / "experiments"):
         folder: where the experiments are.
     Returns: exit code, see `combined`. A signal also ends the study, without tables.
     """
-    entries = experiments(folder)
-    chosen = [entry_named(number, entries) for number in STUDY]
+    if not (chosen := study_entries(folder)):
+        raise ConfigError(f"{folder} must hold experiments with `part_of_study=True`. Received: none.")
     plan = planned_seconds(chosen, results.read(root), budget)
     jobs = [(entry.key, entry.question, entry.path, arguments) for entry in chosen]
     codes = series("study", jobs, plan, speed=1.0)

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from tqdm import tqdm
 
 from cifar_keras import results
 from cifar_keras.config import ConfigError, Limits, RunConfig
-from cifar_keras.data import NAMES, load
+from cifar_keras.data import load, options_of
 from cifar_keras.data.base import Dataset, Split, at_most, digests, take
 from cifar_keras.data.pipeline import evaluation_pipeline
 from cifar_keras.explain.activations import activations
@@ -267,9 +266,8 @@ def images_of(record, config, *, dataset, data_dir):
 
     Raises: ConfigError where the images are on a folder that is not named, or are others.
     """
-    subset = re.fullmatch(r"(.+?)-([^-]*\+.*|\d+classes-\w{6})", config.dataset)
-    known = subset[1] if subset else config.dataset
-    if dataset is None and known not in NAMES:
+    known, classes = options_of(config, record["class_names"])
+    if dataset is None and known is None:
         raise ConfigError(
             f"`--dataset` must name the folder of {record['dataset']}, as {record['run_id']} used it. Received: none."
         )
@@ -277,7 +275,7 @@ def images_of(record, config, *, dataset, data_dir):
         dataset or known,
         data_dir=data_dir,
         image_size=config.overrides.get("image-size"),
-        classes=",".join(record["class_names"]) if subset else None,
+        classes=",".join(classes) if classes else None,
         limits=Limits(**config.limits),
         skip_unreadable="skipped" in record,
     )

@@ -1,4 +1,4 @@
-"""Where a backbone's weights come from, and how they enter it."""
+"""Where a backbone's weights come from, and how they are loaded into it."""
 
 import hashlib
 import re
@@ -20,9 +20,9 @@ class Published:
     """A published file of weights.
 
     Attributes:
-        url: where it is.
-        checksum: MD5 or SHA-256 in hex digits, as its publisher states it.
-        name: under which it is looked for and cached.
+        url: its address.
+        checksum: MD5 or SHA-256 in hex digits, as the publisher states it.
+        name: the file name that is searched for and cached.
     """
 
     url: str
@@ -31,7 +31,7 @@ class Published:
 
     @property
     def algorithm(self):
-        """The checksum's, as hashlib calls it."""
+        """The checksum's algorithm, by its name in hashlib."""
         return {32: "md5", 64: "sha256"}[len(self.checksum)]
 
 
@@ -51,16 +51,18 @@ IMAGENET = {
     ),
 }
 
+NAME_LENGTH = 16  # characters of a file's name: these too may name weights, and the hex digits tell files apart
+
 
 def resolve(asked, row, *, data_dir):
-    """Finds the weights that a run starts from, before anything is built.
+    """Finds the weights that a run starts from, before any model is built.
 
     Args:
-        asked: 'imagenet', 'none', 'source' (of a row that calls for a model trained here, which nobody has named),
-            a path, or None for what the row calls for.
+        asked: 'imagenet', 'none', a path, 'source' (the row calls for a model trained here, and none was named), or
+            None for what the row calls for.
         row: `zoo.ModelRow`.
         data_dir: searched first, may be None.
-    Returns: `(name, path)`: the name for tables and file names, and the file or None.
+    Returns: `(name, path)`: the name for tables and file names, and the file, or None where there is none.
     Raises: ConfigError if the file is missing, or ImageNet weights don't exist or can't be had.
     """
     asked = asked or row.weights
@@ -71,8 +73,7 @@ def resolve(asked, row, *, data_dir):
     if asked == "source":
         raise ConfigError(
             f"`--weights` must name the model that {row.name!r} starts from: one trained here with backbone "
-            f"{row.backbone!r}, for example model_cp/exp4.model.keras, which `python experiments/exp4_scratch.py` "
-            "makes. Received: nothing."
+            f"{row.backbone!r}, as experiments leave it in model_cp/<run's name>.model.keras. Received: nothing."
         )
     path = Path(asked).expanduser()
     if not path.is_file():
@@ -81,13 +82,13 @@ def resolve(asked, row, *, data_dir):
             f"Received: {asked!r}, no such file."
         )
     name = path.name.removesuffix(path.suffix).removesuffix(".model")
-    return f"{name}-{sha256(path)[:6]}", path
+    return f"{name[:NAME_LENGTH]}-{sha256(path)[:6]}", path
 
 
 def imagenet(backbone, *, data_dir):
-    """The ImageNet weights' file, downloaded into the Keras cache if it is nowhere.
+    """The file of ImageNet weights, downloaded into the Keras cache if it is not found.
 
-    Raises: ConfigError if the backbone has none, or there is neither file nor network.
+    Raises: ConfigError if the backbone has none, or if there is neither a file nor a network.
     """
     if backbone not in IMAGENET:
         raise ConfigError(
@@ -101,7 +102,7 @@ def imagenet(backbone, *, data_dir):
         return Path(keras.utils.get_file(file.name, file.url, cache_subdir="models", file_hash=file.checksum))
     except Exception as error:  # Keras raises a bare Exception without network
         raise ConfigError(
-            f"The ImageNet weights of {backbone} are neither here nor can they be downloaded ({error}). "
+            f"The ImageNet weights of {backbone} were not found and could not be downloaded ({error}). "
             f"Put the file from {file.url} ({file.algorithm.upper()} {file.checksum}), named {file.name}, into "
             f"{keras_cache('models')}, into `--data-dir DIR` or into the folder that CIFAR_KERAS_DATA names. "
             "Without it: `--weights none` (random weights), or `--weights FILE` "
@@ -110,34 +111,34 @@ def imagenet(backbone, *, data_dir):
 
 
 def find_imagenet(backbone, *, data_dir):
-    """The first file of that name among the places, unchecked, or None."""
+    """The first file of that name in the searched folders, unchecked, or None."""
     paths = (folder / IMAGENET[backbone].name for folder in places(data_dir, "models"))
     return next((path for path in paths if path.is_file()), None)
 
 
 def checked(path, published):
-    """Returns the path of a file with the checksum of this `Published` one.
+    """Returns the path if the file has the checksum of this `Published` one.
 
-    Raises: ConfigError if it has another.
+    Raises: ConfigError if it has another checksum.
     """
     with open(path, "rb") as file:
         received = hashlib.file_digest(file, published.algorithm).hexdigest()
     if received != published.checksum:
         raise ConfigError(
             f"{path} must be the published file, {published.algorithm.upper()} {published.checksum}. "
-            f"Received: {received}. Get it anew from {published.url}."
+            f"Received: {received}. Download it again from {published.url}."
         )
     return path
 
 
 def load_backbone(model, path):
-    """Copies the backbone's weights from a file into a model; the head stays as it was initialised.
+    """Copies the backbone's weights from a file into a model; the head keeps its initial weights.
 
     Args:
         model: from `zoo.build`.
-        path: a Keras `..._notop.h5`, a complete or weights-alone `.h5`, a `.keras` saved by this project, or a
-            torchvision ResNet's `.safetensors`.
-    Raises: ConfigError naming the first layer that differs.
+        path: a Keras `..._notop.h5`, an `.h5` with a model or only its weights, a `.keras` saved by this project, or
+            a torchvision ResNet's `.safetensors`.
+    Raises: ConfigError that names the first layer that differs.
     """
     stored = READERS.get(path.suffix, _from_h5)(path)
     wanted = backbone_layers(model)
@@ -168,7 +169,7 @@ def _from_keras(path):
 
 
 def _from_h5(path):
-    """The weights by layer name of an `.h5`, complete or weights alone (Keras 2 and 3 lay them out alike)."""
+    """The weights by layer name of an `.h5`, with a model or only weights (Keras 2 and 3 have the same layout)."""
     try:
         with h5py.File(path) as file:
             group = file.get("model_weights", file)
@@ -180,7 +181,7 @@ def _from_h5(path):
 
 
 def _from_safetensors(path):
-    """The weights by our layers' names of a ResNet in torchvision's form."""
+    """The weights of a torchvision ResNet, by the names of our layers."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -193,16 +194,16 @@ def _from_safetensors(path):
 
 
 def from_torchvision(tensors):
-    """Renames and turns a torchvision ResNet's weights into those of `blocks.resnet18`.
+    """Converts a torchvision ResNet's weights to those of `blocks.resnet18`: names and order of axes.
 
-    `layer1.0.conv1` is `stage1_0_conv1`, `layer2.0.downsample.0` and `.1` are `stage2_0_shortcut` and its `_bn`.
-    Kernels are (out, in, height, width) there and (height, width, in, out) here; BatchNorm's `weight`, `bias`,
-    `running_mean` and `running_var` are gamma, beta, moving mean and variance. The classifier `fc` is left out.
+    `layer1.0.conv1` becomes `stage1_0_conv1`; `layer2.0.downsample.0` and `.1` become `stage2_0_shortcut` and its
+    `_bn`. Kernels are (out, in, height, width) there and (height, width, in, out) here. BatchNorm's `weight`, `bias`,
+    `running_mean` and `running_var` are gamma, beta, moving mean and variance. The classifier `fc` is dropped.
 
     Args:
         tensors: NumPy arrays by torchvision's names.
     Returns: lists of arrays in the order of our layers' weights, by layer name.
-    Raises: KeyError naming the first tensor that a BatchNorm lacks.
+    Raises: KeyError that names the first tensor missing from a BatchNorm.
     """
     found = {}
     for name in sorted(tensors):

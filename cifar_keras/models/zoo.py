@@ -1,6 +1,7 @@
 """MODELS: the models side by side, one row each, and the one builder that reads the columns."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 import keras
@@ -153,6 +154,13 @@ def set_trainable(model, row, *, freeze_backbone):
             layer.trainable = True  # it follows the batch, but
             for variable in layer.trainable_variables:  # neither scale nor shift is trained
                 variable.trainable = False
+
+
+def parameter_counts(model, row, training):
+    """Total parameters, and those that some stage trains."""
+    set_trainable(model, row, freeze_backbone=all(stage.freeze_backbone for stage in training.stages))
+    sizes = [math.prod(variable.shape) for variable in model.trainable_variables]
+    return {"parameters": model.count_params(), "parameters_trainable": sum(sizes)}
 
 
 def _trains(name, trainable):

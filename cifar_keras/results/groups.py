@@ -155,7 +155,8 @@ def recipe(row):
     """All that may not differ within a group besides the seed, as text."""
     config = row.get("config") or {column: row.get(column) for column in CONFIGURATION}
     data = (row["fingerprint"], row.get("test_n"), row["overrides"])
-    return json.dumps([*data, {**config, "seed": None}], sort_keys=True)
+    stated = dict.fromkeys(("seed", "overrides", "classes"))  # `data` has the last two; older runs lack `classes`
+    return json.dumps([*data, config | stated], sort_keys=True)
 
 
 def minutes(group):

@@ -56,7 +56,7 @@ class Progress:
 
 
 class Resume:
-    """The folder that holds what resuming needs; `state.json` is written last and says which weights belong to it."""
+    """The folder with all that resuming needs. `state.json` is written last and names the weights that belong to it."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -74,9 +74,15 @@ class Resume:
         if progress.identity != identity:
             raise ConfigError(
                 f"{self.folder} holds an interrupted run of the same name with another configuration "
-                f"({_difference(progress.identity, identity)}). Use `--fresh` to start over, or the options of then."
+                f"({_difference(progress.identity, identity)}). Use `--fresh` to start over, or the earlier options."
             )
         return progress
+
+    def begun(self):
+        """The configuration of the interrupted run, as a dict; None if there is none."""
+        if not self.state.is_file():
+            return None
+        return json.loads(json.loads(self.state.read_text(encoding="utf-8"))["identity"])
 
     def last(self, epochs):
         """The path of the weights and optimiser state after that many epochs."""
@@ -87,7 +93,7 @@ class Resume:
         return self.folder / f"best-{epochs:04d}.weights.h5"
 
     def save(self, model, progress):
-        """Writes the state after an epoch; a kill in between leaves the epoch before."""
+        """Writes the state after an epoch; a kill midway leaves that of the epoch before."""
         with replacing(self.last(progress.epochs)) as temporary:
             model.save_weights(temporary)
         if progress.best_epoch == progress.epochs:
@@ -99,7 +105,7 @@ class Resume:
             file.unlink()
 
     def note(self, progress):
-        """Writes how far the run has come; the weights that belong to it are there already."""
+        """Writes how far the run has come. The weights that belong to it must exist already."""
         write_json(self.state, progress.__dict__)
 
     def load_best(self, model, progress):
@@ -107,7 +113,7 @@ class Resume:
         _alone(model).load_weights(self.best(progress.best_epoch))
 
     def clear(self):
-        """Removes the folder, when the run is done or `--fresh` starts over; state first, lest a kill leave half."""
+        """Removes the folder when the run is done or `--fresh` starts over. The state goes first, in case of a kill."""
         self.state.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""Where artifacts lie: `stem` is the only maker of names, and nothing ever parses one."""
+"""Where artifacts are stored. `stem` alone makes names, and nothing parses one."""
 
 import os
 from dataclasses import dataclass
@@ -8,18 +8,18 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 
 def keras_cache(kind):
-    """Where Keras keeps its 'datasets' or 'models'; asking Keras itself would load TensorFlow."""
+    """Where Keras caches its 'datasets' or 'models'. Asking Keras itself would load TensorFlow."""
     return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / kind
 
 
 def places(data_dir, kind):
-    """The folders in which a published file is looked for, in order: `--data-dir`, CIFAR_KERAS_DATA, Keras' cache."""
+    """The folders that are searched for a published file, in order: `--data-dir`, CIFAR_KERAS_DATA, Keras' cache."""
     given = (data_dir, os.environ.get("CIFAR_KERAS_DATA"))
     return [*(Path(place).expanduser() for place in given if place), keras_cache(kind)]
 
 
 def suffix(config):
-    """What distinguishes a run from `cifar10`, variant `best`, budget `full`, seed 0: empty for that one.
+    """How a run differs from `cifar10`, variant `best`, budget `full`, seed 0; empty for that one.
 
     >>> suffix(...)  # exp4 on the JPEG images, quick, three epochs
     '_cifar10-jpeg_quick_epochs=3'
@@ -35,13 +35,13 @@ def suffix(config):
 
 
 def stem(config):
-    """The run's name without its time: `exp4`, `exp4_cifar10-jpeg_quick`."""
+    """The run's name without its start time: `exp4`, `exp4_cifar10-jpeg_quick`."""
     return f"exp{config.number}{suffix(config)}"
 
 
 @dataclass(frozen=True)
 class Paths:
-    """Every path that a run with this name writes, below one root."""
+    """Every path that a run writes, below one root."""
 
     root: Path
     stem: str
@@ -93,7 +93,7 @@ class Paths:
         return self.root / "results" / "predictions"
 
     def of_run(self, run_id):
-        """The files that carry a run's own name: its record and its predictions."""
+        """The files named after a run id: its record and its predictions."""
         return self.runs / f"{run_id}.json", self.predictions / f"{run_id}.npz"
 
     @property
@@ -105,7 +105,7 @@ class Paths:
         return self.root / "results" / "results.csv"
 
     def artifacts(self):
-        """What the run leaves behind, by what it is."""
+        """The files that a run leaves, by what they are."""
         return {
             "checkpoint": self.keras,
             "architecture": self.architecture,
