@@ -54,7 +54,7 @@ def test_help_shows_the_question_and_every_option():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "text"),
     [
         (("--variant", "x"), "choose from best, published, all"),
         (("--budget", "x"), "full"),
@@ -67,10 +67,10 @@ def test_help_shows_the_question_and_every_option():
         (("--unknown",), "--unknown"),
     ],
 )
-def test_a_bad_option_lists_the_choices_and_exits_with_2(arguments, said):
+def test_a_bad_option_lists_the_choices_and_exits_with_2(arguments, text):
     done = call(EXP3, *arguments)
     assert done.returncode == 2
-    assert said in done.stderr and "Traceback" not in done.stderr
+    assert text in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_bad_dataset_is_one_sentence(tmp_path):
@@ -121,10 +121,10 @@ def test_exit_codes_without_stack_traces(error, code, capsys):
     def failing():
         raise error
 
-    for goes_on in (True, False):
-        assert guarded(failing, goes_on=goes_on) == code
+    for resumable in (True, False):
+        assert guarded(failing, resumable=resumable) == code
         err = capsys.readouterr().err
-        assert "Traceback" not in err and ("goes on" in err) == (goes_on and code == 130)
+        assert "Traceback" not in err and ("continues" in err) == (resumable and code == 130)
 
 
 def test_only_what_deviates_becomes_part_of_a_name():

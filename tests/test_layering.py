@@ -118,4 +118,4 @@ def test_no_function_is_longer_than_a_screen():
     for name, tree in modules():
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef):
-                assert node.end_lineno - node.lineno < 60, f"{name}.{node.name}"
+                assert node.end_lineno - node.lineno < 45, f"{name}.{node.name}"
