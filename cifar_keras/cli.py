@@ -13,13 +13,12 @@ import signal
 import sys
 import traceback
 
-import cifar_keras
 from cifar_keras.config import CifarKerasError
 from cifar_keras.options import Options, add_options, positive
-from cifar_keras.utils import runtime
-from cifar_keras.utils.paths import PROJECT
+from cifar_keras.utils import runtime, system
 from cifar_keras.utils.text import printable
 
+BROKEN_PIPE = 141  # 128 + SIGPIPE, which Windows lacks
 RESUMES = "the same command, without `--fresh`, continues after the last finished epoch"
 LOADING = ("scaling", "image_size", "class_names")  # options of `inference.load`
 EXPORTS = ("onnx", "onnx-int8", "litert", "litert-int8")
@@ -40,6 +39,7 @@ def main(experiment, arguments=None):
         arguments: list of strings; default `sys.argv[1:]`.
     Raises: SystemExit with the exit code (docs/usage.md).
     """
+    system.escape_unknown_characters()
     arguments = sys.argv[1:] if arguments is None else arguments
     document = sys.modules["__main__"].__doc__ or ""
     parser = argparse.ArgumentParser(
@@ -88,9 +88,13 @@ def each(experiment, arguments, *, variants, seeds):
     """Starts one process per variant and seed: within a process, the memory of a trained model is never freed."""
     from cifar_keras.commands import study
 
-    file = PROJECT / "experiments" / f"{experiment.key}.py"
     jobs = [
-        (experiment.key, f"{variant}, seed {seed}", file, [*arguments, "--variant", variant, "--seed", str(seed)])
+        (
+            experiment.key,
+            f"{variant}, seed {seed}",
+            sys.argv[0],
+            [*arguments, "--variant", variant, "--seed", str(seed)],
+        )
         for variant, seed in itertools.product(variants, seeds)
     ]
     return study.combined(study.series("runs", jobs, plan=[1] * len(jobs)))
@@ -116,7 +120,7 @@ def guarded(function, *, verbose=False, resumable=False):
         return 130
     except BrokenPipeError:  # whoever read our output has gone, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        return BROKEN_PIPE
     except Exception as error:
         if verbose:
             traceback.print_exc()
@@ -135,8 +139,10 @@ def command(arguments=None):
 
     Raises: SystemExit with the exit code.
     """
+    system.escape_unknown_characters()
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(prog="cifar-keras", description=cifar_keras.__doc__, allow_abbrev=False)
+    text = "Compares four models on CIFAR-10, and uses, explains and exports saved models."
+    parser = argparse.ArgumentParser(prog="cifar-keras", description=text, allow_abbrev=False)
     parser.set_defaults(verbose=False, resumable=False, arguments=arguments[1:])
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     for add in VERBS:

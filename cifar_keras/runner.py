@@ -38,7 +38,7 @@ from cifar_keras.saved import artifacts
 from cifar_keras.saved.inference import augmented_probabilities, probabilities
 from cifar_keras.training import features, tensorboard
 from cifar_keras.training.train import Follow, Resume, evaluation_batch, fit
-from cifar_keras.utils import runtime
+from cifar_keras.utils import runtime, system
 from cifar_keras.utils.files import lock, sweep
 from cifar_keras.utils.paths import Paths, stem
 from cifar_keras.utils.text import duration
@@ -246,7 +246,7 @@ def conclude(job, model, progress):
     if config.training.test_time_augmentation:
         augmented = augmented_probabilities(model, dataset.test.images, batch_size=batch)
         record["tta_accuracy"] = metrics.accuracy(dataset.test.labels, augmented)
-    record["peak_memory_mb"] = runtime.peak_memory_mb()
+    record["peak_memory_mb"] = system.peak_memory_mb()
     return record, scored["test"]
 
 

@@ -249,7 +249,7 @@ def test_collate_writes_only_when_asked_and_then_nothing_is_stale(tmp_path, caps
 
 def test_readme_and_docstrings_never_take_results_from_elsewhere(tmp_path):
     folder = project(tmp_path, exp1="")
-    with pytest.raises(ConfigError, match="`--write` takes the project's own results"):
+    with pytest.raises(ConfigError, match="`--write` needs the project's own results"):
         study.collate(tmp_path / "demo", write=True, folder=folder)
 
 
