@@ -26,7 +26,7 @@ EXPORTS = ("onnx", "onnx-int8", "litert", "litert-int8")
 MODEL = "a {} file, a run id, or an experiment (its newest model)"
 ANY_MODEL = MODEL.format(".keras, .h5, .onnx or .tflite")
 WEIGHTS = "the weights, if MODEL is a .json"
-RUN = "a run id, an experiment (its newest run), or a saved model (without a run, it needs --dataset)"
+RUN = "a run id, an experiment (its newest run), or a saved model"
 IMAGES_OF_RUN = "the images; needed for runs on a folder, and for models without a run"
 CLASS_NAMES = "the classes in the order of the outputs: a,b,c or a file with one name per line"
 
@@ -88,15 +88,10 @@ def each(experiment, arguments, *, variants, seeds):
     """Starts one process per variant and seed: within a process, the memory of a trained model is never freed."""
     from cifar_keras.commands import study
 
-    jobs = [
-        (
-            experiment.key,
-            f"{variant}, seed {seed}",
-            sys.argv[0],
-            [*arguments, "--variant", variant, "--seed", str(seed)],
-        )
-        for variant, seed in itertools.product(variants, seeds)
-    ]
+    jobs = []
+    for variant, seed in itertools.product(variants, seeds):
+        own = [*arguments, "--variant", variant, "--seed", str(seed)]
+        jobs.append((experiment.key, f"{variant}, seed {seed}", sys.argv[0], own))
     return study.combined(study.series("runs", jobs, plan=[1] * len(jobs)))
 
 
@@ -225,10 +220,9 @@ def _explain(verbs):
         return 0
 
     verb = _verb(verbs, run, "explain", "where a model fails, what it looks at, how well calibrated it is")
-    verb.add_argument("name", metavar="RUN", help=RUN)
-    verb.add_argument(
-        "--layer", metavar="NAME", help="layer for Grad-CAM (default: the last one with height and width)"
-    )
+    verb.add_argument("name", metavar="RUN", help=f"{RUN} (needs --dataset if it belongs to no run)")
+    text = "layer for Grad-CAM (default: the last one with height and width)"
+    verb.add_argument("--layer", metavar="NAME", help=text)
     _add_loading(verb)
     verb.add_argument("--dataset", metavar="NAME|DIR", help=IMAGES_OF_RUN)
     add_options(verb, only=("data_dir", "skip_unreadable", "root", "verbose"))

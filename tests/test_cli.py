@@ -17,7 +17,9 @@ EXP3 = str(PROJECT / "experiments" / "exp3_finetune.py")
 
 
 def call(*arguments, **environment):
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd="/", **environment)
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, cwd=os.path.abspath(os.sep), **environment
+    )
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,8 @@ def nothing_here(monkeypatch, tmp_path):
     """A home without data, weights or caches."""
     for name in ("KERAS_HOME", "CIFAR_KERAS_DATA", "CIFAR_KERAS_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
 
 
 def plant(folder, name, monkeypatch):

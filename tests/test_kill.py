@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -19,6 +18,8 @@ from PIL import Image
 
 from cifar_keras import results
 from cifar_keras.results.groups import read_csv
+
+resource = pytest.importorskip("resource")  # Windows has neither it nor these signals
 
 CHILD = Path(__file__).with_name("killed_run.py")
 PHASES = ("data", "model", "stage 1", "stage 2", "validation", "epoch's state", "artifacts", "results")

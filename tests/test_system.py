@@ -16,9 +16,9 @@ import os, signal, sys
 for name in ("fcntl", "grp", "pwd", "resource", "termios"):
     sys.modules[name] = None  # importing it fails
 for name in ("SIGALRM", "SIGCHLD", "SIGHUP", "SIGKILL", "SIGPIPE", "SIGQUIT", "SIGUSR1"):
-    delattr(signal, name)
+    hasattr(signal, name) and delattr(signal, name)
 for name in ("fork", "getuid", "geteuid", "getpgid", "killpg", "nice", "sched_getaffinity", "setsid", "sysconf"):
-    delattr(os, name)
+    hasattr(os, name) and delattr(os, name)
 """
 EVERYTHING = """
 import importlib, json, pathlib, pkgutil
@@ -40,7 +40,7 @@ recipe = Training("scratch_cnn", (Stage(1, 1e-3),))
 options = ["--dataset", "shapes", "--limit", "8", "--epochs", "1", "--batch-size", "8", "--root", "."]
 called(cli.main, Experiment(4, "scratch", {"best": recipe}, published={"test": 0.5}), options)
 (record,) = pathlib.Path("results/runs").glob("*.json")
-assert json.loads(record.read_text())["peak_memory_mb"] is None
+assert json.loads(record.read_text())["peak_memory_mb"] is None or os.name == "nt"
 called(cli.command, ["compare", "results/results.csv"])
 (model,) = pathlib.Path("model_cp").glob("*.keras")
 from cifar_keras.data import shapes

@@ -88,9 +88,9 @@ def _umask():
 
 
 def write_text(path, text):
-    """Writes UTF-8 text, whole or not at all."""
+    """Writes UTF-8 text, whole or not at all, with the same line ends on every system."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path, value):
