@@ -161,7 +161,7 @@ def test_a_disk_that_is_full_costs_a_sentence_and_no_finished_epoch(whole, tmp_p
         _, error = child.communicate()
     assert child.returncode == 3
     assert error.startswith("error: Could not write ") and error.count("\n") == 1
-    assert "last-0003.weights.h5: File too large. What stood there before is unchanged. Free some space" in error
+    assert "last-0003.weights.h5: File too large. Its former content is unchanged. Free some space" in error
     state = json.loads(next(tmp_path.glob("model_cp/*.resume/state.json")).read_text())
     assert state["epochs"] == 2
     unbroken(tmp_path)

@@ -198,7 +198,7 @@ def study(arguments, *, root, budget="full", folder=EXPERIMENTS):
         collate(root, folder=folder)
     failed = [f"{entry.key} (exit code {code})" for entry, code in zip(chosen, codes, strict=True) if code]
     if failed:
-        print(f"{len(failed)} of {len(chosen)} failed: {', '.join(failed)}; their messages stand above", flush=True)
+        print(f"{len(failed)} of {len(chosen)} failed: {', '.join(failed)}; see their messages above", flush=True)
     return combined(codes)
 
 
