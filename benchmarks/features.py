@@ -32,7 +32,7 @@ def trained(job):
         job: {"experiment", "dataset", "weights", "train", "val", "epochs", "views"}; `views` as in `config.Training`.
     Returns: {"seconds", "extraction", "accuracy", "peak"}: of everything, of the extraction in it, on val, MiB.
     """
-    from cifar_keras.utils import runtime
+    from cifar_keras.utils import runtime, system
 
     runtime.setup()
     import runpy
@@ -60,7 +60,7 @@ def trained(job):
         fit(*parts, training, seed=0, resume=resume, progress=progress)
         seconds = time.perf_counter() - start
     extraction = progress.feature_seconds(cached=False)
-    accuracy, peak = progress.best[0], runtime.peak_memory_mb()
+    accuracy, peak = progress.best[0], system.peak_memory_mb()
     return {"seconds": seconds, "extraction": extraction, "accuracy": accuracy, "peak": peak}
 
 

@@ -24,7 +24,7 @@ from cifar_keras.config import Limits, RunConfig
 from cifar_keras.data import load
 from cifar_keras.utils import runtime
 from cifar_keras.utils.paths import Paths
-from cifar_keras.utils.runtime import cores, cpu_name
+from cifar_keras.utils.system import cores, cpu_name
 
 SIDES = Path(__file__).resolve().parent / "sides.py"
 COLUMNS = ("benchmark", "side", "value", "unit", "ratio", "target", "met", "note")

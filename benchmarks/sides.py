@@ -169,7 +169,7 @@ def torch_train(clock, name, layout):
     import torch
     import torch_models
 
-    from cifar_keras.utils.runtime import cores
+    from cifar_keras.utils.system import cores
 
     torch.set_num_threads(cores())
     recipe = torch_models.RECIPES[name]
@@ -188,7 +188,7 @@ def torch_predict(clock, name, layout, count):
     import torch
     import torch_models
 
-    from cifar_keras.utils.runtime import cores
+    from cifar_keras.utils.system import cores
 
     torch.set_num_threads(cores())
     model = torch_models.NETWORKS[name]().to(memory_format=torch_models.LAYOUTS[layout]).eval()

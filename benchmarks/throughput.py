@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import measure
 from measure import ONLY_FULL, Side, Turn, judged, measured, ratio_of, row
 
-from cifar_keras.utils.runtime import cpu_flags
+from cifar_keras.utils.system import cpu_flags
 
 PYTORCH = "the fastest"
 OURS, ON_BATCH, WITHOUT_ONEDNN = "Keras on TensorFlow, fit", "Keras on TensorFlow, train_on_batch", "oneDNN off, fit"

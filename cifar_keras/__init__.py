@@ -1,1 +1,1 @@
-"""CIFAR study software on Keras 3: four models compared on tf.data pipelines. Start at `zoo.py` and `runner.py`."""
+"""Compares four models on CIFAR-10 with Keras 3. Start reading at `models/zoo.py` and `runner.py`."""

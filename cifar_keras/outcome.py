@@ -14,7 +14,7 @@ from cifar_keras.models.zoo import parameter_counts
 from cifar_keras.saved import artifacts
 from cifar_keras.saved.inference import augmented_probabilities, probabilities
 from cifar_keras.training.train import evaluation_batch
-from cifar_keras.utils import runtime
+from cifar_keras.utils import runtime, system
 
 
 def conclude(job, model, progress):
@@ -49,7 +49,7 @@ def conclude(job, model, progress):
     if config.training.test_time_augmentation:
         augmented = augmented_probabilities(model, dataset.test.images, batch_size=batch)
         record["tta_accuracy"] = metrics.accuracy(dataset.test.labels, augmented)
-    record["peak_memory_mb"] = runtime.peak_memory_mb()
+    record["peak_memory_mb"] = system.peak_memory_mb()
     return record, scored["test"]
 
 

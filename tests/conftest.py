@@ -1,10 +1,10 @@
-"""TensorFlow is set up once, before any test module imports keras; models that are dear to build are shared."""
+"""Sets TensorFlow up once, before any test module imports keras, and holds what several test modules share."""
 
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
-    # A worker and the processes it starts keep to cores of their own: two TensorFlows that share them take far longer.
+    # Each worker and its child processes get their own cores: two TensorFlow processes that share cores are far slower.
     workers, cores = int(os.environ["PYTEST_XDIST_WORKER_COUNT"]), sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[int(worker.removeprefix("gw")) :: workers] or cores)
 

@@ -1,5 +1,7 @@
 """The command line as users meet it."""
 
+import os
+import shutil
 import subprocess
 import sys
 
@@ -9,13 +11,15 @@ from cifar_keras.cli import guarded, main
 from cifar_keras.commands import study
 from cifar_keras.config import ConfigError, Experiment, HeldError, RunFailedError
 from cifar_keras.options import Options, seeds
-from cifar_keras.utils.paths import PROJECT
+from cifar_keras.utils.paths import CHECKOUT, PROJECT, checkout
 
 EXP3 = str(PROJECT / "experiments" / "exp3_finetune.py")
 
 
 def call(*arguments, **environment):
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd="/", **environment)
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, cwd=os.path.abspath(os.sep), **environment
+    )
 
 
 @pytest.mark.parametrize(
@@ -54,7 +58,7 @@ def test_help_shows_the_question_and_every_option():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "text"),
     [
         (("--variant", "x"), "choose from best, published, all"),
         (("--budget", "x"), "full"),
@@ -67,10 +71,10 @@ def test_help_shows_the_question_and_every_option():
         (("--unknown",), "--unknown"),
     ],
 )
-def test_a_bad_option_lists_the_choices_and_exits_with_2(arguments, said):
+def test_a_bad_option_lists_the_choices_and_exits_with_2(arguments, text):
     done = call(EXP3, *arguments)
     assert done.returncode == 2
-    assert said in done.stderr and "Traceback" not in done.stderr
+    assert text in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_bad_dataset_is_one_sentence(tmp_path):
@@ -121,12 +125,89 @@ def test_exit_codes_without_stack_traces(error, code, capsys):
     def failing():
         raise error
 
-    for goes_on in (True, False):
-        assert guarded(failing, goes_on=goes_on) == code
+    for resumable in (True, False):
+        assert guarded(failing, resumable=resumable) == code
         err = capsys.readouterr().err
-        assert "Traceback" not in err and ("goes on" in err) == (goes_on and code == 130)
+        assert "Traceback" not in err and ("continues" in err) == (resumable and code == 130)
 
 
 def test_only_what_deviates_becomes_part_of_a_name():
     assert Options(seed=1, root="elsewhere", fresh=True, data_dir="d").changes() == {}
     assert Options(epochs=3, precision="float32").changes() == {"epochs": 3, "precision": "float32"}
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """Calls Python in an empty folder, with a copy of the package that is in no checkout, as an installed one."""
+    site, folder = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("work")
+    shutil.copytree(PROJECT / "cifar_keras", site / "cifar_keras", ignore=shutil.ignore_patterns("__pycache__"))
+
+    def run(*arguments):
+        environment = os.environ | {"PYTHONPATH": str(site)}
+        line = [sys.executable, *arguments]
+        return subprocess.run(line, env=environment, cwd=folder, capture_output=True, text=True)
+
+    run.folder = folder
+    return run
+
+
+def test_a_checkout_holds_experiments_and_pyproject(tmp_path):
+    assert CHECKOUT == PROJECT == checkout(PROJECT / "cifar_keras" / "utils" / "paths.py")
+    file = tmp_path / "site-packages" / "cifar_keras" / "utils" / "paths.py"
+    assert checkout(file) is None
+    (tmp_path / "site-packages" / "experiments").mkdir(parents=True)
+    assert checkout(file) is None  # anybody's package may be called so
+    (tmp_path / "site-packages" / "pyproject.toml").touch()
+    assert checkout(file) == tmp_path / "site-packages"
+
+
+@pytest.mark.parametrize(
+    "arguments", [("list",), ("run", "exp4"), ("study", "--budget", "demo"), ("collate",)], ids=str
+)
+def test_installed_what_needs_the_experiments_asks_for_a_checkout(arguments, installed):
+    done = installed("-m", "cifar_keras", *arguments)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert str(installed.folder / "experiments") in done.stderr and "repository" in done.stderr
+    assert not any(installed.folder.iterdir())
+
+
+def test_installed_the_experiments_of_the_current_folder_are_used(installed):
+    shutil.copytree(PROJECT / "experiments", installed.folder / "experiments")
+    try:
+        done = installed("-m", "cifar_keras", "list")
+        assert done.returncode == 0 and "exp4_scratch" in done.stdout, done.stderr
+        done = installed("-m", "cifar_keras", "run", "exp3", "--variant", "x")
+        assert done.returncode == 2 and "choose from best" in done.stderr
+    finally:
+        shutil.rmtree(installed.folder / "experiments")
+
+
+INSTALLED = """
+from cifar_keras import cli
+from cifar_keras.utils import runtime
+assert runtime.git_commit() is None
+runtime.setup()
+import keras
+from cifar_keras.data import shapes
+layers = [keras.layers.Input((32, 32, 3)), keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(10, "softmax")]
+keras.Sequential(layers).save("m.keras")
+shapes.write("images", classes=2, per_class=1)
+for line in (
+    "doctor", "inspect m.keras", "predict m.keras images", "evaluate m.keras --dataset shapes --limit 20",
+    "export m.keras --to litert --dataset shapes", "compare CSV",
+):
+    try:
+        cli.command(line.split())
+    except SystemExit as end:
+        assert end.code == 0, line
+"""  # fmt: skip
+
+
+def test_installed_saved_models_are_used_in_the_current_folder(installed):
+    csv = (PROJECT / "results" / "results.csv").as_posix()
+    done = installed("-W", "ignore", "-c", INSTALLED.replace("CSV", csv))
+    assert done.returncode == 0, done.stderr
+    assert "not in a git checkout" in done.stdout and "2 images, m.keras" in done.stderr
+    made = {path.name for path in installed.folder.iterdir()}
+    assert made == {"m.keras", "m.tflite", "images", "results"}
+    assert [path.suffix for path in (installed.folder / "results" / "evaluate").iterdir()] == [".png"]

@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -146,8 +147,8 @@ def test_study_goes_on_after_a_failure_and_then_collates(tmp_path, capfd):
         ([4], 4),
         ([0, 4], 4),
         ([3, 130], 130),
-        ([-signal.SIGTERM, 0], 143),
-        ([-signal.SIGKILL, 2], 3),
+        ([-15, 0], 143),
+        ([-9, 2], 3),
         ([], 0),
     ],
 )
@@ -167,16 +168,16 @@ def test_the_time_left_follows_the_plan_and_the_speed_so_far():
     assert study.progress([1], [(0, 9000.0)]) == "== study 1/1 done, elapsed 2.5 h"
 
 
-def test_a_run_is_told_how_much_of_the_study_lies_ahead_of_it(tmp_path, capfd):
-    tell = f"import os; print('ahead:', os.environ.get({study.AHEAD!r})); raise SystemExit(0)"
-    folder = project(tmp_path, **{f"exp{i}": tell for i in range(1, 5)})
+def test_a_run_knows_how_much_of_the_study_remains_after_it(tmp_path, capfd):
+    code = f"import os; print('ahead:', os.environ.get({study.AHEAD!r})); raise SystemExit(0)"
+    folder = project(tmp_path, **{f"exp{i}": code for i in range(1, 5)})
     study.study([], root=tmp_path, budget="full", folder=folder)
     assert "ahead: study time left unknown" in capfd.readouterr().out
     store(tmp_path, *(record(experiment=f"exp{i}_x", budget="quick", training_seconds=600.0 * i) for i in range(1, 5)))
     study.study([], root=tmp_path, budget="quick", folder=folder)
-    told = [line for line in capfd.readouterr().out.splitlines() if line.startswith("ahead")]
+    lines = [line for line in capfd.readouterr().out.splitlines() if line.startswith("ahead")]
     # Runs that end at once had been finished before: the speed stays that of the plan.
-    assert told[0] == "ahead: study about 1.5 h left" and told[2] == "ahead: study about 40 min left"
+    assert lines[0] == "ahead: study about 1.5 h left" and lines[2] == "ahead: study about 40 min left"
     study.process(folder / "exp1_x.py", [])
     assert "ahead: None" in capfd.readouterr().out
 
@@ -206,6 +207,7 @@ time.sleep(30)
 """
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows can't send a process a signal")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_reaches_the_child_and_ends_the_study(number, tmp_path):
     folder = project(tmp_path, exp1=WAITING, exp2="raise SystemExit(0)", exp3="", exp4="")
@@ -255,7 +257,7 @@ def test_collate_writes_only_when_asked_and_then_nothing_is_stale(tmp_path, caps
 
 def test_readme_and_docstrings_never_take_results_from_elsewhere(tmp_path):
     folder = project(tmp_path, exp1="")
-    with pytest.raises(ConfigError, match="`--write` takes the project's own results"):
+    with pytest.raises(ConfigError, match="`--write` needs the project's own results"):
         study.collate(tmp_path / "demo", write=True, folder=folder)
 
 
@@ -271,6 +273,7 @@ def test_the_readme_stays_short_and_links_each_page_of_docs():
         assert f"(docs/{page.name})" in text, f"README.md does not link {page.name}"
 
 
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 def test_make_alone_prints_every_target():
     out = subprocess.run(["make", "-C", str(PROJECT)], capture_output=True, text=True).stdout
     for target in ("setup", "demo", "study", "test", "test-slow", "bench", "lint", "clean"):

@@ -16,7 +16,7 @@ from cifar_keras.commands import doctor
 from cifar_keras.data import cifar
 from cifar_keras.models import weights
 from cifar_keras.training import tensorboard
-from cifar_keras.utils import runtime
+from cifar_keras.utils import runtime, system
 from cifar_keras.utils.paths import PROJECT, places
 
 INTEL_OLD, INTEL_NEW = {"avx2", "fma", "avx512f"}, {"avx2", "fma", "avx512f", "avx512_vnni"}
@@ -27,7 +27,8 @@ def nothing_here(monkeypatch, tmp_path):
     """A home without data, weights or caches."""
     for name in ("KERAS_HOME", "CIFAR_KERAS_DATA", "CIFAR_KERAS_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
 
 
 def plant(folder, name, monkeypatch):
@@ -79,7 +80,7 @@ def test_a_damaged_archive_is_a_warning_and_stays_as_it_is(monkeypatch, tmp_path
     path = plant(tmp_path, "cifar10", monkeypatch)
     path.write_bytes(b"half of it")
     found = named(doctor.datasets(tmp_path), "CIFAR-10")
-    assert found.status == "warning" and "not what was published" in found.value
+    assert found.status == "warning" and "differs from the published" in found.value
     assert hashlib.sha256(b"half of it").hexdigest() in found.advice
     assert path.read_bytes() == b"half of it"
 
@@ -108,48 +109,48 @@ def test_weights_are_found_and_checked(monkeypatch, tmp_path):
     assert found.status == "ok" and str(path) in found.value
 
 
-def test_a_data_folder_that_is_not_there_is_said(tmp_path):
+def test_a_missing_data_folder_is_a_finding(tmp_path):
     found = named(doctor.datasets(tmp_path / "none"), "--data-dir")
     assert found.status == "missing" and found.advice
 
 
 def test_the_cache_of_decoded_images_is_measured(monkeypatch, tmp_path):
     monkeypatch.setenv("CIFAR_KERAS_CACHE", str(tmp_path / "cache"))
-    assert "not made yet" in named(doctor.disks(tmp_path), "cache").value
+    assert "not created yet" in named(doctor.disks(tmp_path), "cache").value
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "a.npy").write_bytes(bytes(3 * 2**20))
     assert "3.0 MiB" in named(doctor.disks(tmp_path), "cache").value
 
 
 @pytest.mark.parametrize(
-    ("flags", "given", "status", "said"),
+    ("flags", "given", "status", "texts"),
     [
-        (INTEL_OLD, None, "ok", ("on: we set", "would have it off")),
-        (INTEL_NEW, None, "ok", ("on: we set", "would have it on")),
-        ({"amx_tile"}, None, "ok", ("on: we set", "would have it on")),
-        (INTEL_OLD, "1", "ok", ("on: TF_ENABLE_ONEDNN_OPTS=1 is set", "would have it off")),
-        (INTEL_NEW, "True", "ok", ("on: TF_ENABLE_ONEDNN_OPTS=True is set", "would have it on")),
-        (INTEL_NEW, "0", "warning", ("off: TF_ENABLE_ONEDNN_OPTS=0 is set", "would have it on")),
-        (INTEL_OLD, "false", "warning", ("off: ", "would have it off")),
-        (INTEL_OLD, "yes", "warning", ("neither 0 nor 1", "would have it off")),
-        (INTEL_NEW, "", "warning", ("neither 0 nor 1", "would have it on")),
+        (INTEL_OLD, None, "ok", ("on: we set", "default for this CPU is off")),
+        (INTEL_NEW, None, "ok", ("on: we set", "default for this CPU is on")),
+        ({"amx_tile"}, None, "ok", ("on: we set", "default for this CPU is on")),
+        (INTEL_OLD, "1", "ok", ("on: TF_ENABLE_ONEDNN_OPTS=1 is set", "default for this CPU is off")),
+        (INTEL_NEW, "True", "ok", ("on: TF_ENABLE_ONEDNN_OPTS=True is set", "default for this CPU is on")),
+        (INTEL_NEW, "0", "warning", ("off: TF_ENABLE_ONEDNN_OPTS=0 is set", "default for this CPU is on")),
+        (INTEL_OLD, "false", "warning", ("off: ", "default for this CPU is off")),
+        (INTEL_OLD, "yes", "warning", ("neither 0 nor 1", "default for this CPU is off")),
+        (INTEL_NEW, "", "warning", ("neither 0 nor 1", "default for this CPU is on")),
         (set(), None, "ok", ("on: we set", "not known")),
     ],
 )
-def test_onednn_says_whether_it_is_on_and_who_decided(flags, given, status, said):
+def test_the_finding_on_onednn_states_whether_it_is_on_and_why(flags, given, status, texts):
     environment = {} if given is None else {"TF_ENABLE_ONEDNN_OPTS": given}
     finding = doctor.onednn(flags, environment)
-    assert finding.status == status and all(words in finding.value for words in said)
+    assert finding.status == status and all(text in finding.value for text in texts)
     assert bool(finding.advice) == (status == "warning")
 
 
-@pytest.mark.skipif(not runtime.cpu_flags(), reason="the processor's flags are not known here")
+@pytest.mark.skipif(not system.cpu_flags(), reason="the processor's flags are not known here")
 def test_what_tensorflow_would_do_by_itself_is_what_it_does():
     code = "from tensorflow.python.util import _pywrap_util_port as port; print(port.IsMklEnabled())"
     environment = {name: value for name, value in os.environ.items() if name != "TF_ENABLE_ONEDNN_OPTS"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    finding = doctor.onednn(runtime.cpu_flags(), {})
-    assert ("would have it on" in finding.value) == (done.stdout.strip() == "True"), done.stderr
+    finding = doctor.onednn(system.cpu_flags(), {})
+    assert ("default for this CPU is on" in finding.value) == (done.stdout.strip() == "True"), done.stderr
 
 
 @pytest.mark.parametrize(
@@ -170,8 +171,8 @@ def test_a_gpu_that_the_backend_can_not_use_is_a_warning(found, backend, driver,
 @pytest.mark.parametrize(
     ("found", "said"),
     [
-        (None, "float32: without a GPU"),
-        (("Tesla P100", (6, 0)), "float32: the GPU is older"),
+        (None, "float32: there is no GPU"),
+        (("Tesla P100", (6, 0)), "float32: the GPU is too old"),
         (("Tesla V100", (7, 0)), "mixed_float16: "),
         (("NVIDIA H200", (9, 0)), "mixed_bfloat16: "),
     ],
@@ -211,11 +212,11 @@ def test_tensorboards_range_is_that_of_pyproject():
     assert project["optional-dependencies"]["tensorboard"] == [tensorboard.REQUIREMENT]
 
 
-def test_every_required_package_is_listed_whether_a_checkout_or_an_installed_package_states_it(monkeypatch, tmp_path):
+def test_every_required_package_is_listed_whether_a_checkout_or_an_installed_package_states_it(monkeypatch):
     stated = doctor._requirements()
     assert {"tensorflow", "keras", "pillow"} <= set(stated) and "pytest" not in stated
     assert set(stated) - {"tensorflow"} <= {finding.name for finding in doctor.packages()}
-    monkeypatch.setattr(doctor, "PROJECT", tmp_path)  # no checkout: the installed package's own metadata
+    monkeypatch.setattr(doctor, "CHECKOUT", None)  # then it reads the installed package's own metadata
     assert set(doctor._requirements()) >= {"tensorflow", "keras", "pillow"}
 
 
@@ -293,7 +294,7 @@ def test_the_text_is_aligned_and_closes_with_what_is_missing():
         "                        the end",
         "  warning  weights   /" + "a" * 120,  # a path stays whole: it is there to be copied
         "",
-        "1 thing missing, 1 warning",
+        "1 item missing, 1 warning",
     ]
 
 
@@ -301,7 +302,7 @@ def test_the_text_is_aligned_and_closes_with_what_is_missing():
     ("statuses", "line"),
     [
         (["ok", "info"], "nothing missing, no warnings"),
-        (["missing", "warning", "warning"], "1 thing missing, 2 warnings"),
+        (["missing", "warning", "warning"], "1 item missing, 2 warnings"),
         (["warning"], "nothing missing, 1 warning"),
     ],
 )

@@ -383,7 +383,7 @@ def test_reading_stored_features_holds_no_more_than_a_batch(tmp_path):
     code = """
 import sys
 from cifar_keras.training.features import Stored
-from cifar_keras.utils.runtime import peak_memory_mb
+from cifar_keras.utils.system import peak_memory_mb
 rows, before = Stored(sys.argv[1]), peak_memory_mb()
 assert sum(len(rows[list(range(i, i + 1000))]) for i in range(0, len(rows), 1000)) == 50_000
 print(peak_memory_mb() - before)

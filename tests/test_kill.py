@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -19,6 +18,8 @@ from PIL import Image
 
 from cifar_keras import results
 from cifar_keras.results.groups import read_csv
+
+resource = pytest.importorskip("resource")  # Windows has neither it nor these signals
 
 CHILD = Path(__file__).with_name("killed_run.py")
 PHASES = ("data", "model", "stage 1", "stage 2", "validation", "epoch's state", "artifacts", "results")
@@ -160,7 +161,7 @@ def test_a_disk_that_is_full_costs_a_sentence_and_no_finished_epoch(whole, tmp_p
         _, error = child.communicate()
     assert child.returncode == 3
     assert error.startswith("error: Could not write ") and error.count("\n") == 1
-    assert "last-0003.weights.h5: File too large. What stood there before is unchanged. Free some space" in error
+    assert "last-0003.weights.h5: File too large. Its former content is unchanged. Free some space" in error
     state = json.loads(next(tmp_path.glob("model_cp/*.resume/state.json")).read_text())
     assert state["epochs"] == 2
     unbroken(tmp_path)

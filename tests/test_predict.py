@@ -22,7 +22,7 @@ from cifar_keras.data.images import ImageError, decode
 from cifar_keras.models.zoo import MODELS, build
 from cifar_keras.saved import artifacts, find, inference
 from cifar_keras.utils.paths import Paths
-from cifar_keras.utils.runtime import peak_memory_mb
+from cifar_keras.utils.system import peak_memory_mb
 
 NAMES = ["red", "green", "blue"]
 COLOURS = {"red": (250, 10, 10), "green": (10, 250, 10), "blue": (10, 10, 250)}

@@ -1,6 +1,6 @@
-"""`cifar-keras doctor`: what a run would find on this machine, and what to do about what is missing. Downloads nothing.
+"""`cifar-keras doctor`: what this machine has, what is missing, how to fix it. Downloads nothing.
 
-Modules that need an installed package are imported where they are used: a broken one costs its own lines, not the rest.
+Modules that need an installed package are imported where they are used: a broken package costs only its own lines.
 """
 
 import dataclasses
@@ -18,42 +18,42 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cifar_keras.config import ConfigError
-from cifar_keras.utils import runtime
+from cifar_keras.utils import runtime, system
 from cifar_keras.utils.cache import cache_folder
-from cifar_keras.utils.paths import PROJECT, keras_cache, places
+from cifar_keras.utils.paths import CHECKOUT, keras_cache, places
 
 WIDTH = 100  # columns
-LOW = 3 * 2**30  # bytes, of memory and of disk: runs of the study held up to 2.5 GiB and leave up to 0.5
+LOW = 3 * 2**30  # bytes of memory and of disk: a run of the study needed up to 2.5 GiB and writes up to 0.5
 FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16")
 ONEDNN = "TF_ENABLE_ONEDNN_OPTS"
-# With one of these TensorFlow 2.21 turns oneDNN on by itself (DefaultOneDnnPolicy in tensorflow/core/util/port.cc).
+# With one of these, TensorFlow 2.21 turns oneDNN on by itself (DefaultOneDnnPolicy in tensorflow/core/util/port.cc).
 ONEDNN_FLAGS = {"avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile", "amx_int8", "amx_bf16"}
-BACKENDS = {  # and what makes each of them see an NVIDIA GPU
+BACKENDS = {  # backend -> how to make it find an NVIDIA GPU
     "tensorflow": "`pip install 'tensorflow[and-cuda]'` adds the CUDA libraries that TensorFlow looks for.",
     "jax": "`pip install 'jax[cuda12]'` adds the CUDA libraries that JAX looks for.",
     "torch": "Install the CUDA build of PyTorch, see https://pytorch.org/get-started/locally.",
 }
 WHY = {
-    "float32": "the GPU is older than those that gain by 16 bit",
+    "float32": "the GPU is too old to gain from 16 bit",
     "mixed_float16": "the GPU has tensor cores",
     "mixed_bfloat16": "the GPU has tensor cores for bfloat16, which needs no loss scaling",
 }
 REINSTALL = (
-    "Install it again: `rm -rf .venv`, then `make setup`; in another environment `pip install --force-reinstall -e .`."
+    "Reinstall it: remove .venv and run `make setup`; in another environment, repeat your `pip install` command with "
+    "`--force-reinstall`."
 )
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
         area: the heading under which it is shown.
-        name: what it is.
-        value: what was found, in words.
-        status: 'ok'; 'missing': it is not there or can't be used at all; 'warning': it is there, but runs suffer from
-            it; 'info'.
-        advice: what to do about it in one sentence; empty where nothing needs doing.
+        name: of the thing that was checked.
+        value: what was found, as text.
+        status: 'ok'; 'missing': it is absent or unusable; 'warning': it is there, but runs suffer from it; 'info'.
+        advice: how to fix it, in one sentence; empty if there is nothing to fix.
     """
 
     area: str
@@ -64,13 +64,13 @@ class Finding:
 
 
 def run(*, root, data_dir=None, as_json=False):
-    """Looks at everything and prints it; call it before `runtime.setup`, which changes what oneDNN's line says.
+    """Checks everything and prints the findings. Call it before `runtime.setup`, which changes the line on oneDNN.
 
     Args:
-        root: what `--root` says.
-        data_dir: what `--data-dir` says, or None.
+        root: as `--root`.
+        data_dir: as `--data-dir`, or None.
         as_json: print JSON instead of text.
-    Returns: the exit code, 0 whatever is missing.
+    Returns: exit code 0, whatever is missing.
     """
     findings = examine(root=root, data_dir=data_dir)
     print(to_json(findings) if as_json else to_text(findings))
@@ -78,10 +78,10 @@ def run(*, root, data_dir=None, as_json=False):
 
 
 def examine(*, root, data_dir=None):
-    """Every finding, in the order in which they are shown."""
+    """All findings, in the order in which they are shown."""
     given = dict(os.environ)  # `runtime.setup` adds to it
     root = Path(root).absolute()
-    looks = (
+    checks = (
         ("tensorflow", tensorflow),
         ("machine", lambda: machine(given)),
         ("backend", lambda: backends(given)),
@@ -92,30 +92,30 @@ def examine(*, root, data_dir=None):
         ("data", lambda: imagenet(data_dir)),
         ("disk", lambda: disks(root)),
     )
-    return [finding for area, look in looks for finding in _looked(area, look)]
+    return [finding for area, check in checks for finding in _checked(area, check)]
 
 
-def _looked(area, look):
-    """What `look` finds; a broken package or an odd machine must not keep the rest from being seen."""
+def _checked(area, check):
+    """The findings of `check`. If it fails (a broken package, say), that is a finding too, and the others still run."""
     try:
-        yield from look()
+        yield from check()
     except Exception as error:  # noqa: BLE001
-        advice = "Mend what stands above first; if nothing does, reinstall the package that is named here."
-        yield Finding(area, f"{area}, the rest", f"could not be looked at: {_said(error)}", "warning", advice)
+        advice = "Fix the problems above first; if there are none, reinstall the package that is named here."
+        yield Finding(area, f"{area}, the rest", f"could not be checked: {_sentence(error)}", "warning", advice)
 
 
-def _said(error):
+def _sentence(error):
     first = next(iter(str(error).splitlines()), "")
     return textwrap.shorten(f"{type(error).__name__}: {first}", 300)
 
 
 def tensorflow():
-    """TensorFlow's version and build, after `runtime.setup`; every way in which its import can fail is a finding."""
+    """TensorFlow's version and build, after `runtime.setup`. However its import fails, that is a finding."""
     try:
         runtime.setup()
         import tensorflow as tf
     except Exception as error:  # noqa: BLE001
-        return [Finding("tensorflow", "version", f"can't be imported: {_said(error)}", "missing", REINSTALL)]
+        return [Finding("tensorflow", "version", f"can't be imported: {_sentence(error)}", "missing", REINSTALL)]
     version = package("tensorflow", tf.__version__, _requirements()["tensorflow"])
     build = tf.sysconfig.get_build_info()
     made_for = "CPU"
@@ -131,63 +131,62 @@ def tensorflow():
 
 def machine(environment):
     """Processor, oneDNN and memory."""
-    flags = runtime.cpu_flags()
-    there, lacking = ([flag for flag in FLAGS if (flag in flags) == has] for has in (True, False))
-    yield Finding("machine", "cpu", runtime.cpu_name(), "info")
-    yield Finding("machine", "cores", f"{runtime.cores()} of {os.cpu_count()} for this process", "info")
-    yield Finding("machine", "flags", f"{' '.join(there) or 'none'}; not there: {' '.join(lacking) or 'none'}", "info")
+    flags = system.cpu_flags()
+    available, lacking = ([flag for flag in FLAGS if (flag in flags) == has] for has in (True, False))
+    yield Finding("machine", "cpu", system.cpu_name(), "info")
+    yield Finding("machine", "cores", f"{system.cores()} of {os.cpu_count()} for this process", "info")
+    yield Finding(
+        "machine", "flags", f"{' '.join(available) or 'none'}; not available: {' '.join(lacking) or 'none'}", "info"
+    )
     yield onednn(flags, environment)
     yield from _memory()
 
 
 def onednn(flags, environment):
-    """Whether TensorFlow computes with oneDNN, and who decided.
+    """Whether TensorFlow uses oneDNN, and why.
 
     Args:
-        flags: of the processor, `runtime.cpu_flags()`.
-        environment: the variables as they were before `runtime.setup`.
+        flags: of the processor, `system.cpu_flags()`.
+        environment: the environment variables before `runtime.setup`.
     Returns: `Finding`.
     """
     given = environment.get(ONEDNN)
-    by_itself = f"by itself TensorFlow would have it {'on' if flags & ONEDNN_FLAGS else 'off'} with this CPU"
+    by_default = f"TensorFlow's own default for this CPU is {'on' if flags & ONEDNN_FLAGS else 'off'}"
     if not flags:
-        by_itself = "what TensorFlow would do by itself with this CPU is not known"
-    slow = f"Unset {ONEDNN}, unless equal digits matter more: training on a CPU is several times slower without it."
+        by_default = "TensorFlow's own default for this CPU is not known"
+    slow = f"Unset {ONEDNN}, unless you need identical digits: without it, training on a CPU is several times slower."
     on, off = (f"on: {ONEDNN}={given} is set", ""), (f"off: {ONEDNN}={given} is set", slow)
-    said = {None: (f"on: we set {ONEDNN}=1", ""), "1": on, "true": on, "0": off, "false": off}
-    neither = (f"{ONEDNN}={given} is neither 0 nor 1 and is passed over", f"Set {ONEDNN} to 1, or unset it.")
-    value, advice = said.get(given and given.lower(), neither)
-    return Finding("machine", "oneDNN", f"{value}; {by_itself}", "warning" if advice else "ok", advice)
+    known = {None: (f"on: we set {ONEDNN}=1", ""), "1": on, "true": on, "0": off, "false": off}
+    neither = (f"{ONEDNN}={given} is neither 0 nor 1 and is ignored", f"Set {ONEDNN} to 1, or unset it.")
+    value, advice = known.get(given and given.lower(), neither)
+    return Finding("machine", "oneDNN", f"{value}; {by_default}", "warning" if advice else "ok", advice)
 
 
 def _memory():
-    """Memory of the machine and what of it is free to use, where Linux says so."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return
-    kibibytes = {line.partition(":")[0]: int(line.split()[1]) for line in lines}
-    total, available = (1024 * kibibytes[name] for name in ("MemTotal", "MemAvailable"))
-    yield _enough("machine", "memory", available, f"{_size(available)} available of {_size(total)}", "Close programs")
+    """The machine's memory, and how much of it is available, if the system reports them."""
+    if found := system.memory():
+        total, available = found
+        value = f"{_size(available)} available of {_size(total)}"
+        yield _enough("machine", "memory", available, value, "Close programs")
 
 
 def _enough(area, name, amount, value, remedy):
-    """A finding on an amount of bytes, with the remedy where it is below `LOW`."""
+    """A finding on an amount of bytes; a warning with the remedy if it is below `LOW`."""
     if amount >= LOW:
         return Finding(area, name, value)
     return Finding(area, name, value, "warning", f"{remedy}: a run may need up to {_size(LOW)}.")
 
 
 def _size(amount):
-    """Bytes as people say them: `12 MiB`, `1.5 GiB`."""
+    """Bytes in a readable unit: `12.0 MiB`, `1.5 GiB`."""
     return f"{amount / 2**30:.1f} GiB" if amount >= 2**30 else f"{amount / 2**20:.1f} MiB"
 
 
 def backend_of(environment):
-    """The backend that Keras uses, and what says so; looked up as Keras does, which would load the backend.
+    """The backend that Keras uses, and the source of that setting. Asking Keras itself would load the backend.
 
     Args:
-        environment: the variables.
+        environment: the environment variables.
     Returns: for example `('jax', 'KERAS_BACKEND')`.
     """
     file = keras_cache("keras.json")
@@ -200,11 +199,11 @@ def backend_of(environment):
 
 
 def backends(environment):
-    """The backend in use, and the others that are installed; none is imported."""
+    """The backend in use, and the others that are installed. Imports none of them."""
     name, source = backend_of(environment)
-    there = importlib.util.find_spec(name) is not None
+    installed = importlib.util.find_spec(name) is not None
     advice = f"`pip install {name}`, or choose another: KERAS_BACKEND=tensorflow."
-    if there:
+    if installed:
         yield Finding("backend", "in use", f"{name} (from {source})")
     else:
         yield Finding("backend", "in use", f"{name} (from {source}), which is not installed", "missing", advice)
@@ -215,11 +214,11 @@ def backends(environment):
 
 
 def precision(backend):
-    """The GPU that the backend computes on, and what `--precision auto` makes of it."""
+    """The GPU that the backend uses, and the precision that `--precision auto` chooses for it."""
     found = runtime.gpu()
-    yield gpu(found, backend, driver=Path("/proc/driver/nvidia/version").is_file())
+    yield gpu(found, backend, driver=system.has_nvidia_driver())
     chosen = runtime.choose_precision("auto")
-    why = WHY[chosen] if found else "without a GPU: most CPUs only emulate 16 bit"
+    why = WHY[chosen] if found else "there is no GPU, and most CPUs only emulate 16 bit"
     yield Finding("backend", "--precision auto", f"{chosen}: {why}", "info")
 
 
@@ -241,12 +240,12 @@ def gpu(found, backend, *, driver):
 
 
 def packages():
-    """Python, and the packages that this one requires, against the versions that were tested together."""
+    """Python and the required packages, compared with the versions that were tested together."""
     yield Finding("packages", "python", platform.python_version(), "info")
     for name, requirement in _requirements().items():
-        if name != "tensorflow":  # it has lines of its own, and other distributions of it have other names
+        if name != "tensorflow":  # it has lines of its own, and its distribution may have another name
             yield package(name, runtime.version(name), requirement)
-    from cifar_keras.training.tensorboard import REQUIREMENT  # loads Keras, so that this may fail alone
+    from cifar_keras.training.tensorboard import REQUIREMENT  # loads Keras, which may fail: last
 
     board = runtime.version("tensorboard")
     advice = "" if board else f"`pip install '{REQUIREMENT}'` makes `--track tensorboard` work."
@@ -254,10 +253,10 @@ def packages():
 
 
 def package(name, version, requirement):
-    """The finding on a required package.
+    """The finding on one required package.
 
     Args:
-        name: of the distribution.
+        name: the distribution's.
         version: the installed one, or None.
         requirement: the `Requirement`, for example 'keras>=3.15,<3.16'.
     """
@@ -270,28 +269,30 @@ def package(name, version, requirement):
 
 
 def _requirements():
-    """What the package requires, `packaging`'s `Requirement` by name, extras left out."""
+    """The package's requirements without extras, `packaging.Requirement` by name."""
     from packaging.requirements import Requirement
 
-    file = PROJECT / "pyproject.toml"  # of a checkout; an installed package knows its own
-    stated = tomllib.loads(file.read_text(encoding="utf-8"))["project"]["dependencies"] if file.is_file() else None
-    found = (Requirement(text) for text in stated or importlib.metadata.requires("cifar-keras") or ())
+    if CHECKOUT:
+        stated = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    else:
+        stated = importlib.metadata.requires("cifar-keras")
+    found = (Requirement(text) for text in stated or ())
     return {one.name: one for one in found if not (one.marker and "extra" in str(one.marker))}
 
 
 def project():
     """The code's commit."""
     commit = runtime.git_commit()
-    yield Finding("project", "commit", commit or "none: the code lies in no git checkout", "info")
+    yield Finding("project", "commit", commit or "none: the code is not in a git checkout", "info")
 
 
 def datasets(data_dir):
-    """Where the published archives lie, and whether they are the published ones."""
+    """Where the published archives are, and whether their content is the published one."""
     from cifar_keras.data import cifar
 
     if data_dir is not None and not Path(data_dir).is_dir():
-        advice = "Name a folder that exists, or leave it out."
-        yield Finding("data", "--data-dir", f"{data_dir}, which is no folder", "missing", advice)
+        advice = "Give a folder that exists, or leave the option out."
+        yield Finding("data", "--data-dir", f"{data_dir} is not a folder", "missing", advice)
     for archive in cifar.ARCHIVES.values():
         file = f"{archive.file} ({archive.url}, SHA-256 {archive.sha256})"
         yield _published(
@@ -301,7 +302,7 @@ def datasets(data_dir):
 
 
 def imagenet(data_dir):
-    """Where the ImageNet weights lie. Importing `weights` loads Keras, so that this may fail alone."""
+    """Where the ImageNet weights are. Importing `weights` loads Keras, which may fail."""
     from cifar_keras.models import weights
 
     for backbone, published in weights.IMAGENET.items():
@@ -316,54 +317,54 @@ def _published(name, file, source, searched, *, check):
     """The finding on a published file.
 
     Args:
-        name: what it holds.
+        name: of its content.
         file: its name, address and checksum.
-        source: where it was found, or None.
-        searched: where it was looked for.
+        source: the path where it was found, or None.
+        searched: the folders that were searched.
         check: raises ConfigError unless `source` has the published checksum.
     """
     if source is None:
         where = "; ".join(f"{place}{'' if place.is_dir() else ' (no such folder)'}" for place in searched)
-        advice = f"A run that needs it downloads it; without network put {file} into one of these folders."
+        advice = f"A run that needs it downloads it; without a network, put {file} into one of these folders."
         return Finding("data", name, f"not in {where}", "missing", advice)
     try:
         check(source)
     except ConfigError as error:
-        return Finding("data", name, f"{source} is not what was published", "warning", str(error))
+        return Finding("data", name, f"{source} differs from the published file", "warning", str(error))
     return Finding("data", name, f"{source}, {_size(_total(source))}, checksum as published")
 
 
 def _total(path):
-    """Bytes of a file, or of all files below a folder."""
+    """The bytes of a file, or of all files in a folder and below."""
     if path.is_file():
         return path.stat().st_size
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def disks(root):
-    """Where runs, downloads, decoded images and features go: what is free there, and whether it can be written."""
+    """The folders for runs, downloads and decoded images: their free space, and whether they can be written."""
     decoded = cache_folder()
-    held = f"{_size(_total(decoded))} used" if decoded.is_dir() else "not made yet"
+    held = f"{_size(_total(decoded))} used" if decoded.is_dir() else "not created yet"
     yield _place("root", root, "Choose a folder that can be written to: `--root DIR`.")
     yield _place("Keras cache", keras_cache(""), "Set KERAS_HOME to a folder that can be written, or use `--data-dir`.")
     yield _place("cache", decoded, "Set CIFAR_KERAS_CACHE to a folder that can be written.", note=f", {held}")
 
 
 def _place(name, folder, advice, *, note=""):
-    """The finding on a folder that runs write into: a nameless file is tried in the nearest one that is there."""
+    """The finding on a folder that runs write to; tries a nameless file in its nearest existing parent."""
     nearest = next(place for place in (folder, *folder.parents) if os.path.exists(place))
     try:
         with tempfile.TemporaryFile(dir=nearest):
             free = shutil.disk_usage(nearest).free
     except OSError as error:
         return Finding("disk", name, f"{folder} can't be written: {error.strerror}", "missing", advice)
-    return _enough("disk", name, free, f"{folder} can be written, {_size(free)} free{note}", "Make room there")
+    return _enough("disk", name, free, f"{folder} can be written, {_size(free)} free{note}", "Free some space there")
 
 
 def summary(findings):
     """The closing line: `2 things missing, 1 warning`."""
     missing, warnings = (_count(findings, status) for status in ("missing", "warning"))
-    things = f"{missing} thing{'s' * (missing > 1)}" if missing else "nothing"
+    things = f"{missing} item{'s' * (missing > 1)}" if missing else "nothing"
     return f"{things} missing, {warnings or 'no'} warning{'s' * (warnings != 1)}"
 
 
@@ -372,7 +373,7 @@ def _count(findings, status):
 
 
 def to_text(findings):
-    """Aligned lines of at most 100 columns where words allow it, an arrow before advice, and the closing line."""
+    """Aligned lines of at most 100 columns (a long word is not broken), arrows before advice, and the closing line."""
     column = max(len(finding.name) for finding in findings)
     lines = []
     for area, group in itertools.groupby(findings, key=lambda finding: finding.area):
@@ -398,7 +399,7 @@ def _wrapped(text, start, indent):
 
 
 def to_json(findings):
-    """The findings and how many are missing or warnings, as indented JSON."""
+    """The findings, and the numbers of missing items and warnings, as indented JSON."""
     return json.dumps(
         {
             "findings": [dataclasses.asdict(finding) for finding in findings],

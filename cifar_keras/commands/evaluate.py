@@ -24,7 +24,7 @@ from cifar_keras.data.shapes import KINDS
 from cifar_keras.explain.calibration import measures
 from cifar_keras.saved import find, inference, labels, scaling
 from cifar_keras.utils.files import replacing
-from cifar_keras.utils.text import printable
+from cifar_keras.utils.text import file_name, printable
 
 SPLITS = ("train", "val", "test")
 FEW = 20  # classes; of more, text shows the worst ones
@@ -463,7 +463,7 @@ def _draw(scores, report, data, folder, figure):
     """The pictures of the confusion matrices; returns their paths."""
     paths = []
     for one, facts in zip(scores, report["models"], strict=True):
-        stem = printable(one.name).replace("/", "_").replace(".", "_").lstrip("_")
+        stem = file_name(one.name).replace(".", "_").lstrip("_")
         name = f"{stem[-100:]}_on_{data.slug[:80]}_{report['split']}_confusion"  # run ids differ at their end
         name += f"_{len(paths) + 1}.png" if folder / f"{name}.png" in paths else ".png"
         title = f"{one.name}: {facts['accuracy']:.1%} of {facts['n']:,} {report['split']} images of {data.label}"

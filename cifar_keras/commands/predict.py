@@ -24,8 +24,8 @@ from cifar_keras.metrics import balanced_accuracy, imbalanced, majority_share, w
 from cifar_keras.saved import inference, labels, scaling
 from cifar_keras.saved.find import find_model, paired
 from cifar_keras.utils.files import replacing
-from cifar_keras.utils.runtime import cores
-from cifar_keras.utils.text import printable
+from cifar_keras.utils.system import cores
+from cifar_keras.utils.text import file_name, printable
 
 SOME_FAILED, ALL_FAILED = 1, 2
 STANDARD_INPUT, MAX_BYTES = "-", 2**28  # an image that comes through a pipe may have
@@ -432,7 +432,7 @@ class Painter:
         self.count += 1
         chosen = prediction.probabilities.argmax()
         names = (Path(prediction.image).stem, self.classifier.class_names[chosen])
-        short = (os.fsencode(printable(name).replace("/", "_"))[:80].decode(errors="ignore") for name in names)
+        short = (os.fsencode(file_name(name))[:80].decode(errors="ignore") for name in names)
         heat = self._map(prediction.pixels, chosen)
         with replacing(self.folder / f"{self.count:06d}_{'_'.join(short)}.png") as temporary:
             overlay(prediction.pixels, heat).save(temporary, format="png")

@@ -1,4 +1,4 @@
-"""What `cifar-keras list`, `run`, `study` and `collate` do. An experiment runs in a process of its own."""
+"""`cifar-keras list`, `run`, `study`, `collate` and `report`. Each experiment runs in a process of its own."""
 
 import contextlib
 import os
@@ -14,14 +14,15 @@ from pathlib import Path
 from cifar_keras import results
 from cifar_keras.config import BUDGETS, CifarKerasError, ConfigError, Experiment, HeldError
 from cifar_keras.report import table
+from cifar_keras.utils import system
 from cifar_keras.utils.files import write_text
 from cifar_keras.utils.paths import PROJECT
 from cifar_keras.utils.text import AHEAD, duration
 
 SOME_FAILED, ALL_FAILED = 1, 3
-STOPPED = tuple(128 + number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM))
-ENDING = (*STOPPED, HeldError.exit_code)  # after which a series goes no further: where one run is held, so are others
-ALREADY_DONE = 0.1  # of its planned time: a run that ends sooner had been finished before and says nothing about speed
+ENDING = (129, 130, 143, HeldError.exit_code)  # SIGHUP, SIGINT, SIGTERM, a run held elsewhere: these end a series
+ALREADY_DONE = 0.1  # of its planned time: a run that ends sooner had been finished before, so its time means nothing
+EXPERIMENTS = PROJECT / "experiments"
 
 
 @dataclass(frozen=True)
@@ -56,16 +57,21 @@ class Entry:
         return self.experiment.published
 
 
-def experiments(folder=PROJECT / "experiments"):
+def experiments(folder=EXPERIMENTS):
     """The experiments in a folder, by number. Their files are imported (which takes milliseconds), not run.
 
-    Raises: ConfigError naming a file that is no experiment.
+    Raises: ConfigError if a file is not an experiment, or if there are none.
     """
-    paths = (path for path in Path(folder).glob("exp*.py") if re.match(r"exp\d+_", path.name))
+    paths = [path for path in Path(folder).glob("exp*.py") if re.match(r"exp\d+_", path.name)]
+    if not paths:
+        raise ConfigError(
+            f"This command needs the experiment files, expected in {Path(folder).absolute()}. Received: none. They are "
+            "not part of the installed package: clone or download the project's repository, and run the command in it."
+        )
     return sorted((_entry(path) for path in paths), key=lambda entry: (entry.number, entry.key))
 
 
-def study_entries(folder=PROJECT / "experiments"):
+def study_entries(folder=EXPERIMENTS):
     """The experiments that the study compares, by number."""
     return [entry for entry in experiments(folder) if entry.experiment.part_of_study]
 
@@ -86,20 +92,20 @@ def _entry(path):
 
 
 def entry_named(name, entries):
-    """The entry that `exp3`, `3`, `exp3_finetune` or `exp3_finetune.py` names.
+    """Finds an entry by a name such as `exp3`, `3`, `exp3_finetune` or `exp3_finetune.py`.
 
-    Raises: ConfigError listing the choices.
+    Raises: ConfigError that lists the choices.
     """
     wanted = Path(str(name)).name.removesuffix(".py")
     for entry in entries:
         if wanted in (entry.key, f"exp{entry.number}", str(entry.number)):
             return entry
-    choices = ", ".join(entry.key for entry in entries) or "none found"
+    choices = ", ".join(entry.key for entry in entries)
     raise ConfigError(f"The experiment must be one of: {choices} (or its number). Received: {name!r}.")
 
 
-def list_experiments(root, *, folder=PROJECT / "experiments"):
-    """Prints every experiment with its question and its last result below `root`. Returns exit code 0."""
+def list_experiments(root, *, folder=EXPERIMENTS):
+    """Prints every experiment with its question and its last result in `root`. Returns exit code 0."""
     records = results.read(root)
     for entry in experiments(folder):
         own = [record for record in records if record["experiment"] == entry.key]
@@ -108,7 +114,7 @@ def list_experiments(root, *, folder=PROJECT / "experiments"):
 
 
 def _last(records):
-    """The newest record (they come oldest first) in one line."""
+    """Describes the newest record (the last one) in one line."""
     if not records:
         return table.NOT_YET
     record = records[-1]
@@ -118,22 +124,22 @@ def _last(records):
     return f"{record['test_accuracy']:.1%} of {record['test_n']:,} test images, {what}, {record['utc']}"
 
 
-def run(name, arguments, *, folder=PROJECT / "experiments"):
-    """Runs one experiment as a process of its own. Returns its exit code.
+def run(name, arguments, *, folder=EXPERIMENTS):
+    """Runs one experiment in a process of its own. Returns its exit code.
 
-    Raises: ConfigError for a name that no experiment has.
+    Raises: ConfigError for an unknown name.
     """
     return process(entry_named(name, experiments(folder)).path, arguments)
 
 
 def process(path, arguments, *, ahead=None):
-    """Runs a Python file as a process, hands SIGINT, SIGTERM and SIGHUP on to it and waits for its end.
+    """Runs a Python file in a process, passes SIGINT, SIGTERM and SIGHUP on to it and waits until it ends.
 
     Args:
         path: the file.
         arguments: for its command line.
-        ahead: what its progress lines shall say of the work that comes after it; None for nothing.
-    Returns: its exit code; 128 + the signal's number where it or this process got one.
+        ahead: text about the work that remains after it, for its progress lines; None for no text.
+    Returns: its exit code, or 128 + the signal's number if it or this process got a signal.
     """
     sys.stdout.flush()
     received, child = [], None
@@ -142,13 +148,13 @@ def process(path, arguments, *, ahead=None):
     def forward(number, _):
         received.append(number)
         if child is not None:
-            child.send_signal(number)
+            system.pass_on(number, child)
 
     with _handling(forward):
-        # A session of its own: a terminal's Ctrl-C then reaches the child once, through us, not twice.
+        # In a session of its own, the child gets a terminal's Ctrl-C once, from us, and not twice.
         child = subprocess.Popen([sys.executable, str(path), *arguments], env=environment, start_new_session=True)
-        for number in received:  # before there was a child
-            child.send_signal(number)
+        for number in received:  # before the child existed
+            system.pass_on(number, child)
         code = child.wait()
     if received:
         return 128 + received[0]
@@ -157,9 +163,9 @@ def process(path, arguments, *, ahead=None):
 
 @contextlib.contextmanager
 def _handling(handler):
-    """Sends the signals that end a process to `handler` for the length of the block, but for those ignored (nohup)."""
-    numbers = (number - 128 for number in STOPPED)
-    former = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
+    """Within the block, `handler` gets the signals that end a process, except those that are ignored (nohup)."""
+    former = {number: signal.getsignal(number) for number in system.TERMINATING}
+    former = {number: before for number, before in former.items() if before != signal.SIG_IGN}
     for number in former:
         signal.signal(number, handler)
     try:
@@ -169,14 +175,14 @@ def _handling(handler):
             signal.signal(number, before)
 
 
-def study(arguments, *, root, budget="full", folder=PROJECT / "experiments"):
-    """Runs the study's experiments one after the other, each a process, then collates what is below `root`.
+def study(arguments, *, root, budget="full", folder=EXPERIMENTS):
+    """Runs the study's experiments one after the other, each in a process, then collates the results in `root`.
 
     Args:
-        arguments: passed on to every experiment as they are (`--root` and `--budget` among them, if not the default).
+        arguments: passed on to every experiment as they are; they include `--root` and `--budget`, if given.
         root: folder whose results are collated.
-        budget: what `arguments` says; the time left is estimated from it.
-        folder: where the experiments are.
+        budget: the budget in `arguments`; the time left is estimated from it.
+        folder: holds the experiments.
     Returns: exit code, see `combined`. A signal also ends the study, without tables.
     """
     if not (chosen := study_entries(folder)):
@@ -191,30 +197,30 @@ def study(arguments, *, root, budget="full", folder=PROJECT / "experiments"):
         collate(root, folder=folder)
     failed = [f"{entry.key} (exit code {code})" for entry, code in zip(chosen, codes, strict=True) if code]
     if failed:
-        print(f"{len(failed)} of {len(chosen)} failed: {', '.join(failed)}; what they said stands above", flush=True)
+        print(f"{len(failed)} of {len(chosen)} failed: {', '.join(failed)}; see their messages above", flush=True)
     return combined(codes)
 
 
 def series(name, jobs, plan, *, speed=None):
-    """Runs Python files one after the other, each a process, and says after each how far it is.
+    """Runs Python files one after the other, each in a process, and prints the progress after each.
 
     Args:
-        name: what the whole is called in its lines.
-        jobs: `(key, what it is, file, arguments)` each.
-        plan: seconds that each should take; None where nothing is known.
-        speed: actual seconds per planned one, to begin with; None if unknown.
-    Returns: list of exit codes; it ends early with that of a stopping signal, or where another process has a run.
+        name: of the series, for its lines.
+        jobs: list of `(key, description, file, arguments)`.
+        plan: the seconds that each should take; None if unknown.
+        speed: initial estimate of actual seconds per planned second; None if unknown.
+    Returns: list of exit codes. It ends early with one of `ENDING`.
     """
     runs = []
     for place, (key, what, path, arguments) in enumerate(jobs, start=1):
         print(f"\n== {name} {place}/{len(jobs)}: {key}: {what}", flush=True)
         start = time.monotonic()
         left = seconds_left(plan, runs, after=place, speed=speed)
-        code = process(path, arguments, ahead=f"{name} {said(left)}")
+        code = process(path, arguments, ahead=f"{name} {time_left(left)}")
         runs.append((code, time.monotonic() - start))
         if code in ENDING:
             print(
-                f"== {name} stopped during {key}; the same command, without `--fresh`, goes on from there", flush=True
+                f"== {name} stopped during {key}; the same command, without `--fresh`, continues from there", flush=True
             )
             break
         print(progress(plan, runs, name=name, speed=speed), flush=True)
@@ -222,9 +228,9 @@ def series(name, jobs, plan, *, speed=None):
 
 
 def combined(codes):
-    """One exit code for several processes.
+    """Combines the exit codes of several processes into one.
 
-    Returns: 0 if none failed, that which ended them early if one did (`ENDING`), 1 if some failed; if all did, the code
+    Returns: 0 if none failed; the code in `ENDING` if one ended the series; 1 if some failed. If all failed, the code
         that they share (2: bad input), else 3.
     """
     codes = [128 - code if code < 0 else code for code in codes]  # as `subprocess` reports signals
@@ -238,13 +244,13 @@ def combined(codes):
 
 
 def planned_seconds(entries, records, budget):
-    """How long each experiment should take: as its newest run under this budget did, else as the budget plans it.
+    """How long each experiment should take: as long as its newest run with this budget, else the budget's own time.
 
     Args:
         entries: the experiments.
         records: of earlier runs, oldest first.
         budget: key of `config.BUDGETS`.
-    Returns: list of seconds, None where nothing is known (a first full run).
+    Returns: list of seconds; None if unknown (for a first full run).
     """
     seconds = {entry.key: BUDGETS[budget].seconds for entry in entries}
     for record in records:
@@ -254,13 +260,13 @@ def planned_seconds(entries, records, budget):
 
 
 def progress(plan, runs, *, name="study", speed=None):
-    """One line for the whole: '== study 2/4 done, elapsed 3 min, about 5 min left'.
+    """The line on a whole series: '== study 2/4 done, elapsed 3 min, about 5 min left'.
 
     Args:
-        plan: seconds that each run should take; None where nothing is known.
+        plan: the seconds that each run should take; None if unknown.
         runs: `(exit code, seconds)` of those that ended.
-        name: what the whole is called.
-        speed: as `series`.
+        name: of the series.
+        speed: as for `series`.
     """
     failed, elapsed = sum(code != 0 for code, _ in runs), sum(seconds for _, seconds in runs)
     line = f"== {name} {len(runs)}/{len(plan)} done, elapsed {duration(elapsed)}"
@@ -268,16 +274,16 @@ def progress(plan, runs, *, name="study", speed=None):
         line += f", {failed} failed"
     if len(runs) == len(plan):
         return line
-    return f"{line}, {said(seconds_left(plan, runs, after=len(runs), speed=speed))}"
+    return f"{line}, {time_left(seconds_left(plan, runs, after=len(runs), speed=speed))}"
 
 
-def said(left):
-    """Seconds left in words, None included."""
-    return "time left unknown" if left is None else f"about {duration(left)} left"
+def time_left(seconds):
+    """The seconds left as text; None: unknown."""
+    return "time left unknown" if seconds is None else f"about {duration(seconds)} left"
 
 
 def seconds_left(plan, runs, *, after, speed=None):
-    """How long the runs after the first `after` should take, at the speed of those that succeeded; None if unknown."""
+    """How long the runs after the first `after` should take, judged by those that succeeded; None if unknown."""
     timed = [(taken, wanted) for (code, taken), wanted in zip(runs, plan, strict=False) if not code and wanted]
     pairs = [(taken, wanted) for taken, wanted in timed if taken > ALREADY_DONE * wanted]
     if pairs:
@@ -286,21 +292,21 @@ def seconds_left(plan, runs, *, after, speed=None):
     return speed * sum(ahead) if speed and all(ahead) else None
 
 
-def collate(root, *, fmt="text", write=False, folder=PROJECT / "experiments"):
-    """Rebuilds results.csv below `root` and prints the comparison.
+def collate(root, *, fmt="text", write=False, folder=EXPERIMENTS):
+    """Rebuilds results.csv in `root` and prints the comparison.
 
     Args:
         root: folder that holds `results/`.
         fmt: 'text', 'csv' or 'markdown'.
-        write: also refresh README.md, docs/results.md and the experiments' `Result` lines.
-        folder: where the experiments are; README.md and docs/ stand beside it.
+        write: also update README.md, docs/results.md and the experiments' `Result` lines.
+        folder: holds the experiments; README.md and docs/ are beside it.
     Returns: exit code 0.
-    Raises: ConfigError if `write` is asked for with results from elsewhere.
+    Raises: ConfigError if `write` is set for results from another folder.
     """
-    project = Path(folder).resolve().parent
+    project, entries = Path(folder).resolve().parent, experiments(folder)
     if write and Path(root).resolve() != project:
-        raise ConfigError(f"`--write` takes the project's own results, those in {project}. Received: --root {root}.")
-    records, entries = results.rebuild(root), experiments(folder)
+        raise ConfigError(f"`--write` needs the project's own results, in {project}. Received: --root {root}.")
+    records = results.rebuild(root)
     print(comparison(records, entries, fmt))
     if write:
         for entry in entries:
@@ -313,17 +319,17 @@ def collate(root, *, fmt="text", write=False, folder=PROJECT / "experiments"):
     return 0
 
 
-def report(root, *, name=None, dataset=None, data_dir=None, folder=PROJECT / "experiments"):
+def report(root, *, name=None, dataset=None, data_dir=None, folder=EXPERIMENTS):
     """Analyses the newest run of each of the study's experiments, or one run, then writes the page.
 
     Args:
         root: folder that holds `results/`.
-        name: of one run: its id, an experiment (its newest), or its saved model; None takes the study.
+        name: a run id, an experiment (its newest run) or a run's saved model; None for the study.
         dataset: as `--dataset`, for runs on image folders.
         data_dir: as `--data-dir`.
-        folder: where the experiments are.
-    Returns: exit code; 1 where some run could not be analysed, of which the page says so.
-    Raises: ConfigError where there is nothing to compare, or no such run.
+        folder: holds the experiments.
+    Returns: exit code; 1 if some run could not be analysed, which the page then states.
+    Raises: ConfigError if there is nothing to compare, or no such run.
     """
     from cifar_keras.report import page
     from cifar_keras.saved import find
@@ -336,27 +342,28 @@ def report(root, *, name=None, dataset=None, data_dir=None, folder=PROJECT / "ex
     else:
         record = find.recorded(name, root=root)
         failed = _analysed({record["run_id"]: record["run_id"]}, root=root, dataset=dataset, data_dir=data_dir)
-        question = next((one.question for one in experiments(folder) if one.key == record["experiment"]), "")
+        entries = experiments(folder) if Path(folder).is_dir() else []
+        question = next((one.question for one in entries if one.key == record["experiment"]), "")
         print(page.build_run(root, record, question=question, dataset=dataset))
     return SOME_FAILED if failed else 0
 
 
 def _analysed(runs, **where):
-    """Analyses runs, ids by name, where that is wanted; returns how many could not be."""
+    """Analyses runs (name -> id) that are not analysed yet. Returns how many could not be analysed."""
     from cifar_keras.explain import analyse
 
     failed = 0
     for name, run_id in runs.items():
         try:
             analyse.refresh(run_id, **where)
-        except (CifarKerasError, OSError, ValueError) as error:  # the page does without, and says so
+        except (CifarKerasError, OSError, ValueError) as error:  # the page states what is missing
             failed += 1
             print(f"{name} is not analysed: {error}", flush=True)
     return failed
 
 
 def comparison(records, entries, fmt):
-    """Both tables as text, each under its heading; as CSV one table, whose first column says which."""
+    """Both tables as text, each under its heading; as CSV, one table whose first column names the table."""
     first, others = table.collated(records, entries)
     if fmt == "csv":
         empty = dict.fromkeys(table.HEADINGS, table.DASH)
@@ -365,16 +372,13 @@ def comparison(records, entries, fmt):
     titles = ("Results: full budget, the weights each model calls for", "Other runs: other budgets, weights or options")
     mark = "**" if fmt == "markdown" else ""
     if fmt == "text" and others and not any(table.counts(record) for record in records):
-        first = []  # after a demo eight rows of dashes would hide what was measured
+        first = []  # after a demo, eight rows of dashes would hide the measured ones
     parts = [(title, rows) for title, rows in zip(titles, (first, others), strict=True) if rows]
     return "\n\n".join(f"{mark}{title}{mark}\n\n{table.render(rows, fmt)}" for title, rows in parts)
 
 
-def refreshed(records, folder=PROJECT / "experiments"):
-    """What README.md, docs/results.md and the experiment files should say, given these records: path -> text.
-
-    Nothing is written.
-    """
+def refreshed(records, folder=EXPERIMENTS):
+    """The text that README.md, docs/results.md and the experiment files should have: path -> text. Writes nothing."""
     entries, folder = experiments(folder), Path(folder)
     texts = {entry.path: entry.path.read_text(encoding="utf-8") for entry in entries}
     found = {entry.path: _result(entry, records) for entry in entries}
@@ -391,7 +395,7 @@ def refreshed(records, folder=PROJECT / "experiments"):
 
 
 def _result(entry, records):
-    """The `Result` line of an experiment's docstring; one with tables of its own has them for runs of every kind."""
+    """The `Result` line of an experiment's docstring; an experiment with tables of its own refers to them."""
     if entry.experiment.summary and any(record["experiment"] == entry.key for record in records):
         return f"Result   see results/exp{entry.number}*.md"
     return table.docstring_result(records, entry.key)

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from cifar_keras.data.augment import augmented
-from cifar_keras.utils.runtime import cores
+from cifar_keras.utils.system import cores
 
 READY = 2  # finished batches that wait for the model
 MOST_MADE = 8  # batches being made at once, which bounds memory

@@ -321,7 +321,7 @@ def commands(rows, root, dataset=None, run_id=None):
         seeds = [run["seed"] for run in row.group.runs]
         lines += [" ".join([*parts, *_seed(block)]) for block in _blocks(seeds)]
     report = f"cifar-keras report {run_id}" if run_id else "cifar-keras report"
-    again = report if root.resolve() == PROJECT else f"{report} --root {root.name}"
+    again = report if root.resolve() == PROJECT.resolve() else f"{report} --root {root.name}"
     return [*lines, f"{again} --dataset DIR" if dataset else again]
 
 

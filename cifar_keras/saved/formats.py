@@ -18,7 +18,8 @@ from cifar_keras.config import ConfigError
 from cifar_keras.data.images import MAX_PIXELS
 from cifar_keras.saved import artifacts
 from cifar_keras.saved.safe_loading import MAX_VALUES
-from cifar_keras.utils.runtime import cores, silent
+from cifar_keras.utils.runtime import silent
+from cifar_keras.utils.system import cores
 
 CUSTOM, ARCHITECTURE = "_custom.h5", "_architecture.json"
 EXTRAS = {"onnxruntime": "onnx", "tf2onnx": "onnx", "ai_edge_litert.interpreter": "litert"}

@@ -1,7 +1,7 @@
-"""Tracking a run elsewhere: `--track tensorboard` writes its curves, configuration, result and pictures as event files.
+"""`--track tensorboard`: writes a run's curves, configuration, result and pictures as event files.
 
-Keras' own TensorBoard callback is not used: it knows only the epochs of its process, and a resumed run would show some
-twice or not at all. Here every process empties the run's folder and writes the history so far anew.
+Keras' own TensorBoard callback knows only the epochs of its process, so a resumed run would show some epochs twice or
+not at all. Here, every process empties the run's folder and rewrites the history so far.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ CURVES = {
 
 
 def require(kind):
-    """Checks that runs can be tracked in this way; `tracker` does it too, but only once the data are loaded.
+    """Checks that runs can be tracked in this way. `tracker` does so too, but only after the data are loaded.
 
     Args:
         kind: 'tensorboard', or None for no tracking.
@@ -45,11 +45,11 @@ def require(kind):
 
 
 def tracker(kind, *, folder, config):
-    """What follows a run from `start` to `finish`; nothing is written before `start`.
+    """Returns an object that follows a run from `start` to `finish`. Nothing is written before `start`.
 
     Args:
-        kind: 'tensorboard', or None for one that does nothing.
-        folder: the run's own, for event files alone: it is emptied at the start.
+        kind: 'tensorboard', or None for an object that does nothing.
+        folder: the run's own, for event files only: it is emptied at the start.
         config: `config.RunConfig`.
     Raises: ConfigError, see `require`.
     """
@@ -58,19 +58,19 @@ def tracker(kind, *, folder, config):
 
 
 class Tracker:
-    """Follows no run."""
+    """Tracks nothing."""
 
     def start(self, progress):
-        """Call it once a process, before training.
+        """Call it once per process, before training.
 
         Args:
             progress: `train.Progress`, with the epochs of earlier processes in its history.
-        Returns: the callbacks for every `fit` of the run, to stand behind the one that adds to the history.
+        Returns: the callbacks for every `fit` of the run; they must follow the one that adds to the history.
         """
         return []
 
     def finish(self, record, images):
-        """Call it once, when the run is done.
+        """Call it once, when the run has finished.
 
         Args:
             record: the run's record.
@@ -79,7 +79,7 @@ class Tracker:
 
 
 class TensorBoard(Tracker):
-    """Writes event files: curves to `train/` and `validation/`, the rest to the folder itself."""
+    """Writes event files: the curves to `train/` and `validation/`, everything else to the folder itself."""
 
     def __init__(self, folder, config):
         self.folder = Path(folder)
@@ -93,7 +93,7 @@ class TensorBoard(Tracker):
         with self._writing():
             if self.folder.exists():
                 shutil.rmtree(self.folder)
-            self.folder.mkdir(parents=True)  # its errors read better than TensorFlow's
+            self.folder.mkdir(parents=True)  # its error messages are clearer than TensorFlow's
             names = {"run": self.folder, **{name: self.folder / name for name in CURVES}}
             self.writers = {name: tf.summary.create_file_writer(str(place)) for name, place in names.items()}
             with self.writers["run"].as_default(step=0):
@@ -103,7 +103,7 @@ class TensorBoard(Tracker):
         return [_Epochs(self)]
 
     def catch_up(self):
-        """Writes the epochs of the history that are not yet in the files; a kill after it loses none of them."""
+        """Writes the epochs of the history that are not yet in the files. A kill afterwards loses none of them."""
         import tensorflow as tf
 
         history = self.progress.history
@@ -128,23 +128,23 @@ class TensorBoard(Tracker):
 
     @contextlib.contextmanager
     def _writing(self):
-        """Says in a sentence what keeps event files from being written."""
+        """Raises RunFailedError, in one sentence, if event files can't be written."""
         import tensorflow as tf
 
         try:
             yield
         except (OSError, tf.errors.OpError) as error:
-            # What TensorFlow says: {{node that failed}} what happened [Op:Name] name:
+            # TensorFlow's text: {{node that failed}} what happened [Op:Name] name:
             happened = str(error).partition("\n")[0].rpartition("}} ")[2].partition(" [Op:")[0]
             why = getattr(error, "strerror", None) or happened
             raise RunFailedError(
                 f"Could not write the event files in {self.folder}: {why}. Free some space, choose a folder that can "
-                "be written to (`--root DIR`), or leave out `--track`; then the same command goes on."
+                "be written to (`--root DIR`), or leave out `--track`; the same command then continues."
             ) from error
 
 
 class _Epochs(keras.callbacks.Callback):
-    """Brings the event files up to the history after every epoch."""
+    """Updates the event files after every epoch."""
 
     def __init__(self, tracker):
         super().__init__()

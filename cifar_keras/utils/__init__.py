@@ -1,1 +1,1 @@
-"""Files, paths, the runtime, and text: nothing here knows what a model is."""
+"""Files, paths, text, the operating system and the runtime. Nothing here knows about models."""

@@ -7,13 +7,16 @@ from cifar_keras.config import ConfigError
 
 
 def cache_folder():
-    """Where decoded images and features are kept; nothing is made."""
+    """The folder of decoded images and features. Does not create it."""
     shared = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(os.environ.get("CIFAR_KERAS_CACHE") or shared / "cifar_keras")
 
 
 def cache():
-    """The folder of decoded images and features, made where it is missing, or ConfigError says what to set."""
+    """The folder of decoded images and features, created if missing.
+
+    Raises: ConfigError if it can't be written.
+    """
     place = cache_folder()
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -23,6 +26,6 @@ def cache():
     if not writable:
         raise ConfigError(
             f"The cache of decoded images and features, {place}, can't be written. "
-            "Set CIFAR_KERAS_CACHE to a folder that can, with room for them."
+            "Set CIFAR_KERAS_CACHE to a folder that can be written and has enough space."
         )
     return place

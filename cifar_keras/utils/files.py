@@ -15,18 +15,19 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from cifar_keras.config import HeldError, RunFailedError
+from cifar_keras.utils import system
 
-ABANDONED = 600  # seconds: whoever writes a file touches it more often
+ABANDONED = 600  # seconds: a process that still writes a file touches it more often
 
 
 @contextlib.contextmanager
 def replacing(path):
-    """Yields a temporary path with the same ending; moves it to `path` once the block has succeeded.
+    """Yields a temporary path with the same ending, and moves it to `path` if the block succeeds.
 
-    A reader sees the old file or the new one, whole, even after a power cut (fsync before and after the rename).
-    What a killed writer of the same path left beside it is removed once nobody has touched it for ten minutes.
+    A reader sees either the whole old file or the whole new one, even after a power cut (fsync before and after the
+    rename). Temporary files that a killed writer of the same path left are removed after ten minutes.
 
-    Raises: RunFailedError where the folder can't be written or the disk is full; `path` is then as before.
+    Raises: RunFailedError if the folder can't be written or the disk is full; `path` then stays as it was.
     """
     path = Path(path)
     temporary = None
@@ -41,38 +42,41 @@ def replacing(path):
         os.chmod(temporary, 0o666 & ~_umask())
         settle(temporary, path)
     except (OSError, RuntimeError) as error:
-        # HDF5 says in words what the system said, as a RuntimeError where it happens on closing.
+        # If writing fails on closing, HDF5 raises a RuntimeError with the system's error in its text.
         number = getattr(error, "errno", None) or int((re.search(r"errno = (\d+)", str(error)) or [0, 0])[1])
         if isinstance(error, RuntimeError) and not number:
             raise
         raise _unwritable(path, number, error) from error
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # on Windows, something may still have it open
+                temporary.unlink()
 
 
 def settle(temporary, path):
-    """Moves a finished file to its place in the same folder, so that it stands there even after a power cut."""
-    _sync(temporary)
-    os.replace(temporary, path)
-    _sync(path.parent)
+    """Moves a finished file to its place in the same folder, so that it is there even after a power cut."""
+    system.sync(temporary)
+    system.replace(temporary, path)
+    system.sync(path.parent)
 
 
 def _unwritable(path, number, error):
+    held = system.WINDOWS and isinstance(error, PermissionError)
+    fix = "Close programs that have it open" if held else "Free some space"
     return RunFailedError(
-        f"Could not write {path}: {os.strerror(number) if number else error}. What stood there before is unchanged. "
-        "Free some space, or choose a folder that can be written to (`--root DIR`), then run the same command."
+        f"Could not write {path}: {os.strerror(number) if number else error}. Its former content is unchanged. "
+        f"{fix}, or choose a folder that can be written to (`--root DIR`), then run the same command."
     )
 
 
 def sweep(path, *, age=0):
-    """Removes what killed writers of a path left beside it, if nobody has touched it for `age` seconds.
+    """Removes temporary files that killed writers of a path left, if they are older than `age` seconds.
 
-    Without an age the caller holds the lock that all writers of the path take.
+    To call it without an age, hold the lock that all writers of the path take.
     """
     path = Path(path)
     for leftover in path.parent.glob(f".????????.{glob.escape(path.name)}"):  # eight: `mkstemp`'s own part of the name
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, PermissionError):  # Windows keeps what is open
             if time.time() - leftover.stat().st_mtime >= age:
                 leftover.unlink()
 
@@ -83,22 +87,14 @@ def _umask():
     return mask
 
 
-def _sync(path):
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def write_text(path, text):
-    """Writes UTF-8 text whole or not at all."""
+    """Writes UTF-8 text, whole or not at all, with the same line ends on every system."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path, value):
-    """Writes indented JSON whole or not at all; NaN and infinity are refused, for other readers' sake."""
+    """Writes indented JSON, whole or not at all. Refuses NaN and infinity, which are not valid JSON."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
@@ -110,21 +106,21 @@ def sha256(path):
 
 @contextlib.contextmanager
 def lock(path, *, timeout=60.0, busy="Another process is using it."):
-    """Holds an advisory lock beside `path`; the operating system frees it when its owner dies.
+    """Holds an advisory lock beside `path`. The operating system frees it when its owner dies.
 
-    Raises: HeldError after `timeout` seconds, with the sentence `busy` and which process holds it; RunFailedError where
-        the folder can't be written.
+    Raises: HeldError after `timeout` seconds, with the sentence `busy` and the process that holds the lock;
+        RunFailedError if the folder can't be written.
     """
     path = Path(path)
-    # Beside the lock and not in it: on NFS, closing any descriptor of the locked file would free the lock. The ending
-    # has git ignore it.
+    # The owner's note is a file of its own: on NFS, closing any descriptor of the locked file would free the lock. Its
+    # ending makes git ignore it.
     owner = path.with_name(f".{path.name}.owner.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         guard = FileLock(path.with_name(f".{path.name}.lock"), timeout=timeout)
         guard.acquire()
     except Timeout:
-        raise HeldError(f"{path} is in use. {busy} {_said_of(owner)}") from None
+        raise HeldError(f"{path} is in use. {busy} {_holder(owner)}") from None
     except OSError as error:
         raise _unwritable(path, error.errno, error) from error
     try:
@@ -137,14 +133,12 @@ def lock(path, *, timeout=60.0, busy="Another process is using it."):
         guard.release()
 
 
-def _said_of(owner):
-    """The holder of a lock in a sentence; between lock and note there may be none yet, or a killed holder's."""
+def _holder(owner):
+    """A sentence on who holds a lock. There may be no note of the owner yet, or only that of a killed one."""
     try:
         note = json.loads(owner.read_text(encoding="utf-8"))
-        if note["host"] == platform.node():
-            os.kill(note["process"], 0)
-        return f"It is process {note['process']} on {note['host']}, since {note['since']}."
-    except PermissionError:  # alive, another user's
-        return f"It is process {note['process']}, another user's."
-    except (OSError, ValueError, KeyError):
-        return "It has just begun."
+        if note["host"] != platform.node() or system.is_alive(note["process"]):
+            return f"It is process {note['process']} on {note['host']}, since {note['since']}."
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return "It has just begun."

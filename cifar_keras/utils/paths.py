@@ -1,19 +1,29 @@
-"""Where artifacts are stored. `stem` alone makes names, and nothing parses one."""
+"""Where files are. `stem` alone makes the names of runs, and nothing ever parses one."""
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-PROJECT = Path(__file__).resolve().parents[2]
+
+def checkout(file=__file__):
+    """The checkout that this file belongs to, which holds `experiments/` and `pyproject.toml`; None if installed."""
+    folder = Path(file).resolve().parents[2]
+    return folder if (folder / "experiments").is_dir() and (folder / "pyproject.toml").is_file() else None
+
+
+CHECKOUT = checkout()
+PROJECT = (
+    CHECKOUT or Path()
+)  # holds experiments/ and, by default, results/; for an installed package the current folder
 
 
 def keras_cache(kind):
-    """Where Keras caches its 'datasets' or 'models'. Asking Keras itself would load TensorFlow."""
+    """The folder of Keras' 'datasets' or 'models'. Asking Keras itself would load TensorFlow."""
     return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / kind
 
 
 def places(data_dir, kind):
-    """The folders that are searched for a published file, in order: `--data-dir`, CIFAR_KERAS_DATA, Keras' cache."""
+    """The folders to search for a published file, in order: `--data-dir`, CIFAR_KERAS_DATA, Keras' cache."""
     given = (data_dir, os.environ.get("CIFAR_KERAS_DATA"))
     return [*(Path(place).expanduser() for place in given if place), keras_cache(kind)]
 

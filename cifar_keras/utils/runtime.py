@@ -1,23 +1,23 @@
-"""What must be set before TensorFlow loads, and what the machine turns out to be. Imports nothing heavy at the top."""
+"""Settings that TensorFlow needs before it loads, and where a run takes place. Imports TensorFlow only in functions."""
 
 import contextlib
 import importlib.metadata
 import os
 import platform
-import resource
 import subprocess
 import sys
 import warnings
 
 from cifar_keras.config import ConfigError
-from cifar_keras.utils.paths import PROJECT
+from cifar_keras.utils.paths import CHECKOUT
+from cifar_keras.utils.system import cores, cpu_name
 
 
 def setup(*, verbose=False):
     """Sets the environment that TensorFlow reads at import; call it before any module that imports keras.
 
-    What the user has set stays. oneDNN trains several times faster on x86 CPUs where TensorFlow does not turn it on by
-    itself.
+    It keeps what the user has set. oneDNN makes training several times faster; by default, TensorFlow uses it only on
+    some x86 CPUs.
 
     Args:
         verbose: leave TensorFlow's messages on.
@@ -44,10 +44,10 @@ def _load_tensorflow_quietly():
 
 @contextlib.contextmanager
 def silent():
-    """Closes file descriptor 2 to lines of C++ libraries that no log level reaches."""
+    """Discards stderr, for messages of C++ libraries that no log level turns off."""
     sys.stderr.flush()
     saved = os.dup(2)
-    with open(os.devnull, "w") as sink:
+    with open(os.devnull, "wb") as sink:
         os.dup2(sink.fileno(), 2)
         try:
             yield
@@ -62,7 +62,7 @@ def apply(*, precision, deterministic):
     Args:
         precision: a Keras policy name, from `choose_precision`.
         deterministic: make every TensorFlow kernel reproducible, at some cost in speed.
-    Raises: ConfigError if the backend can't.
+    Raises: ConfigError if the backend has no deterministic mode.
     """
     import keras
     import tensorflow as tf
@@ -77,10 +77,10 @@ def apply(*, precision, deterministic):
 
 
 def choose_precision(asked):
-    """Resolves 'auto': 16 bit on the GPUs that gain by it, float32 elsewhere.
+    """Resolves 'auto': 16 bit on the GPUs that gain from it, else float32.
 
     bfloat16 from compute capability 8.0 (Ampere: needs no loss scaling), float16 from 7.0 (Volta: tensor cores),
-    float32 on CPUs, most of which only emulate 16 bit, and on older GPUs.
+    float32 on older GPUs and on CPUs, most of which only emulate 16 bit.
     """
     if asked != "auto":
         return asked
@@ -138,54 +138,24 @@ def device():
 
 
 def version(package):
-    """The installed version of a package, None where it is not installed."""
+    """The installed version of a package; None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-def cores():
-    """How many processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def cpu_name():
-    """The processor's model, and whether it has AVX-512."""
-    wide = " (AVX-512)" if "avx512f" in cpu_flags() else ""
-    return f"{_cpu().get('model name') or platform.processor() or platform.machine()}{wide}"
-
-
-def cpu_flags():
-    """What an x86 processor can do, in Linux' words (`avx2`, `fma`); empty where nothing says so."""
-    return frozenset(_cpu().get("flags", "").split())
-
-
-def _cpu():
-    """The last processor's fields in /proc/cpuinfo; none where there is no such file."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            lines = dict(line.split(":", 1) for line in file if ":" in line)
-    except OSError:
-        return {}
-    return {key.strip(): value.strip() for key, value in lines.items()}
-
-
 def git_commit():
-    """The project's commit, with `+` where tracked files differ from it; None outside a checkout."""
+    """The checkout's commit, with `+` if tracked files differ from it; None outside a checkout."""
+    if CHECKOUT is None:
+        return None
 
     def git(*arguments):
         return subprocess.run(
-            ("git", *arguments), cwd=PROJECT, capture_output=True, text=True, check=True
+            ("git", *arguments), cwd=CHECKOUT, capture_output=True, text=True, check=True
         ).stdout.strip()
 
     try:
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def peak_memory_mb():
-    """The most memory this process has held so far, in MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2**20 if sys.platform == "darwin" else 2**10))
