@@ -51,9 +51,10 @@ test-slow: $(STAMP) ## run the slow tests only
 bench: $(STAMP) ## run benchmarks/ and rewrite benchmarks/RESULTS.md; in full (long): make bench ARGS=--full
 	$(BIN) benchmarks/collect.py $(ARGS)
 
-lint: $(STAMP) ## check style and formatting, as CI does
+lint: $(STAMP) ## check style, formatting and types, as CI does
 	$(BIN) -m ruff check .
 	$(BIN) -m ruff format --check .
+	$(BIN) -m mypy
 
 # The same versions for every system and Python that the project supports. Pins that still fit stay.
 lock: $(STAMP) ## rewrite requirements.lock from pyproject.toml; newer versions: make lock ARGS=--upgrade

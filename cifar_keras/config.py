@@ -6,7 +6,9 @@ resolved against the model's row: the one canonical description of a run, and it
 
 import dataclasses
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 
 class CifarKerasError(Exception):
@@ -33,7 +35,7 @@ class HeldError(CifarKerasError):
     exit_code = 4
 
 
-def _one_of(name, value, choices):
+def _one_of(name: str, value: object, choices: Iterable[object]) -> None:
     if value not in choices:
         raise ConfigError(f"`{name}` must be one of {', '.join(map(str, choices))}. Received: {value!r}.")
 
@@ -57,7 +59,7 @@ class Stage:
     schedule: str = "cosine"
     warmup: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _one_of("schedule", self.schedule, ("constant", "cosine", "linear", "step"))
         if self.warmup and self.schedule != "cosine":
             raise ConfigError(f"`warmup` goes with schedule 'cosine'. Received: {self.schedule!r}.")
@@ -90,7 +92,7 @@ class Training:
 
     model: str
     stages: tuple[Stage, ...]
-    override: dict = field(default_factory=dict)
+    override: dict[str, Any] = field(default_factory=dict)
     batch_size: int = 128
     optimizer: str = "adamw"
     weight_decay: float = 0.0
@@ -102,19 +104,19 @@ class Training:
     also_score: str | None = None
     class_weights: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _one_of("optimizer", self.optimizer, ("adam", "adamw", "sgd", "muon"))
         _one_of("weights", self.weights, (None, "none"))
         _one_of("also_score", self.also_score, (None, "last", "epochs"))
         _one_of("class_weights", self.class_weights, (None, "balanced"))
 
     @property
-    def epochs(self):
+    def epochs(self) -> int:
         """Epochs of all stages together."""
         return sum(stage.epochs for stage in self.stages)
 
 
-def tutorial(model, **override):
+def tutorial(model: str, **override: Any) -> Training:
     """What a tutorial does with a model: Adam at a constant 1e-3, batch 32, ten epochs, a plain linear head.
 
     Args:
@@ -147,23 +149,23 @@ class Experiment:
     number: int
     name: str
     variants: dict[str, Training]
-    published: dict = field(default_factory=dict)
+    published: dict[str, Any] = field(default_factory=dict)
     summary: str | None = None
     published_classes: dict[str, dict[str, float]] = field(default_factory=dict)
     about: str = "cifar10"
 
     @property
-    def key(self):
+    def key(self) -> str:
         """The experiment's full name, for example `exp3_finetune`."""
         return f"exp{self.number}_{self.name}"
 
     @property
-    def share(self):
+    def share(self) -> float:
         """What part of a budget each run gets: where all variants run by default, they share it."""
         return 1.0 if BEST in self.variants else 1 / len(self.variants)
 
 
-def published_of(published, variant):
+def published_of(published: dict[str, Any], variant: str) -> dict[str, float]:
     """What the source reported of a variant, by split; see `Experiment.published`."""
     return published.get(variant, {}) if any(isinstance(value, dict) for value in published.values()) else published
 
@@ -192,11 +194,11 @@ class Budget:
 
     small: Limits = Limits()
     large: Limits = Limits()
-    seconds: int | None = None
+    seconds: float | None = None
     dataset: str = "cifar10"
     pretrained: bool = True
 
-    def shared(self, share):
+    def shared(self, share: float) -> Self:
         """The budget of one of several runs."""
         return dataclasses.replace(self, seconds=self.seconds and self.seconds * share)
 
@@ -213,10 +215,11 @@ MINIMUM_STEPS = 20  # an epoch: with fewer the optimiser hardly moves, so the ba
 MINIMUM_BATCH = 16  # but not below what BatchNorm needs
 
 
-def with_epochs(training, epochs):
+def with_epochs(training: Training, epochs: int) -> Training:
     """Shares `epochs` among the stages as the recipe does, at least one each (the last ones, where there are fewer)."""
     stages = training.stages[-epochs:]
-    total, counts = sum(stage.epochs for stage in stages), []
+    total = sum(stage.epochs for stage in stages)
+    counts: list[int] = []
     for behind, stage in zip(reversed(range(len(stages))), stages, strict=True):
         left = epochs - sum(counts) - behind  # the stages behind this one need an epoch each
         counts.append(min(max(1, round(epochs * stage.epochs / total)), left) if behind else left)
@@ -224,30 +227,30 @@ def with_epochs(training, epochs):
     return dataclasses.replace(training, stages=stages)
 
 
-def with_learning_rate(training, rate):
+def with_learning_rate(training: Training, rate: float) -> Training:
     """Sets the last stage's learning rate and scales the others' by the same factor."""
     factor = rate / training.stages[-1].learning_rate
     stages = (dataclasses.replace(s, learning_rate=s.learning_rate * factor) for s in training.stages)
     return dataclasses.replace(training, stages=tuple(stages))
 
 
-def with_batch_size(training, batch_size):
+def with_batch_size(training: Training, batch_size: int) -> Training:
     """Sets the batch size; learning rates follow its square root (arXiv:1404.5997, section 5)."""
     rate = training.stages[-1].learning_rate * (batch_size / training.batch_size) ** 0.5
     return dataclasses.replace(with_learning_rate(training, rate), batch_size=batch_size)
 
 
-def with_views(training, views):
+def with_views(training: Training, views: int | None) -> Training:
     """Sets the number of views; see `Training.views`."""
     return dataclasses.replace(training, views=views)
 
 
-def with_class_weights(training, class_weights):
+def with_class_weights(training: Training, class_weights: str | None) -> Training:
     """Sets what the classes count in the loss; see `Training.class_weights`."""
     return dataclasses.replace(training, class_weights=class_weights)
 
 
-def limits_of(budget, training, *, pixels, images_per_second):
+def limits_of(budget: Budget, training: Training, *, pixels: int, images_per_second: float) -> Limits:
     """How many images of each split a budget admits: so few that its time suffices for three epochs, or one a stage.
 
     Args:
@@ -261,10 +264,11 @@ def limits_of(budget, training, *, pixels, images_per_second):
     if budget.seconds is None:
         return limits
     epochs = min(training.epochs, max(3, len(training.stages)))
-    return dataclasses.replace(limits, train=min(limits.train, int(budget.seconds * images_per_second) // epochs))
+    train = int(budget.seconds * images_per_second) // epochs
+    return dataclasses.replace(limits, train=train if limits.train is None else min(limits.train, train))
 
 
-def cut(training, budget, *, images, images_per_second):
+def cut(training: Training, budget: Budget, *, images: int, images_per_second: float) -> Training:
     """Fits a recipe to a budget and to the data: fewer epochs, then batches small enough to make some steps.
 
     Args:
@@ -297,16 +301,17 @@ class RunConfig:
     deterministic: bool
     limits: Limits
     training: Training
-    row: dict  # the model's row with the variant's overrides
-    overrides: dict  # what the command line changed, as in `--epochs 3`: it becomes part of every name
+    row: dict[str, Any]  # the model's row with the variant's overrides
+    overrides: dict[str, Any]  # what the command line changed, as in `--epochs 3`: it becomes part of every name
 
     @classmethod
-    def restored(cls, values):
+    def restored(cls, values: Mapping[str, Any]) -> Self:
         """The configuration in a run's record, nested values as dicts, other versions' fields passed over."""
-        return cls(**{field.name: values.get(field.name) for field in dataclasses.fields(cls)})
+        found: dict[str, Any] = {field.name: values.get(field.name) for field in dataclasses.fields(cls)}
+        return cls(**found)
 
     @property
-    def identity(self):
+    def identity(self) -> str:
         """The canonical configuration: compact JSON with sorted keys, without what only describes the model's row.
 
         A part of recipe or row that is None leaves no trace: added later, it does not rename the runs before.

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +11,9 @@ import keras
 import numpy as np
 
 from cifar_keras.config import ConfigError
-from cifar_keras.models.zoo import backbone_layers, part_of
+from cifar_keras.models.zoo import ModelRow, backbone_layers, part_of
 from cifar_keras.utils.files import sha256
-from cifar_keras.utils.paths import keras_cache, places
+from cifar_keras.utils.paths import StrPath, keras_cache, places
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Published:
     name: str
 
     @property
-    def algorithm(self):
+    def algorithm(self) -> str:
         """The checksum's, as hashlib calls it."""
         return {32: "md5", 64: "sha256"}[len(self.checksum)]
 
@@ -52,7 +53,7 @@ IMAGENET = {
 }
 
 
-def resolve(asked, row, *, data_dir):
+def resolve(asked: str | None, row: ModelRow, *, data_dir: StrPath | None) -> tuple[str, Path | None]:
     """Finds the weights that a run starts from, before anything is built.
 
     Args:
@@ -84,7 +85,7 @@ def resolve(asked, row, *, data_dir):
     return f"{name}-{sha256(path)[:6]}", path
 
 
-def imagenet(backbone, *, data_dir):
+def imagenet(backbone: str, *, data_dir: StrPath | None) -> Path:
     """The ImageNet weights' file, downloaded into the Keras cache if it is nowhere.
 
     Raises: ConfigError if the backbone has none, or there is neither file nor network.
@@ -109,13 +110,13 @@ def imagenet(backbone, *, data_dir):
         ) from None
 
 
-def find_imagenet(backbone, *, data_dir):
+def find_imagenet(backbone: str, *, data_dir: StrPath | None) -> Path | None:
     """The first file of that name among the places, unchecked, or None."""
     paths = (folder / IMAGENET[backbone].name for folder in places(data_dir, "models"))
     return next((path for path in paths if path.is_file()), None)
 
 
-def checked(path, published):
+def checked(path: Path, published: Published) -> Path:
     """Returns the path of a file with the checksum of this `Published` one.
 
     Raises: ConfigError if it has another.
@@ -130,7 +131,7 @@ def checked(path, published):
     return path
 
 
-def load_backbone(model, path):
+def load_backbone(model: keras.Model, path: Path) -> None:
     """Copies the backbone's weights from a file into a model; the head stays as it was initialised.
 
     Args:
@@ -192,7 +193,7 @@ def _from_safetensors(path):
         raise ConfigError(f"{path} can't be read as safetensors: {error}") from None
 
 
-def from_torchvision(tensors):
+def from_torchvision(tensors: Mapping[str, np.ndarray]) -> dict[str, list[np.ndarray]]:
     """Renames and turns a torchvision ResNet's weights into those of `blocks.resnet18`.
 
     `layer1.0.conv1` is `stage1_0_conv1`, `layer2.0.downsample.0` and `.1` are `stage2_0_shortcut` and its `_bn`.

@@ -4,15 +4,16 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+StrPath = str | os.PathLike[str]
 PROJECT = Path(__file__).resolve().parents[2]
 
 
-def keras_cache(kind):
+def keras_cache(kind: str) -> Path:
     """Where Keras keeps its 'datasets' or 'models'; asking Keras itself would load TensorFlow."""
     return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / kind
 
 
-def places(data_dir, kind):
+def places(data_dir: StrPath | None, kind: str) -> list[Path]:
     """The folders in which a published file is looked for, in order: `--data-dir`, CIFAR_KERAS_DATA, Keras' cache."""
     given = (data_dir, os.environ.get("CIFAR_KERAS_DATA"))
     return [*(Path(place).expanduser() for place in given if place), keras_cache(kind)]
