@@ -1,4 +1,4 @@
-"""The installed package: what a wheel holds and does away from the checkout, and the lock that `make setup` installs."""
+"""A wheel of the package works away from the checkout, and the lock fits pyproject.toml."""
 
 import csv
 import io
