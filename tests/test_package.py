@@ -111,9 +111,9 @@ def test_predict_gives_what_the_checkout_gives(call, tmp_path):
 
 
 @pytest.mark.parametrize("verb", ["list", "study"])
-def test_what_needs_the_experiment_files_asks_for_a_checkout(call, verb):
+def test_what_needs_the_experiment_files_asks_for_them(call, verb):
     done = call(verb)
-    assert done.returncode == 2 and "checkout" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "experiment files" in done.stderr and "Traceback" not in done.stderr
 
 
 def locked():
