@@ -1,12 +1,12 @@
-"""How long does a PyTorch tutorial's CNN train, and how soon do we reach about the same accuracy?
+"""How long does a PyTorch tutorial's CNN train, and how fast do we reach about the same accuracy?
 
 Run: python benchmarks/against_tutorial.py [--full]
 Theirs: five convolutions (64-64-M-128-128-M-256-M, each with BatchNorm and ReLU), a hidden layer of 512 with dropout
 0.5, Adam at 1e-3 halved every ten epochs, batch 64, 30 epochs with crops, flips and jitter; its authors report 89.1%.
 The network and recipe are those of a public student project (experiment 7 runs them). An epoch over 45,000 images is
-timed with the fastest of PyTorch's loops, times 30. Ours: the seconds until a run of experiment 4 on all the images had
-88% on val, from its history; of several on this kind of machine the soonest, so that the recipe may be chosen on val.
-This ratio alone takes one side from an earlier run.
+timed with the fastest of PyTorch's loops, times 30. Ours: the seconds until a run of experiment 4 on all images reached
+88% on val, from its history; of several runs on this kind of machine the fastest, so the recipe may be chosen on val.
+Only in this ratio does one implementation come from an earlier run.
 """
 
 import itertools
@@ -30,7 +30,7 @@ def rows(full):
     how = {"rounds": 3, "seconds": 10} if full else {"rounds": 1, "seconds": 3}
     with measure.fastest_turn(TITLE, loops, **how) as (best, loop, tried):
         steps = 2 * IMAGES // BATCH if full else 80
-        speed = loop.side.speed(what=loop.what, steps=steps) if loop else None
+        speed = loop.implementation.speed(what=loop.what, steps=steps) if loop else None
     return tried + ([theirs(best, speed, steps)] if speed else []) + [ours(speed)]
 
 
@@ -41,19 +41,19 @@ def theirs(loop, speed, steps):
 
 
 def ours(speed):
-    """Our seconds to the accuracy, against the tutorial's whole training where that was timed."""
-    side = f"ours to {ACCURACY:.0%} on val"
+    """Our seconds to that accuracy, compared with the tutorial's whole training if it was timed."""
+    name = f"ours to {ACCURACY:.0%} on val"
     found = [(seconds, record) for record, history in runs() if (seconds := seconds_to(history, ACCURACY)) is not None]
     if not found:
-        return row(TITLE, side, note=f"no full run of experiment 4 on {IMAGES:,} images that reached it, with history")
+        return row(TITLE, name, note=f"no full run of experiment 4 on {IMAGES:,} images that reached it, with history")
     here = [one for one in found if one[1]["device"] == device()]
     seconds, record = min(here or found, key=lambda one: one[0])
     note = f"{record['run_id']}, {record['device']}, {record['val_n']:,} val images"
     if not here:
-        return row(TITLE, side, seconds, "s", note=f"not compared, since it ran elsewhere: {note}")
+        return row(TITLE, name, seconds, "s", note=f"not compared, since it ran elsewhere: {note}")
     ratio = seconds * speed / (EPOCHS * IMAGES) if speed else None
     met = ratio <= TARGET if ratio else None
-    return row(TITLE, side, seconds, "s", ratio=ratio, target=f"at most {TARGET:g} x the tutorial", met=met, note=note)
+    return row(TITLE, name, seconds, "s", ratio=ratio, target=f"at most {TARGET:g} x the tutorial", met=met, note=note)
 
 
 def seconds_to(history, accuracy):

@@ -1,9 +1,9 @@
 """Do the forms of each finished run's model agree? `.keras`, `.h5`, and JSON + `_custom.h5`, in this new process.
 
 Run: python benchmarks/agreement.py [--root DIR] [--dataset NAME|DIR] [--images 256] [--run ID] [--exported]
-For every finished run below the root whose data are at hand, it prints how many of the test images get the same class
-from all forms, the largest difference of probabilities, and the largest difference from the stored float16 predictions.
-With `--exported` also a line for each format of `cifar-keras export`, converted anew, against the `.keras`.
+For every finished run below the root whose data are available, it prints how many test images get the same class from
+all forms, the largest difference of probabilities, and the largest difference from the stored float16 predictions.
+`--exported` adds one line per format of `cifar-keras export`, converted again and compared with the `.keras`.
 """
 
 import argparse
@@ -21,7 +21,7 @@ TITLE = "same class from every saved form"
 EXPORTED = "same class as the .keras"
 
 
-def said(path, images):
+def probabilities(path, images):
     """Class probabilities, float32 `(n, classes)`, of a saved model in any format."""
     from cifar_keras.saved import inference
 
@@ -31,13 +31,13 @@ def said(path, images):
 
 def agreement(record, paths, dataset, *, images):
     """`(same class, largest difference between forms, largest difference from what is stored)` of one run."""
-    outputs = np.stack([said(path, images) for path in (paths.keras, paths.h5, paths.custom_h5)])
+    outputs = np.stack([probabilities(path, images) for path in (paths.keras, paths.h5, paths.custom_h5)])
     classes = outputs.argmax(axis=2)
     same = int((classes == classes[0]).all(axis=0).sum())
     own = load(dataset, limits=Limits(**record["config"]["limits"])).test.images[: len(images)]
     with np.load(paths.predictions / f"{record['run_id']}.npz") as file:
         stored = file["probabilities"][: len(images)].astype("float32")
-    return same, float(np.ptp(outputs, axis=0).max()), float(np.abs(said(paths.keras, own) - stored).max())
+    return same, float(np.ptp(outputs, axis=0).max()), float(np.abs(probabilities(paths.keras, own) - stored).max())
 
 
 def exported(record, paths, dataset, *, split):
@@ -45,7 +45,7 @@ def exported(record, paths, dataset, *, split):
     from cifar_keras.config import CifarKerasError
     from cifar_keras.saved import export, inference
 
-    classifier, old = inference.load(paths.keras), said(paths.keras, split.images)
+    classifier, old = inference.load(paths.keras), probabilities(paths.keras, split.images)
     calibration, _, _ = export.real_images(classifier, dataset, None)
     for to, form in export.FORMATS.items():
         with tempfile.TemporaryDirectory() as folder:
@@ -55,7 +55,7 @@ def exported(record, paths, dataset, *, split):
             except CifarKerasError as error:
                 yield row(EXPORTED, f"{record['run_id']}, {to}", note=f"not measured: {error}")
                 continue
-            new, size = said(path, split.images), path.stat().st_size / 2**20
+            new, size = probabilities(path, split.images), path.stat().st_size / 2**20
         check = export.check_of(new, old, split.labels)
         same = round(check.agreement * check.images)
         note = (
@@ -88,7 +88,7 @@ def rows(full):
 
 
 def main():
-    """Prints a line a run."""
+    """Prints one line per run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", type=Path, default=PROJECT)
     parser.add_argument("--dataset", default="shapes")

@@ -1,9 +1,9 @@
-"""Runs the benchmarks of this folder, prints their tables and writes results.json and RESULTS.md, each whole.
+"""Runs the benchmarks in this folder, prints their tables and writes results.json and RESULTS.md.
 
 Run: make bench, or make bench ARGS=--full, or some of them: make bench ARGS="throughput predict --full"
-A benchmark is a file here with a function `rows(full)`; each runs in a process of its own, one after the other. What
-one has measured stays until it runs again. The short form of all takes about ten minutes on 2 cores, the full one two
-hours. Nothing else should run on the machine.
+A benchmark is a file in this folder with a function `rows(full)`. Each runs in a process of its own, one after the
+other, and its results stay until it runs again. All of them take about ten minutes on 2 cores in the short form and two
+hours in full. Nothing else should run on the machine.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def send_rows(name, full):
 
 
 def rows_of(name, *, full):
-    """A benchmark's rows, or one that says that it failed."""
+    """A benchmark's rows, or one row with the exit code if it failed."""
     command = [sys.executable, __file__, "--rows", name, *(["--full"] if full else [])]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
@@ -55,7 +55,7 @@ def rows_of(name, *, full):
 
 
 def measurement(name, *, full, commit):
-    """A benchmark's rows with what they were measured on, as stored."""
+    """A benchmark's rows with machine, versions and time, as stored."""
     start, rows = time.perf_counter(), rows_of(name, full=full)
     return {
         "full": full,
@@ -88,8 +88,8 @@ def report(store):
             "# Benchmarks",
             "Written by `make bench`. Each ratio comes from one run on one machine (that of against_tutorial.py from a "
             "stored run on the same kind of machine). `met` is `-` where a target does "
-            "not apply or a side was not measured. Values are medians of windows; a ratio is the median of ratios "
-            "within a round ([measure.py](measure.py)).",
+            "not apply or an implementation was not measured. Values are medians of windows; a ratio is the median of "
+            "ratios within a round ([measure.py](measure.py)).",
             "## Targets",
             measure.table(judged, "github"),
             *(part for name, one in sorted(store.items()) for part in section(name, one)),

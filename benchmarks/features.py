@@ -1,10 +1,10 @@
 """What do stored features of a frozen backbone save? Experiment 1 both ways, and the cost of experiment 2's.
 
 Run: python benchmarks/features.py [--full]
-Each side is a process that trains an experiment's best recipe and starts with an empty cache: through the backbone in
-every epoch, or on features, whose extraction counts. The short form takes 8,000 images and four minutes on 2 cores, the
-full one all 45,000. What views do to accuracy and memory is measured by `views.py`; what was tried for the extraction
-and left out stands in docs/speed.md.
+Each process trains the best recipe of an experiment and starts with an empty cache. It either sends every epoch through
+the backbone or trains on features, whose extraction counts. The short form takes 8,000 images and four minutes on 2
+cores, the full one all 45,000. `views.py` measures what views do to accuracy and memory. docs/speed.md lists what was
+tried for the extraction without success.
 """
 
 import json
@@ -65,10 +65,10 @@ def trained(job):
 
 
 def outcome(cache, **job):
-    """What `trained` returns, from a process with this cache; on shapes and from random weights where not said."""
+    """What `trained` returns, from a process with this cache; by default on shapes and from random weights."""
     environment = os.environ | {"CIFAR_KERAS_CACHE": cache}
     job = {"dataset": "shapes", "weights": None} | job
-    os.sync()  # what the side before has left to write is not this one's to wait for
+    os.sync()  # this process should not wait for what the one before has left to write
     command = [sys.executable, __file__, "--job", json.dumps(job)]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -96,7 +96,7 @@ def frozen(cache, *, count):
 
 
 def extraction(cache, *, counts):
-    """The pace at 224 pixels, from the difference between more images and fewer, and what all images would take."""
+    """The speed at 224 pixels, from the difference between more images and fewer, and the time for all images."""
     job = {"experiment": "exp2_augment_224.py", "val": 32, "epochs": 1, "views": 1}
     few, many = (outcome(cache, **job, train=count)["extraction"] for count in counts)
     pace = (many - few) / (counts[1] - counts[0])  # without what both spend on starting

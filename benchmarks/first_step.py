@@ -1,9 +1,10 @@
 """How soon does ResNet50 train its first step? Ours against plain Keras.
 
 Run: python benchmarks/first_step.py [--full]
-Each side is a process of its own: build, compile, first step of batch 128 at 32 pixels. Ours makes the optimiser's
-slots and the metrics before the step, as `train.fit` does, so that the step is traced once; plain Keras makes them
-inside it, and traces it twice. The command is `experiments/exp3_finetune.py` on the embedded set, with one step.
+Each implementation is a process of its own: build, compile, first step with a batch of 128 at 32 pixels. Ours creates
+the optimiser's slots and the metrics before the step, as `train.fit` does, so that the step is traced once. Plain Keras
+creates them inside the step and traces it twice. The command is `experiments/exp3_finetune.py` on the embedded set,
+with one step.
 """
 
 import statistics
@@ -18,11 +19,11 @@ from measure import cell, ratio_of, row
 from cifar_keras.utils.paths import PROJECT
 
 TITLE = "3 first step of ResNet50"
-SIDES = {"ours": "ours", "plain": "plain Keras"}
+IMPLEMENTATIONS = {"ours": "ours", "plain": "plain Keras"}
 PARTS = {"first step": 1 / 3, "build + compile + first step": 0.45}  # targets, relative to plain Keras
 
 
-def first_step(side):
+def first_step(implementation):
     """Prints the seconds from an imported library to the start of the first step, and to its end."""
     from cifar_keras.utils import runtime
 
@@ -41,7 +42,7 @@ def first_step(side):
     training = Training(model_row.name, stages=(Stage(1, 1e-3),))
     optimizer = make_optimizer(training, training.stages[0], steps=100)
     model.compile(optimizer, CrossEntropy(), metrics=["accuracy"])
-    if side == "ours":
+    if implementation == "ours":
         make_variables(model)
     ready = time.perf_counter()
     images = np.zeros((128, 32, 32, 3), "uint8")
@@ -50,11 +51,12 @@ def first_step(side):
 
 
 def rows(full):
-    """Both sides, in turns, and the command."""
-    seconds = {side: [] for side in SIDES}
+    """Both implementations, in turns, and the command."""
+    seconds = {implementation: [] for implementation in IMPLEMENTATIONS}
     for _ in range(3 if full else 1):
-        for side, found in seconds.items():
-            done = subprocess.run([sys.executable, __file__, side], capture_output=True, text=True, check=True)
+        for implementation, found in seconds.items():
+            line = [sys.executable, __file__, implementation]
+            done = subprocess.run(line, capture_output=True, text=True, check=True)
             found.append([float(part) for part in done.stdout.split()])
     lines = [line for place, part in enumerate(PARTS) for line in compared(part, place, seconds)]
     return [*lines, command()]
@@ -62,13 +64,13 @@ def rows(full):
 
 def compared(part, place, seconds):
     """The rows of one span of time: ours with its ratio, and plain Keras."""
-    values = {side: [run[place] for run in found] for side, found in seconds.items()}
+    values = {implementation: [run[place] for run in found] for implementation, found in seconds.items()}
     ratio, target = ratio_of(values["ours"], values["plain"]), PARTS[part]
-    for side, found in values.items():
+    for implementation, found in values.items():
         note = f"{cell(min(found))} to {cell(max(found))} in {len(found)}"
         judged = {"ratio": ratio, "target": f"at most {target:.2g} x plain", "met": ratio <= target}
-        name = f"{part}, {SIDES[side]}"
-        yield row(TITLE, name, statistics.median(found), "s", note=note, **(judged if side == "ours" else {}))
+        name = f"{part}, {IMPLEMENTATIONS[implementation]}"
+        yield row(TITLE, name, statistics.median(found), "s", note=note, **(judged if implementation == "ours" else {}))
 
 
 def command():
@@ -84,7 +86,7 @@ def command():
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] and sys.argv[1] in SIDES:
+    if sys.argv[1:2] and sys.argv[1] in IMPLEMENTATIONS:
         first_step(sys.argv[1])
     else:
         measure.main(__doc__, rows)

@@ -1,9 +1,9 @@
 """How fast is a saved model in each format, at batch 1 and 64, how large, and what does int8 cost?
 
 Run: python benchmarks/inference.py [--full]
-Keras is the compiled call of the loaded model, without what `predict` adds; PyTorch is the equal network in eager mode,
-the faster of two memory layouts. Weights are random: they cost the same time. The formats take turns in windows of
-calls; p99 is that of single calls. Accuracy is that of the run of the scratch CNN that `make demo` leaves.
+Keras is the compiled call of the loaded model, without the overhead of `predict`. PyTorch is the same network in eager
+mode, in the faster of two memory layouts. Weights are random; this does not change the time. The formats take turns
+in windows of calls; p99 is that of single calls. Accuracy is measured on the scratch CNN that `make demo` leaves.
 """
 
 import tempfile
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import measure
 import numpy as np
-from measure import Side, Turn, judged, measured, ratio_of, row
+from measure import Implementation, Turn, judged, measured, ratio_of, row
 
 from cifar_keras.utils.paths import PROJECT
 
@@ -36,7 +36,7 @@ def rows(full):
 
 def written(name, folder):
     """The study's model with random weights in every format: paths by format, and why others are missing."""
-    from sides import keras_model, noise
+    from implementations import keras_model, noise
 
     from cifar_keras.config import CifarKerasError
     from cifar_keras.saved import artifacts, export, inference
@@ -78,8 +78,8 @@ def timed(name, files, *, count, rounds, lead, calls):
         name: of the model.
         files: its path in every format.
         count: images in a batch.
-        rounds: windows of each side.
-        lead: calls before a window, in which a side gets the caches back.
+        rounds: windows of each implementation.
+        lead: calls before a window, which fill the caches again.
         calls: in a window.
     """
     commands = {to: ("serve", str(path), str(count)) for to, path in files.items()}
@@ -88,12 +88,12 @@ def timed(name, files, *, count, rounds, lead, calls):
     turns = {}
     try:
         for to, command in commands.items():
-            turns[to] = Turn(Side(command, images=count), str(count))
+            turns[to] = Turn(Implementation(command, images=count), str(count))
         windows = measure.rounds_of(turns, rounds=rounds, of="times", lead=lead, steps=calls)
-        failures = {to: turn.side.failure for to, turn in turns.items()}
+        failures = {to: turn.implementation.failure for to, turn in turns.items()}
     finally:
         for turn in turns.values():
-            turn.side.close()
+            turn.implementation.close()
     title = f"batch {count}, {name}"
     speeds = {to: [count * calls / sum(times) for times in found] for to, found in windows.items()}
     for to, found in windows.items():
@@ -114,17 +114,17 @@ def timed(name, files, *, count, rounds, lead, calls):
         yield row(title, PYTORCH, note=measure.WITHOUT_TORCH)
 
 
-def latency(title, side, windows, failure):
+def latency(title, implementation, windows, failure):
     """The row of single calls."""
     if not windows:
-        return row(title, side, note=failure)
+        return row(title, implementation, note=failure)
     milliseconds = 1000 * np.concatenate(windows)
     note = f"median of {len(milliseconds)} calls; p99 {measure.cell(float(np.quantile(milliseconds, 0.99)))} ms"
-    return row(title, side, float(np.median(milliseconds)), "ms", note=note)
+    return row(title, implementation, float(np.median(milliseconds)), "ms", note=note)
 
 
 def against(title, windows, other):
-    """The row that compares onnxruntime's latency with another side's."""
+    """The row that compares onnxruntime's latency with another implementation's."""
     ratio = ratio_of(*(list(map(np.median, windows.get(to, ()))) for to in (ONNX, other)))
     judged = {"ratio": ratio, "target": f"at most 1 x {other}", "met": None if ratio is None else bool(ratio <= 1)}
     return row(title, f"latency, {ONNX}", **judged)

@@ -1,9 +1,9 @@
-"""Do the intervals of `cifar-keras compare` hold what they say? Simulated coverages and false positives.
+"""Do the intervals of `cifar-keras compare` keep their promise? Simulated coverages and false positives.
 
 Run: python benchmarks/intervals.py [--repetitions 3000] [--seed 0]
-Coverage: how often a 95% interval holds the truth. False positives: how often two equally good classifiers are called
-distinguishable. Accuracies are about 90%; errors of two models on one test set correlate by 0.5; seeds of a recipe
-spread by 0.2 points. tests/test_evaluate.py holds these same functions to their bounds.
+Coverage: how often a 95% interval contains the truth. False positives: how often two equally good classifiers are
+called distinguishable. Accuracies are about 90%; errors of two models on one test set correlate by 0.5; seeds of a
+recipe spread by 0.2 points. tests/test_evaluate.py holds these same functions to their bounds.
 """
 
 import argparse
@@ -77,12 +77,12 @@ def falsely_by_seeds(random, *, counts, n=10_000):
 
 
 def falsely_on_other_images(random, *, counts, images=(10_000, 10_000)):
-    """Some seeds on each side, each side's on a test set of its own, which may be a hard or an easy one."""
-    sides = []
-    for side, (count, n) in enumerate(zip(counts, images, strict=True)):
+    """Some seeds of two recipes, each recipe on a test set of its own, which may be hard or easy."""
+    groups = []
+    for number, (count, n) in enumerate(zip(counts, images, strict=True)):
         drawn = random.binomial(n, 0.9) / n
-        sides.append(group(seeds(random, count, accuracy=drawn, n=n), n, fingerprint=f"of side {side}"))
-    return matching.compared(*sides).distinguishable
+        groups.append(group(seeds(random, count, accuracy=drawn, n=n), n, fingerprint=f"of recipe {number}"))
+    return matching.compared(*groups).distinguishable
 
 
 def group(accuracies, n, *, fingerprint="the same"):

@@ -1,8 +1,8 @@
-"""What the benchmarks share: sides that are processes of their own and take turns, rows of results, the command line.
+"""What the benchmarks share: implementations in processes of their own, rows of results, the command line.
 
-Sides are timed in windows, one side after the other and then again (A B C A B C), so that a machine that grows slower
-or busier does so for all. A ratio is the median, over the rounds, of two sides' ratio within a round. The sides of a
-comparison are in memory at the same time, up to 2 GB each.
+Implementations take turns: each is timed for a window, one after the other, then all again (A B C A B C). A machine
+that becomes slower or busier then affects all of them. A ratio is the median over the rounds of the ratio of two
+implementations within a round. All implementations of a comparison are in memory at the same time, up to 2 GB each.
 """
 
 import argparse
@@ -26,21 +26,21 @@ from cifar_keras.utils import runtime
 from cifar_keras.utils.paths import Paths
 from cifar_keras.utils.system import cores, cpu_name
 
-SIDES = Path(__file__).resolve().parent / "sides.py"
-COLUMNS = ("benchmark", "side", "value", "unit", "ratio", "target", "met", "note")
+IMPLEMENTATIONS = Path(__file__).resolve().parent / "implementations.py"
+COLUMNS = ("benchmark", "implementation", "value", "unit", "ratio", "target", "met", "note")
 WITHOUT_TORCH = "not measured: install benchmarks/requirements.txt"
 ONLY_FULL = "not measured: --full"
 LAYOUTS = ("nchw", "channels_last", "compile")  # of PyTorch's loops; the last is channels_last under torch.compile
 WORKERS = (0, 1, 2)  # processes of PyTorch's data loader
 
 
-class Side:
-    """One side of a comparison: `sides.py` in a process, which takes steps and times them when it is told to.
+class Implementation:
+    """One implementation of a comparison: a process of `implementations.py`, which takes and times steps on request.
 
-    It warms up from the start on; `failure` says why there is nothing to measure, once that is known.
+    It starts to warm up at once. If it fails, `failure` holds the reason.
 
     Args:
-        arguments: of `sides.py`.
+        arguments: of `implementations.py`.
         images: that one step takes in.
         environment: variables to set.
     """
@@ -50,7 +50,7 @@ class Side:
         self.errors = tempfile.TemporaryFile("w+")
         self.folder = tempfile.TemporaryDirectory()  # for what the process leaves when it is ended midway
         self.process = subprocess.Popen(
-            [sys.executable, str(SIDES), *arguments],
+            [sys.executable, str(IMPLEMENTATIONS), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
@@ -59,22 +59,22 @@ class Side:
         )
 
     def ready(self):
-        """Waits for the end of the warm-up; returns the side."""
+        """Waits for the end of the warm-up; returns the implementation."""
         if self.pace is None and self.failure is None:
             (self.pace,) = self._answer() or (None,)
         return self
 
     def speed(self, *, seconds=0.0, what="", lead=1, steps=None):
-        """Images a second over a window, or None once the side has failed; arguments as for `times`."""
+        """Images a second over a window, or None once the implementation has failed; arguments as for `times`."""
         times = self.times(seconds=seconds, what=what, lead=lead, steps=steps)
         return len(times) * self.images / sum(times) if times else None
 
     def times(self, *, seconds=0.0, what="", lead=1, steps=None):
-        """The seconds of each step of a window, or None once the side has failed.
+        """The seconds of each step of a window, or None once the implementation has failed.
 
         Args:
             seconds: of the window, about; at least one step is timed.
-            what: which of its loops the side is to run.
+            what: which of its loops the implementation runs.
             lead: steps before the window.
             steps: to time, in place of `seconds`.
         """
@@ -88,13 +88,13 @@ class Side:
         return times
 
     def _answer(self):
-        """The seconds that the process sends, a list; where it ends instead, None, and what it said last is kept."""
+        """The list of seconds that the process sends. None if it ends instead; `failure` then has its last message."""
         if line := self.process.stdout.readline():
             return [float(seconds) for seconds in line.split()]
         code = self.process.wait()
         self.errors.seek(0)
-        said = [line.strip() for line in self.errors if line.strip()] or [f"exit code {code}"]
-        self.failure = f"failed: {said[-1][:200]}"
+        messages = [line.strip() for line in self.errors if line.strip()] or [f"exit code {code}"]
+        self.failure = f"failed: {messages[-1][:200]}"
         return None
 
     def close(self):
@@ -109,49 +109,51 @@ class Side:
 
 @dataclass(frozen=True)
 class Turn:
-    """What a side does when it is its turn."""
+    """An implementation and what it runs when its turn comes."""
 
-    side: Side
+    implementation: Implementation
     what: str = ""
 
 
 def rounds_of(turns, *, rounds, of="speed", **window):
-    """Lets every side run in every round.
+    """Lets every implementation run in every round.
 
     Args:
         turns: `Turn` by name.
         rounds: how many windows each gets.
-        of: which method of `Side` is asked: 'speed' for images a second, 'times' for the seconds of each step.
+        of: which method of `Implementation` is called: 'speed' for images per second, 'times' for seconds per step.
         window: arguments of that method.
-    Returns: lists of what it said by name, an entry a round; empty for a side that failed.
+    Returns: by name, the list of its measurements, one per round; empty for an implementation that failed.
     """
     found = {name: [] for name in turns}
     for turn in turns.values():
-        turn.side.ready()  # or the first windows would share the machine with those that still start
+        turn.implementation.ready()  # or the first windows would share the machine with those that still start
     for _ in range(rounds):
         for name, turn in turns.items():
-            said = getattr(turn.side, of)(what=turn.what, **window)
-            found[name] += [said] if said else []
+            measurement = getattr(turn.implementation, of)(what=turn.what, **window)
+            found[name] += [measurement] if measurement else []
     return found
 
 
 @contextlib.contextmanager
 def fastest_turn(benchmark, turns, *, rounds, seconds, lead=1):
-    """Tries all turns, ends every side but the fastest, and yields the fastest's name and `Turn` and everybody's rows.
+    """Tries all turns, ends all implementations but the fastest, and yields its name, its `Turn` and the rows of all.
 
     Arguments as for `rounds_of`. Without turns, or where all fail, name and turn are None.
     """
     speeds = rounds_of(turns, rounds=rounds, seconds=seconds, lead=lead)
     best = max((name for name in turns if speeds[name]), key=lambda n: statistics.median(speeds[n]), default=None)
-    rows = [measured(benchmark, f"{name}, tried", speeds[name], note=turns[name].side.failure) for name in turns]
+    rows = [
+        measured(benchmark, f"{name}, tried", speeds[name], note=turns[name].implementation.failure) for name in turns
+    ]
     kept = turns.get(best)
-    for side in {turn.side for turn in turns.values()} - {kept and kept.side}:
-        side.close()
+    for implementation in {turn.implementation for turn in turns.values()} - {kept and kept.implementation}:
+        implementation.close()
     try:
         yield best, kept, rows or [row(benchmark, "PyTorch", note=WITHOUT_TORCH)]
     finally:
         if kept:
-            kept.side.close()
+            kept.implementation.close()
 
 
 def training_loops(recipe, *, batch_size, full):
@@ -165,9 +167,9 @@ def training_loops(recipe, *, batch_size, full):
     turns = {}
     for layout in (LAYOUTS if full else LAYOUTS[:2]) if installed("torch") else ():
         # One by one: OpenMP's barriers take minutes where another process computes.
-        side = Side(("torch_train", recipe, layout), images=batch_size).ready()
+        implementation = Implementation(("torch_train", recipe, layout), images=batch_size).ready()
         for workers in WORKERS:
-            turns[f"PyTorch {layout}, {workers} workers"] = Turn(side, str(workers))
+            turns[f"PyTorch {layout}, {workers} workers"] = Turn(implementation, str(workers))
     return turns
 
 
@@ -194,36 +196,36 @@ def ratio_of(ours, theirs):
     return statistics.median(a / b for a, b in pairs) if pairs else None
 
 
-def row(benchmark, side, value=None, unit="", *, ratio=None, target=None, met=None, note=""):
+def row(benchmark, implementation, value=None, unit="", *, ratio=None, target=None, met=None, note=""):
     """A row of results: `rows(full)` of every benchmark returns a list of these."""
     return {
-        "benchmark": benchmark, "side": side, "value": value, "unit": unit,
+        "benchmark": benchmark, "implementation": implementation, "value": value, "unit": unit,
         "ratio": ratio, "target": target, "met": met, "note": note or "",
     }  # fmt: skip
 
 
-def measured(benchmark, side, speeds, *, note=None, **judgement):
-    """The row of some windows: their median, and how far they spread."""
+def measured(benchmark, implementation, speeds, *, note=None, **judgement):
+    """A row for some windows: their median and their spread."""
     if not speeds:
-        return row(benchmark, side, note=note or "not measured", **judgement)
+        return row(benchmark, implementation, note=note or "not measured", **judgement)
     spread = f"{cell(min(speeds))} to {cell(max(speeds))} in {len(speeds)} windows" if speeds[1:] else "one window"
-    return row(benchmark, side, statistics.median(speeds), "images/s", note=note or spread, **judgement)
+    return row(benchmark, implementation, statistics.median(speeds), "images/s", note=note or spread, **judgement)
 
 
 def judged(ratio, at_least, *, of):
-    """The columns that compare a side with another, as keywords for `row` and `measured`.
+    """The columns that compare an implementation with another, as keywords for `row` and `measured`.
 
     Args:
         ratio: from `ratio_of`.
         at_least: the target.
-        of: what the ratio is to.
+        of: what the other is called.
     """
     met = None if ratio is None else ratio >= at_least
     return {"ratio": ratio, "target": f"at least {at_least:g} x {of}", "met": met}
 
 
 def hardware():
-    """The machine in words."""
+    """A description of the machine."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return f"{cpu_name()}, {cores()} cores, {memory:.0f} GiB"
 

@@ -1,15 +1,15 @@
-"""How many images a second do saved models predict, against the equal network in PyTorch?
+"""How many images per second do saved models predict, compared with the same network in PyTorch?
 
 Run: python benchmarks/predict.py [--full]
-Ours is `inference.probabilities` of a saved and loaded model at the batch size that runs use; theirs is the fastest of
-memory layouts and batch sizes in inference mode. Weights are random: they cost the same time. Models whose inference is
-the same network are measured once.
+Ours is `inference.probabilities` of a saved and loaded model at the batch size that runs use. Theirs is the fastest of
+several memory layouts and batch sizes in inference mode. Weights are random; this does not change the time. Models
+that are the same network at inference are measured once.
 """
 
 from dataclasses import dataclass
 
 import measure
-from measure import Side, Turn, judged, measured, ratio_of
+from measure import Implementation, Turn, judged, measured, ratio_of
 
 LAYOUTS = measure.LAYOUTS[:2]
 
@@ -50,11 +50,11 @@ def compared(comparison, full):
     count = comparison.images if full else comparison.few
     turns = {}
     for layout in LAYOUTS if measure.installed("torch") else ():
-        side = Side(("torch_predict", comparison.name, layout, str(count)), images=count).ready()
-        turns |= {f"PyTorch {layout}, batch {size}": Turn(side, str(size)) for size in comparison.batch_sizes}
+        implementation = Implementation(("torch_predict", comparison.name, layout, str(count)), images=count).ready()
+        turns |= {f"PyTorch {layout}, batch {size}": Turn(implementation, str(size)) for size in comparison.batch_sizes}
     one_pass = {"rounds": 1, "seconds": 0.0, "lead": 1}
     with measure.fastest_turn(comparison.title, turns, **one_pass) as (best, turn, tried):
-        ours = Side(("predict", comparison.name, str(count)), images=count)
+        ours = Implementation(("predict", comparison.name, str(count)), images=count)
         both = {"ours": Turn(ours), "theirs": turn} if turn else {"ours": Turn(ours)}
         try:
             speeds = measure.rounds_of(both, rounds=5 if full else 3, seconds=0.0, lead=0)

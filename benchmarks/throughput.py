@@ -1,17 +1,17 @@
-"""How many images a second do we train, against PyTorch? ResNet50 at 32 pixels, and the scratch CNN.
+"""How many images per second do we train, compared with PyTorch? ResNet50 at 32 pixels, and the scratch CNN.
 
 Run: python benchmarks/throughput.py [--full]
 Ours is `train.fit` with the experiment's recipe: pipeline, augmentation and callbacks included, on every Keras backend
 that is installed. Theirs is the fastest of PyTorch's loops over memory layouts, torch.compile and loader workers, with
-the equal network, optimiser, batch and augmentation. Beside them: the bare step on one batch in memory
-(`train_on_batch`), and TensorFlow without oneDNN, which is what x86 CPUs without 16-bit instructions get by default.
+the same network, optimiser, batch and augmentation. For comparison: the bare step on one batch in memory
+(`train_on_batch`), and TensorFlow without oneDNN, the default on x86 CPUs without 16-bit instructions.
 """
 
 import statistics
 from dataclasses import dataclass
 
 import measure
-from measure import ONLY_FULL, Side, Turn, judged, measured, ratio_of, row
+from measure import ONLY_FULL, Implementation, Turn, judged, measured, ratio_of, row
 
 from cifar_keras.utils.system import cpu_flags
 
@@ -55,7 +55,7 @@ def rows(full):
 
 
 def compared(comparison, full):
-    """The rows of one comparison: every PyTorch loop once, then the fastest in turns with our sides."""
+    """The rows of one comparison: every PyTorch loop once, then the fastest in turns with our implementations."""
     loops = measure.training_loops(comparison.name, batch_size=comparison.batch_size, full=full)
     how = {"rounds": 3, "seconds": 10} if full else {"rounds": 1, "seconds": 3}
     with measure.fastest_turn(comparison.title, loops, **how) as (best, loop, tried):
@@ -65,19 +65,21 @@ def compared(comparison, full):
             speeds = measure.rounds_of(turns, rounds=5 if full else 3, seconds=15 if full else 4)
         finally:
             for name in set(turns) - {PYTORCH}:
-                turns[name].side.close()
-    failures = {name: turn.side.failure for name, turn in turns.items()}
+                turns[name].implementation.close()
+    failures = {name: turn.implementation.failure for name, turn in turns.items()}
     compiled = [] if full or not loops else [row(comparison.title, "PyTorch compile", note=ONLY_FULL)]
     pytorch = [measured(comparison.title, f"{PYTORCH}: {best}", speeds[PYTORCH])] if loop else []
     return tried + compiled + pytorch + judgements(comparison, speeds, failures, full=full)
 
 
 def our_turns(comparison, full):
-    """Our sides, which warm up one after the other: what they then take for a step decides how many a window has."""
+    """Our implementations. They warm up one after the other; their pace then decides how many steps a window has."""
 
     def turn(what, backend, **environment):
         environment = {"KERAS_BACKEND": backend, **environment}
-        return Turn(Side((what, comparison.name), images=comparison.batch_size, environment=environment).ready())
+        return Turn(
+            Implementation((what, comparison.name), images=comparison.batch_size, environment=environment).ready()
+        )
 
     turns = {OURS: turn("fit", "tensorflow"), ON_BATCH: turn("on_batch", "tensorflow")}
     if full and comparison.onednn:
@@ -91,7 +93,7 @@ def on(backend):
 
 
 def judgements(comparison, speeds, failures, *, full):
-    """Our rows: each side's speed, and what it is measured by."""
+    """Our rows: each implementation's speed, and what it is measured by."""
     title, ours, pytorch = comparison.title, speeds[OURS], speeds.get(PYTORCH, [])
     against = judged(ratio_of(ours, pytorch), comparison.tensorflow, of="PyTorch")
     lines = [measured(title, OURS, ours, note=failures[OURS], **against)]

@@ -1,7 +1,7 @@
-"""The other side in PyTorch: the study's networks layer by layer, a tutorial's network, and the loop that trains them.
+"""The implementations in PyTorch: the study's networks layer by layer, a tutorial's network, and their training loop.
 
-Everything is what a careful user would write: augmentation of whole batches on uint8, fused optimisers where there are
-any, gradients set to None. The speed depends on memory layout, compilation and loader workers; the benchmarks try all.
+Everything is what a careful user would write: augmentation of whole batches on uint8, fused optimisers where they
+exist, gradients set to None. Speed depends on memory layout, compilation and loader workers; the benchmarks try all.
 """
 
 import dataclasses

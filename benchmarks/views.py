@@ -1,10 +1,10 @@
-"""Experiment 2's stored views: is memory flat, and what does accuracy say of their number?
+"""Experiment 2's stored views: does memory stay flat, and how does their number affect accuracy?
 
 Run: python benchmarks/views.py [--full]
 Memory: one view at 224 pixels of 500 and of 2,000 images, each in a process. Accuracy, with `--full`: 1,000 training
-and 1,000 val images from the folder that CIFAR_KERAS_IMAGES names, on the weights of the newest full run of experiment
-3 below this project on those images, with V views and with augmentation on the fly. One seed and 1,000 images tell
-differences of three points at best. Nothing here is a time, so that other work may run beside it.
+and 1,000 val images from the folder that CIFAR_KERAS_IMAGES names, with the weights of this project's newest full run
+of experiment 3 on those images, for several numbers of views and for augmentation on the fly. One seed and 1,000 images
+show differences of three points at best. No times are measured, so other work may run on the machine.
 """
 
 import os
@@ -32,7 +32,7 @@ def unmeasured(why):
 
 
 def memory(cache, *, counts):
-    """The most memory that extracting and training took, of fewer and of more images."""
+    """The peak memory of extraction and training, for fewer and for more images."""
     few, many = (outcome(cache, **JOB, train=n, val=32, epochs=1, views=1)["peak"] for n in counts)
     judged = {
         "ratio": many / few,
@@ -54,7 +54,7 @@ def accuracy(cache):
     job = JOB | {"dataset": dataset, "weights": str(weights), "train": 1000, "val": 1000, "epochs": 10}
     found = {f"{views} view{'s' * (views > 1)}": outcome(cache, **job, views=views) for views in VIEWS}
     found["on the fly"] = outcome(cache, **job, views=0)
-    return [row(AUGMENTED, side, one["accuracy"], "val accuracy", note=weights.name) for side, one in found.items()]
+    return [row(AUGMENTED, name, one["accuracy"], "val accuracy", note=weights.name) for name, one in found.items()]
 
 
 def newest_backbone(dataset, root=PROJECT):

@@ -6,7 +6,9 @@ resolved against the model's row: the one canonical description of a run, and it
 
 import dataclasses
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 
 class CifarKerasError(Exception):
@@ -33,7 +35,7 @@ class HeldError(CifarKerasError):
     exit_code = 4
 
 
-def _one_of(name, value, choices):
+def _one_of(name: str, value: object, choices: Iterable[object]) -> None:
     if value not in choices:
         raise ConfigError(f"`{name}` must be one of {', '.join(map(str, choices))}. Received: {value!r}.")
 
@@ -57,7 +59,7 @@ class Stage:
     schedule: str = "cosine"
     warmup: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _one_of("schedule", self.schedule, ("constant", "cosine", "linear", "step"))
         if self.warmup and self.schedule != "cosine":
             raise ConfigError(f"`warmup` goes with schedule 'cosine'. Received: {self.schedule!r}.")
@@ -91,7 +93,7 @@ class Training:
 
     model: str
     stages: tuple[Stage, ...]
-    override: dict = field(default_factory=dict)
+    override: dict[str, Any] = field(default_factory=dict)
     batch_size: int = 128
     optimizer: str = "adamw"
     weight_decay: float = 0.0
@@ -103,19 +105,19 @@ class Training:
     also_score: str | None = None
     class_weights: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _one_of("optimizer", self.optimizer, ("adam", "adamw", "sgd", "muon"))
         _one_of("weights", self.weights, (None, "none"))
         _one_of("also_score", self.also_score, (None, "last", "epochs"))
         _one_of("class_weights", self.class_weights, (None, "balanced"))
 
     @property
-    def epochs(self):
+    def epochs(self) -> int:
         """Epochs of all stages together."""
         return sum(stage.epochs for stage in self.stages)
 
 
-def tutorial(model, **override):
+def tutorial(model: str, **override: Any) -> Training:
     """A tutorial's recipe: Adam at a constant 1e-3, batch 32, ten epochs, a plain linear head.
 
     Args:
@@ -149,24 +151,24 @@ class Experiment:
     number: int
     name: str
     variants: dict[str, Training]
-    published: dict = field(default_factory=dict)
+    published: dict[str, Any] = field(default_factory=dict)
     summary: str | None = None
     published_classes: dict[str, dict[str, float]] = field(default_factory=dict)
     about: str = "cifar10"
     part_of_study: bool = False
 
     @property
-    def key(self):
+    def key(self) -> str:
         """The experiment's full name, for example `exp3_finetune`."""
         return f"exp{self.number}_{self.name}"
 
     @property
-    def share(self):
+    def share(self) -> float:
         """Share of a budget that each run gets: where all variants run by default, they divide it."""
         return 1.0 if BEST in self.variants else 1 / len(self.variants)
 
 
-def published_of(published, variant):
+def published_of(published: dict[str, Any], variant: str) -> dict[str, float]:
     """The accuracies that the source reported for a variant, by split; see `Experiment.published`."""
     return published.get(variant, {}) if any(isinstance(value, dict) for value in published.values()) else published
 
@@ -195,11 +197,11 @@ class Budget:
 
     small: Limits = Limits()
     large: Limits = Limits()
-    seconds: int | None = None
+    seconds: float | None = None
     dataset: str = "cifar10"
     pretrained: bool = True
 
-    def shared(self, share):
+    def shared(self, share: float) -> Self:
         """The budget of one of several runs."""
         return dataclasses.replace(self, seconds=self.seconds and self.seconds * share)
 
@@ -216,10 +218,11 @@ MINIMUM_STEPS = 20  # per epoch: with fewer the optimiser hardly moves, so the b
 MINIMUM_BATCH = 16  # but not below what BatchNorm needs
 
 
-def with_epochs(training, epochs):
+def with_epochs(training: Training, epochs: int) -> Training:
     """Divides `epochs` among the stages in the recipe's proportions, at least one each; drops the first if too few."""
     stages = training.stages[-epochs:]
-    total, counts = sum(stage.epochs for stage in stages), []
+    total = sum(stage.epochs for stage in stages)
+    counts: list[int] = []
     for behind, stage in zip(reversed(range(len(stages))), stages, strict=True):
         left = epochs - sum(counts) - behind  # the stages behind this one need an epoch each
         counts.append(min(max(1, round(epochs * stage.epochs / total)), left) if behind else left)
@@ -227,30 +230,30 @@ def with_epochs(training, epochs):
     return dataclasses.replace(training, stages=stages)
 
 
-def with_learning_rate(training, rate):
+def with_learning_rate(training: Training, rate: float) -> Training:
     """Sets the last stage's learning rate and scales those of the others by the same factor."""
     factor = rate / training.stages[-1].learning_rate
     stages = (dataclasses.replace(s, learning_rate=s.learning_rate * factor) for s in training.stages)
     return dataclasses.replace(training, stages=tuple(stages))
 
 
-def with_batch_size(training, batch_size):
+def with_batch_size(training: Training, batch_size: int) -> Training:
     """Sets the batch size; learning rates follow its square root (arXiv:1404.5997, section 5)."""
     rate = training.stages[-1].learning_rate * (batch_size / training.batch_size) ** 0.5
     return dataclasses.replace(with_learning_rate(training, rate), batch_size=batch_size)
 
 
-def with_views(training, views):
+def with_views(training: Training, views: int | None) -> Training:
     """Sets the number of views; see `Training.views`."""
     return dataclasses.replace(training, views=views)
 
 
-def with_class_weights(training, class_weights):
+def with_class_weights(training: Training, class_weights: str | None) -> Training:
     """Sets how much each class counts in the loss; see `Training.class_weights`."""
     return dataclasses.replace(training, class_weights=class_weights)
 
 
-def limits_of(budget, training, *, pixels, images_per_second):
+def limits_of(budget: Budget, training: Training, *, pixels: int, images_per_second: float) -> Limits:
     """How many images of each split a budget allows: few enough for three epochs in its time, or one per stage.
 
     Args:
@@ -264,10 +267,11 @@ def limits_of(budget, training, *, pixels, images_per_second):
     if budget.seconds is None:
         return limits
     epochs = min(training.epochs, max(3, len(training.stages)))
-    return dataclasses.replace(limits, train=min(limits.train, int(budget.seconds * images_per_second) // epochs))
+    train = int(budget.seconds * images_per_second) // epochs
+    return dataclasses.replace(limits, train=train if limits.train is None else min(limits.train, train))
 
 
-def cut(training, budget, *, images, images_per_second):
+def cut(training: Training, budget: Budget, *, images: int, images_per_second: float) -> Training:
     """Fits a recipe to a budget and to the data: fewer epochs, then batches small enough for some steps per epoch.
 
     Args:
@@ -300,16 +304,19 @@ class RunConfig:
     deterministic: bool
     limits: Limits
     training: Training
-    row: dict  # the model's row with the variant's overrides
-    overrides: dict  # what the command line changed, as in `--epochs 3`, a named precision among it: part of every name
+    row: dict[str, Any]  # the model's row with the variant's overrides
+    overrides: dict[
+        str, Any
+    ]  # what the command line changed, as in `--epochs 3`, a named precision among it: part of every name
     classes: tuple[str, ...] | None = None  # those that `--classes` chose, in the dataset's order; None: all
 
     @classmethod
-    def restored(cls, values):
+    def restored(cls, values: Mapping[str, Any]) -> Self:
         """The configuration in a run's record. Nested values stay dicts; fields of other versions are ignored."""
-        return cls(**{field.name: values.get(field.name) for field in dataclasses.fields(cls)})
+        found: dict[str, Any] = {field.name: values.get(field.name) for field in dataclasses.fields(cls)}
+        return cls(**found)
 
-    def as_begun(self, before):
+    def as_begun(self, before: Mapping[str, Any]) -> Self:
         """This configuration, with what an earlier attempt at the run settled.
 
         That is the precision, unless the command line names one: 'auto' may choose another on another machine. Older
@@ -322,7 +329,7 @@ class RunConfig:
         return dataclasses.replace(self, precision=precision, classes=before.get("classes"))
 
     @property
-    def identity(self):
+    def identity(self) -> str:
         """The canonical configuration: compact JSON with sorted keys, without the row's mere descriptions.
 
         `classes` and fields of recipe or row leave no trace where they are None: a field that is added later does not

@@ -2,12 +2,12 @@
 
 Run      python experiments/exp1_frozen.py
 Result   not yet run
-Compare  exp2_augment_224.py (larger images), exp3_finetune.py (the same, trained through), exp4_scratch.py
+Compare  exp2_augment_224.py (larger images), exp3_finetune.py (every layer trained), exp4_scratch.py
 
-best       caffe scaling, as the weights were trained with; the backbone's BatchNorm in inference mode; a linear
-           probe with a normalisation before it (arXiv:2111.06377, A.1).
-published  a student study's 0.46/0.43/0.42. It states: inputs normalised, 32 pixels. Assumed here: [0, 1] scaling,
-           no augmentation, and `config.tutorial`: plain linear head, Adam at 1e-3, batch 32, 10 epochs.
+best       caffe scaling, with which the weights were trained; the backbone's BatchNorm in inference mode; a linear
+           probe after a normalisation (arXiv:2111.06377, A.1).
+published  a student study's 0.46/0.43/0.42. It states normalised inputs and 32 pixels. We assume [0, 1] scaling, no
+           augmentation, and `config.tutorial`: plain linear head, Adam at 1e-3, batch 32, 10 epochs.
 """
 
 from cifar_keras.cli import main

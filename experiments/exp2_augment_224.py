@@ -2,14 +2,14 @@
 
 Run      python experiments/exp2_augment_224.py
 Result   not yet run
-Compare  exp1_frozen.py (the same backbone at 32 pixels), exp3_finetune.py (trained through)
+Compare  exp1_frozen.py (the same backbone at 32 pixels), exp3_finetune.py (every layer trained)
 
-best       each image is shifted and mirrored at its own size, then resized inside the model to the 224 pixels that
-           the backbone was trained at; caffe scaling, BatchNorm in inference mode, linear probe. Four views of each
-           image go through the backbone, once, and the ten epochs show them in turn; a new view an epoch takes 2.5
-           times as long (`--views 10`; `benchmarks/views.py` measures what it adds).
-published  a student study's 0.16/0.21/0.20, train below val. It states: inputs normalised, augmentation, 224 pixels.
-           Assumed here: [0, 1] scaling; shift, flip and colour jitter; and `config.tutorial`: plain linear head,
+best       each image is shifted and mirrored at its own size, then resized inside the model to 224 pixels, the size
+           that the backbone was trained on; caffe scaling, BatchNorm in inference mode, linear probe. Four views of
+           each image go through the backbone once, and the ten epochs show them in turn. A new view in every epoch
+           takes 2.5 times as long (`--views 10`; `benchmarks/views.py` measures what it adds).
+published  a student study's 0.16/0.21/0.20, train below val. It states normalised inputs, augmentation and 224
+           pixels. We assume [0, 1] scaling; shift, flip and colour jitter; and `config.tutorial`: plain linear head,
            Adam at 1e-3, batch 32, 10 epochs.
 """
 

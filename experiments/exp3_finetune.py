@@ -1,13 +1,13 @@
-"""Exp 3: what does it buy to train every layer of ResNet50?
+"""Exp 3: what do we gain if we train every layer of ResNet50?
 
 Run      python experiments/exp3_finetune.py
 Result   not yet run
 Compare  exp1_frozen.py (the same backbone, frozen), exp4_scratch.py (no pretraining)
 
-best       the head first, so that its random gradients don't spoil the backbone, then every layer at a smaller rate
-           with warm-up; BatchNorm's statistics are trained with a momentum that fits the run's length.
-published  a student study's 0.85/0.74/0.72. It states: inputs normalised, 32 pixels, every layer trainable. Assumed
-           here: [0, 1] scaling, no augmentation, every layer from the first step, and `config.tutorial`: plain
+best       first the head alone, so that its random gradients don't spoil the backbone, then every layer at a lower
+           rate with warm-up; BatchNorm's statistics follow with a momentum that fits the length of the run.
+published  a student study's 0.85/0.74/0.72. It states normalised inputs, 32 pixels and every layer trainable. We
+           assume [0, 1] scaling, no augmentation, every layer from the first step, and `config.tutorial`: plain
            linear head, Adam at 1e-3, batch 32, 10 epochs.
 """
 

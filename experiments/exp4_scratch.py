@@ -1,4 +1,4 @@
-"""Exp 4: how good is a small CNN from scratch, against a ResNet50 that has seen ImageNet?
+"""Exp 4: how good is a small CNN from scratch, compared with a ResNet50 pretrained on ImageNet?
 
 Run      python experiments/exp4_scratch.py
 Result   best: 90.2% of 10,000 test images [89.6, 90.8], 1 seed, CIFAR-10 (JPEG), 37 min, AMD EPYC (AVX-512),
@@ -7,14 +7,15 @@ Result   best: 90.2% of 10,000 test images [89.6, 90.8], 1 seed, CIFAR-10 (JPEG)
          (AVX-512), 2 cores
 Compare  exp3_finetune.py (twelve times the parameters, pretrained)
 
-best       the fast one: airbench's network and recipe (arXiv:2404.00498): whitening first layer, three convolution
-           groups, label smoothing, alternating flip, Muon on convolution kernels, linear decay; 13 epochs in place of
-           8, batch 500 in place of 2000, which gives a CPU more steps for the same arithmetic, and a rate lowered.
-long       the same for 40 epochs, with cutout, since at the end of 13 the network knows its training images.
-wide       22 epochs with cutout of a network of airbench95's widths, which takes about as long as `long`.
-published  a student study's 0.88/0.74/0.72, which states the inputs' normalisation alone. Assumed here: the same
-           network, [0, 1] scaling, no augmentation, no label smoothing, and `config.tutorial`: plain linear head,
-           Adam at 1e-3, batch 32, 10 epochs.
+best       the fast one, airbench's network and recipe (arXiv:2404.00498): whitening in the first layer, three groups of
+           convolutions, label smoothing, alternating flip, Muon on convolution kernels, linear decay. Here it runs 13
+           epochs instead of 8, with batch 500 instead of 2000, which gives a CPU more steps for the same arithmetic,
+           and with a lower rate.
+long       the same for 40 epochs with cutout, because after 13 epochs the network fits its training images closely.
+wide       a network with airbench95's widths, 22 epochs with cutout; it takes about as long as `long`.
+published  a student study's 0.88/0.74/0.72. It states only that inputs are normalised. We assume the same network,
+           [0, 1] scaling, no augmentation, no label smoothing, and `config.tutorial`: plain linear head, Adam at 1e-3,
+           batch 32, 10 epochs.
 """
 
 from dataclasses import replace

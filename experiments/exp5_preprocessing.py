@@ -4,10 +4,11 @@ Run      python experiments/exp5_preprocessing.py
 Result   see results/exp5*.md
 Compare  exp1_frozen.py and exp2_augment_224.py (the recipes that these cells take apart)
 
-A factorial of what the source leaves open: scaling to [0, 1] or as the weights were trained with (caffe), images at 32
-or at 224 pixels, and BatchNorm of the frozen backbone in inference mode or following the batch. Everything else is
-`config.tutorial` without augmentation. The table, the figure and the paragraph go to results/exp5*.md; a cause is named
-with ImageNet weights alone. The published 0.20 had augmentation besides, which no cell has.
+A factorial of what the source leaves open: scaling to [0, 1] or the caffe scaling with which the weights were trained;
+images of 32 or 224 pixels; BatchNorm of the frozen backbone in inference mode or with the statistics of each batch.
+Everything else is `config.tutorial` without augmentation. The table, the figure and the paragraph go to
+results/exp5*.md. They name a cause only if the weights are ImageNet's. The published 0.20 also used augmentation; no
+cell here does.
 """
 
 from itertools import product

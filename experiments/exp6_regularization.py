@@ -4,14 +4,14 @@ Run      python experiments/exp6_regularization.py
 Result   see results/exp6*.md
 Compare  exp4_scratch.py (a better network and recipe)
 
-simple       conv 32, pool, conv 64, pool, dense 128; Adam, 25 epochs: published train 97%, test about 72%, overfitting
+simple       conv 32, pool, conv 64, pool, dense 128; Adam, 25 epochs. Published: train 97%, test about 72%, overfitting
              after epoch 6. Assumed: 'same' padding, [0, 1] scaling, rate 1e-3, batch 64.
-regularized  the same with BatchNorm behind each convolution, dropout 0.5, flips and crops: published train 65%, test
-             about 72%, "gap -7%". Assumed: dropout in front of the dense layer, chosen on val; behind it nearly all
-             hidden units stop firing. The published accuracies by class do not say of which model.
+regularized  the same with BatchNorm after each convolution, dropout 0.5, flips and crops. Published: train 65%, test
+             about 72%, "gap -7%". Assumed: dropout before the dense layer, chosen on val; after it, nearly all hidden
+             units stop firing. The source does not state which model its accuracies by class belong to.
 batch_norm, dropout, flip_crop  one technique each.
 
-The gap is shown both ways: by the running metric, and for the final weights in inference mode on plain images.
+The gap is shown in both ways: by the running metric, and for the final weights in inference mode on plain images.
 """
 
 from cifar_keras.cli import main

@@ -2,14 +2,15 @@
 
 Run      python experiments/exp9_cifar100_transfer.py --dataset cifar100 --weights model_cp/exp4.model.keras
 Result   see results/exp9*.md
-Compare  exp4_scratch.py (which trains the network that is moved)
+Compare  exp4_scratch.py (which trains the network that is transferred)
 
-finetune, probe  the head replaced; every layer trained, or the head alone on the frozen backbone.
-scratch          the same network from random weights, for as many epochs on the same images, whatever `--weights` says.
-*_50, *_250, *_1000  the same with so many labelled images a class, drawn anew by every seed; val and test stay whole.
+finetune, probe  a new head; every layer is trained, or the head alone on the frozen backbone.
+scratch          the same network from random weights, for as many epochs on the same images; ignores `--weights`.
+*_50, *_250, *_1000  the same with 50, 250 or 1,000 labelled images per class, drawn anew for every seed; val and test
+                 stay whole.
 
-Any pair of datasets will do: `--weights` names a model of exp4's, `--dataset` and `--classes` what it is moved to. The
-table, the figure (accuracy against labelled images) and the paired intervals go to results/exp9*.md.
+Any pair of datasets works: `--weights` names a model of exp4, `--dataset` and `--classes` what it is transferred to.
+The table, the figure (accuracy against labelled images) and the paired intervals go to results/exp9*.md.
 """
 
 from dataclasses import replace

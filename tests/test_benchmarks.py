@@ -17,12 +17,12 @@ from cifar_keras.training.optim import make_optimizer
 from cifar_keras.utils.paths import PROJECT
 
 FOLDER = PROJECT / "benchmarks"
-NOT_BENCHMARKS = ("measure", "sides", "torch_models")
+NOT_BENCHMARKS = ("measure", "implementations", "torch_models")
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if path.stem not in NOT_BENCHMARKS)
 STEPPING = """
 import sys, time
 sys.path.insert(0, {folder!r})
-from sides import Clock
+from implementations import Clock
 clock = Clock(lead=1)
 print("what a library prints")
 while clock.what != "fail":
@@ -69,15 +69,16 @@ def test_every_benchmark_explains_itself_without_loading_a_framework(name):
 
 
 def test_a_side_takes_turns_and_says_why_it_ended(measure, monkeypatch, tmp_path):
-    monkeypatch.setattr(measure, "SIDES", tmp_path / "sides.py")
-    measure.SIDES.write_text(STEPPING.format(folder=str(FOLDER)))
-    side = measure.Side((), images=10)
-    speeds = measure.rounds_of({"a": measure.Turn(side), "b": measure.Turn(side)}, rounds=2, seconds=0.1)
+    monkeypatch.setattr(measure, "IMPLEMENTATIONS", tmp_path / "implementations.py")
+    measure.IMPLEMENTATIONS.write_text(STEPPING.format(folder=str(FOLDER)))
+    implementation = measure.Implementation((), images=10)
+    turn = measure.Turn(implementation)
+    speeds = measure.rounds_of({"a": turn, "b": turn}, rounds=2, seconds=0.1)
     assert all(0 < speed <= 1000 for found in speeds.values() for speed in found), speeds
     assert [len(found) for found in speeds.values()] == [2, 2]
-    assert side.speed(steps=1, what="fail") is None and side.speed(steps=1) is None
-    assert side.failure == "failed: no compiler"
-    side.close()
+    assert implementation.speed(steps=1, what="fail") is None and implementation.speed(steps=1) is None
+    assert implementation.failure == "failed: no compiler"
+    implementation.close()
 
 
 def test_the_fastest_turn_goes_on_and_the_others_end(measure):
@@ -99,7 +100,7 @@ def test_the_fastest_turn_goes_on_and_the_others_end(measure):
     slow, fast = Fake(1.0), Fake(2.0)
     turns = {"slow": measure.Turn(slow), "fast": measure.Turn(fast)}
     with measure.fastest_turn("title", turns, rounds=2, seconds=0) as (best, turn, rows):
-        assert best == "fast" and turn.side is fast and slow.closed and not fast.closed
+        assert best == "fast" and turn.implementation is fast and slow.closed and not fast.closed
     assert fast.closed and [row["value"] for row in rows] == [1.0, 2.0]
 
 
@@ -185,9 +186,10 @@ def test_of_several_runs_the_soonest_on_this_machine_counts(monkeypatch):
     assert against.ours(1.0)["value"] is None
 
 
-def test_both_sides_train_by_the_same_recipe(torch_models):
+def test_both_implementations_train_by_the_same_recipe(torch_models):
     for comparison in importlib.import_module("throughput").COMPARISONS:
-        ours, theirs = importlib.import_module("sides").recipe(comparison.name), torch_models.RECIPES[comparison.name]
+        ours = importlib.import_module("implementations").recipe(comparison.name)
+        theirs = torch_models.RECIPES[comparison.name]
         assert comparison.batch_size == ours.batch_size == theirs.batch_size
         assert ours.label_smoothing == theirs.label_smoothing
 
@@ -214,7 +216,7 @@ def as_torch(variable):
     return value.transpose({4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[value.ndim]).copy()
 
 
-def test_both_sides_are_the_same_network(model, torch_models):
+def test_both_implementations_are_the_same_network(model, torch_models):
     import torch
 
     network, random = torch_models.NETWORKS[model.name]().eval(), np.random.default_rng(0)
@@ -235,7 +237,7 @@ def test_both_sides_are_the_same_network(model, torch_models):
     np.testing.assert_allclose(received, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
 
 
-def test_both_sides_make_the_same_step_of_muon(torch_models):
+def test_both_implementations_take_the_same_step_of_muon(torch_models):
     import torch
 
     random = np.random.default_rng(0)
@@ -243,7 +245,7 @@ def test_both_sides_make_the_same_step_of_muon(torch_models):
     values = {name: random.normal(size=shape).astype("float32") for name, shape in shapes.items()}
     ours = [keras.Variable(value, name=name) for name, value in values.items()]
     network = torch.nn.ParameterDict({v.name: torch.nn.Parameter(torch.from_numpy(as_torch(v))) for v in ours})
-    training = importlib.import_module("sides").recipe("scratch_cnn")
+    training = importlib.import_module("implementations").recipe("scratch_cnn")
     optimizer = make_optimizer(training, training.stages[0], steps=10**6)
     optimizer.build(ours)
     theirs = torch_models.Muon(network)
@@ -262,7 +264,7 @@ def test_pytorch_trains_on_augmented_batches(torch_models, name):
     import torch
 
     recipe = dataclasses.replace(torch_models.RECIPES[name], batch_size=4)
-    images, labels = importlib.import_module("sides").noise(8)
+    images, labels = importlib.import_module("implementations").noise(8)
     batches = torch_models.batches(recipe, images, labels, workers=0)
     (first, targets), (second, _) = next(batches), next(batches)
     assert first.dtype == torch.uint8 and first.shape == (4, 3, 32, 32) and not torch.equal(first, second)
@@ -272,7 +274,7 @@ def test_pytorch_trains_on_augmented_batches(torch_models, name):
 
 
 def test_crops_are_places_of_the_padded_image(torch_models):
-    images, labels = importlib.import_module("sides").noise(1)
+    images, labels = importlib.import_module("implementations").noise(1)
     data = torch_models.Images(images, labels, pad=2)
     padded = np.pad(images[0], ((2, 2), (2, 2), (0, 0)), "reflect")
     places = [padded[y : y + 32, x : x + 32] for y in range(5) for x in range(5)]

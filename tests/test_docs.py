@@ -1,4 +1,4 @@
-"""The documents stay true: each row of the table of forms is a test, and each link leads to a file."""
+"""The documents stay true: each row of the table of forms is a test, links lead to files, and diffs still apply."""
 
 import ast
 import re
@@ -7,7 +7,8 @@ import pytest
 
 from cifar_keras.utils.paths import PROJECT
 
-PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
+CONTRIBUTING = PROJECT / "CONTRIBUTING.md"
+PAGES = [PROJECT / "README.md", CONTRIBUTING, PROJECT / "CHANGELOG.md", *sorted((PROJECT / "docs").glob("*.md"))]
 FORMS = PROJECT / "docs" / "saved_models.md"
 
 
@@ -32,3 +33,23 @@ def test_every_link_of_a_page_leads_to_a_file(page):
     for target in re.findall(r"\]\(([^)#]+)\)|src=\"([^\"]+)\"", page.read_text(encoding="utf-8")):
         target = "".join(target)
         assert target.startswith("http") or (page.parent / target).exists(), f"{page.name} links {target}"
+
+
+def lines_to_change():
+    """`(file, line)` of each line that a diff in CONTRIBUTING.md keeps or removes."""
+    for block in re.findall(r"^```diff\n(.*?)^```", CONTRIBUTING.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+        for line in block.splitlines():
+            if line.startswith("+++ b/"):
+                file = line.removeprefix("+++ b/")
+            elif line[0] in " -" and not line.startswith("--- "):
+                yield file, line[1:]
+
+
+@pytest.mark.parametrize(("file", "line"), list(lines_to_change()))
+def test_the_diffs_of_contributing_still_apply(file, line):
+    assert line in (PROJECT / file).read_text(encoding="utf-8").splitlines()
+
+
+def test_contributing_lists_every_package():
+    packages = {path.parent.name for path in (PROJECT / "cifar_keras").glob("*/__init__.py")}
+    assert packages <= set(re.findall(r"`(\w+)/`", CONTRIBUTING.read_text(encoding="utf-8")))

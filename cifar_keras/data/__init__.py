@@ -1,10 +1,12 @@
 """Datasets by name: `load('cifar10')`, `load('cifar100')`, `load('shapes')`, `load('path/of/an/image/folder')`."""
 
 from pathlib import Path
+from typing import Any
 
 from cifar_keras.config import ConfigError, Limits
 from cifar_keras.data import cifar, folder, shapes
 from cifar_keras.data.base import Dataset, Rows, Split, subset_slug
+from cifar_keras.utils.paths import StrPath
 
 __all__ = ["CIFAR10", "NAMES", "Dataset", "Rows", "Split", "load", "options_of"]
 
@@ -12,7 +14,16 @@ NAMES = (*cifar.ARCHIVES, *shapes.KINDS)  # of the datasets that have one; the o
 CIFAR10 = ("cifar10", "cifar10-jpeg")  # slugs of data that show CIFAR-10's images: published figures apply to these
 
 
-def load(name, *, data_dir=None, image_size=None, classes=None, limits=None, decoded_at=None, skip_unreadable=False):
+def load(
+    name: str,
+    *,
+    data_dir: StrPath | None = None,
+    image_size: int | None = None,
+    classes: str | None = None,
+    limits: Limits | None = None,
+    decoded_at: tuple[int, int] | None = None,
+    skip_unreadable: bool = False,
+) -> Dataset:
     """Loads a dataset with its splits train, val and test; equal arguments give equal images in equal order.
 
     Args:
@@ -28,7 +39,7 @@ def load(name, *, data_dir=None, image_size=None, classes=None, limits=None, dec
     """
     limits = limits or Limits()
     if classes is not None:
-        options = {"data_dir": data_dir, "image_size": image_size, "decoded_at": decoded_at}
+        options: dict[str, Any] = {"data_dir": data_dir, "image_size": image_size, "decoded_at": decoded_at}
         whole = load(name, **options, skip_unreadable=skip_unreadable)
         return whole.only(tuple(part.strip() for part in classes.split(","))).limited(limits)
     if image_size is not None and not 8 <= image_size <= 1024:

@@ -3,11 +3,13 @@
 import dataclasses
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from cifar_keras.config import ConfigError
+from cifar_keras.config import ConfigError, Limits
 
 SPLIT_SEED = 0  # of what is carved from train: it belongs to the data, no run's seed changes it
 
@@ -20,30 +22,30 @@ class Rows:
         indices: int `(m,)`, into `images`.
     """
 
-    def __init__(self, images, indices):
+    def __init__(self, images: "np.ndarray | Rows", indices: np.ndarray | Sequence[int]) -> None:
         self.images = images
         self.indices = np.asarray(indices)
 
     @property
-    def shape(self):
+    def shape(self) -> tuple[int, ...]:
         return (len(self.indices), *self.images.shape[1:])
 
     @property
-    def ndim(self):
+    def ndim(self) -> int:
         return self.images.ndim
 
     @property
-    def dtype(self):
+    def dtype(self) -> np.dtype:
         return self.images.dtype
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: Any) -> np.ndarray:
         """`key` is an int, a slice, or an array of indices or of booleans. Returns an array, not to be written to."""
         return np.asarray(self.images[self.indices[key]])
 
-    def __array__(self, dtype=None, copy=None):
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[:], dtype=dtype)
 
 
@@ -61,10 +63,10 @@ class Split:
     labels: np.ndarray
     coarse_labels: np.ndarray | None = None
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.labels)
 
-    def in_epoch(self, epoch):
+    def in_epoch(self, epoch: int) -> np.ndarray | Rows:
         """What stands for the images in an epoch of training, counted from 0: here always the images themselves."""
         return self.images
 
@@ -98,23 +100,23 @@ class Dataset:
     carved: tuple[str, ...] = ()
 
     @property
-    def image_shape(self):
+    def image_shape(self) -> tuple[int, ...]:
         """`(height, width, 3)`, or that of what stands for an image."""
         return tuple(self.train.images.shape[1:])
 
-    def limited(self, limits):
+    def limited(self, limits: Limits) -> "Dataset":
         """The same dataset with at most `limits.train`, `.val`, `.test` images (`config.Limits`), see `stratified`.
 
         No class is lost where there is room for all.
         """
-        cut = {
+        cut: dict[str, Any] = {
             name: take(split, stratified(split.labels, count, seed=0, each=_where_room(split.labels, count)))
             for name in ("train", "val", "test")
             if (count := getattr(limits, name)) is not None and count < len(split := getattr(self, name))
         }
         return dataclasses.replace(self, **cut)
 
-    def only(self, names):
+    def only(self, names: Sequence[str]) -> "Dataset":
         """The dataset's images of some classes, in the order of its own `class_names`, as a dataset of its own.
 
         Args:
@@ -130,7 +132,7 @@ class Dataset:
         numbers = np.full(len(self.class_names), -1, "int32")
         numbers[kept] = range(len(kept))
         chosen = tuple(self.class_names[label] for label in kept)
-        splits = {}
+        splits: dict[str, Any] = {}
         for name in ("train", "val", "test"):
             split = getattr(self, name)
             split = take(split, np.flatnonzero(numbers[split.labels] >= 0))
@@ -144,7 +146,7 @@ class Dataset:
             **splits,
         )
 
-    def with_per_class(self, count, *, seed):
+    def with_per_class(self, count: int, *, seed: int) -> "Dataset":
         """The dataset with at most `count` training images of each class, drawn by the seed; fewer are among more."""
         labels, random = self.train.labels, np.random.RandomState(seed)
         drawn = [random.permutation(np.flatnonzero(labels == label))[:count] for label in range(len(self.class_names))]
@@ -159,14 +161,14 @@ def subset_slug(slug, names):
     return f"{slug}-{len(names)}classes-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
-def take(split, indices):
+def take(split: Split, indices: np.ndarray) -> Split:
     """The split's images at `indices`, in that order: a copy of an array, a view of `Rows`."""
     images = Rows(split.images, indices) if isinstance(split.images, Rows) else split.images[indices]
     coarse = None if split.coarse_labels is None else split.coarse_labels[indices]
     return Split(images, split.labels[indices], coarse)
 
 
-def stratified(labels, count, *, seed, each=()):
+def stratified(labels: np.ndarray, count: int, *, seed: int, each: Sequence[int] | np.ndarray = ()) -> np.ndarray:
     """Indices of `count` images in which every class has its share (largest remainders), sorted.
 
     A pure function of its arguments: `RandomState` is frozen across NumPy versions, `Generator` is not.
@@ -197,27 +199,27 @@ def _where_room(labels, count):
     return classes if len(classes) <= count else ()
 
 
-def at_most(split, count):
+def at_most(split: Split, count: int) -> np.ndarray:
     """Indices of all images of a split, or of a stratified choice of `count` where it has more."""
     return np.arange(len(split)) if len(split) <= count else stratified(split.labels, count, seed=0)
 
 
-def carve(labels, count):
+def carve(labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Takes `count` images out of a split, stratified and always the same: `(indices left, indices taken)`."""
     taken = stratified(labels, count, seed=SPLIT_SEED)
     return np.setdiff1d(np.arange(len(labels)), taken), taken
 
 
-def digests(images):
+def digests(images: np.ndarray | Rows) -> np.ndarray:
     """A 64-bit BLAKE2 hash of each image's pixels, uint64 `(n,)`, read one image at a time.
 
     Among a million images, two different ones share a hash with probability 3e-8.
     """
-    hashes = (hashlib.blake2b(np.ascontiguousarray(image), digest_size=8).digest() for image in images)
-    return np.frombuffer(b"".join(hashes), dtype="<u8")
+    pixels = (np.ascontiguousarray(images[i]).data for i in range(len(images)))
+    return np.frombuffer(b"".join(hashlib.blake2b(one, digest_size=8).digest() for one in pixels), dtype="<u8")
 
 
-def identical_pixels(train, val, test):
+def identical_pixels(train: np.ndarray, val: np.ndarray, test: np.ndarray) -> str:
     """The note on leaks: how many images of the second split of each pair have a twin in the first.
 
     Args:

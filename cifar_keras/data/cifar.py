@@ -8,7 +8,7 @@ import tarfile
 import urllib.request
 import zlib
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from tqdm import tqdm
@@ -16,7 +16,7 @@ from tqdm import tqdm
 from cifar_keras.config import ConfigError
 from cifar_keras.data.base import Dataset, Split, carve, digests, identical_pixels, take
 from cifar_keras.utils import files
-from cifar_keras.utils.paths import keras_cache, places
+from cifar_keras.utils.paths import StrPath, keras_cache, places
 
 TIMEOUT = 15  # seconds without a byte, until a download counts as failed
 MEMBER_BYTES = 2**28  # the largest member has 155 MB
@@ -51,12 +51,12 @@ class Archive:
     coarse_names: bytes | None = None
 
     @property
-    def members(self):
+    def members(self) -> dict[str, str]:
         """Every member that is read, and its MD5."""
         return self.train | self.test | self.meta
 
     @property
-    def file(self):
+    def file(self) -> str:
         """The archive's official file name."""
         return self.url.rsplit("/", 1)[1]
 
@@ -97,7 +97,7 @@ ARCHIVES = {
 }
 
 
-def load(name, *, data_dir=None):
+def load(name: str, *, data_dir: StrPath | None = None) -> Dataset:
     """Loads 'cifar10' or 'cifar100'; val is a tenth of the 50,000 training images, stratified, always the same.
 
     Args:
@@ -130,7 +130,7 @@ def load(name, *, data_dir=None):
     )
 
 
-def find(archive, data_dir):
+def find(archive: Archive, data_dir: StrPath | None) -> Path | None:
     """The first archive or unpacked folder among the places, unchecked, or None."""
     for place in places(data_dir, "datasets"):
         for file in (place, place / archive.file, place / f"{archive.keras_name}_archive"):
@@ -177,7 +177,7 @@ def _read(response):
         raise http.client.HTTPException(f"the connection broke: {error}") from error
 
 
-def check(archive, source):
+def check(archive: Archive, source: Path) -> None:
     """Compares an archive, or every file of an unpacked folder, with the published checksums.
 
     Args:

@@ -3,27 +3,38 @@
 What a split holds instead of images (features, see `training/features.py`) passes through in its own shape and dtype.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import tensorflow as tf
 
 from cifar_keras.data.augment import augmented
+from cifar_keras.data.base import Split
 from cifar_keras.utils.system import cores
 
 READY = 2  # finished batches that wait for the model
 MOST_MADE = 8  # batches being made at once, which bounds memory
 
 
-def steps_per_epoch(split, batch_size):
+def steps_per_epoch(split: Split, batch_size: int) -> int:
     """Training steps of one epoch; the last incomplete batch is left out, another one each epoch."""
     return len(split) // batch_size
 
 
-def epoch_order(count, *, seed, epoch):
+def epoch_order(count: int, *, seed: int, epoch: int) -> np.ndarray:
     """The order in which an epoch visits the images: int64 `(count,)`, a pure function of its arguments."""
     return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(count)
 
 
-def train_pipeline(split, *, batch_size, seed, epochs, first_epoch=0, augmentation=()):
+def train_pipeline(
+    split: Split,
+    *,
+    batch_size: int,
+    seed: int,
+    epochs: int,
+    first_epoch: int = 0,
+    augmentation: Sequence[str] = (),
+) -> tf.data.Dataset:
     """Batches of augmented training images, epoch after epoch.
 
     Order and augmentation are pure functions of (seed, epoch, index), so resuming is starting at `first_epoch`.
@@ -56,7 +67,15 @@ def train_pipeline(split, *, batch_size, seed, epochs, first_epoch=0, augmentati
     return _streamed(tf.data.Dataset.range(first_epoch, epochs).flat_map(one_epoch), load)
 
 
-def evaluation_pipeline(split, *, batch_size, first=0, seed=0, epoch=0, augmentation=()):
+def evaluation_pipeline(
+    split: Split,
+    *,
+    batch_size: int,
+    first: int = 0,
+    seed: int = 0,
+    epoch: int = 0,
+    augmentation: Sequence[str] = (),
+) -> tf.data.Dataset:
     """Batches of the split in order, the tail included; as it is, or as an epoch of `train_pipeline` shows it.
 
     Args:
@@ -88,7 +107,9 @@ def _streamed(batches, load):
     return batches.map(load, num_parallel_calls=workers, deterministic=True).prefetch(READY).with_options(options)
 
 
-def shown(split, indices, *, seed, epoch, augmentation):
+def shown(
+    split: Split, indices: tf.Tensor, *, seed: int, epoch: int | tf.Tensor, augmentation: Sequence[str]
+) -> tuple[tf.Tensor, tf.Tensor]:
     """The images at `indices` (int64 `(batch,)`) as an epoch shows them, and their labels."""
     images, labels = gather(split, indices, epoch)
     triple = (seed, epoch, indices)
@@ -96,7 +117,7 @@ def shown(split, indices, *, seed, epoch, augmentation):
     return augmented(images, seeds, augmentation), labels
 
 
-def gather(split, indices, epoch):
+def gather(split: Split, indices: tf.Tensor, epoch: int | tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """What stands for the images in an epoch, and their labels, read from an array or from a file on disk."""
 
     def read(chosen, epoch):

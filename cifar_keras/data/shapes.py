@@ -10,11 +10,14 @@ import hashlib
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from cifar_keras.config import Limits
 from cifar_keras.data.base import Dataset, Split, digests, identical_pixels
+from cifar_keras.utils.paths import StrPath
 
 VERSION = "1"  # of the drawing
 SIZES = {"train": 20_000, "val": 2_000, "test": 5_000}
@@ -30,7 +33,7 @@ NOISE = 24  # each channel of each pixel, to either side
 BLOCK = 2**18  # pixels drawn at a time: the temporaries stay near the processor
 
 
-def load(name, *, image_size, limits):
+def load(name: str, *, image_size: int, limits: Limits) -> Dataset:
     """Draws the splits, or the first images of each: prefixes are balanced, image i being of class i mod 10 (or 100).
 
     Args:
@@ -39,7 +42,8 @@ def load(name, *, image_size, limits):
         limits: `config.Limits`.
     Returns: `Dataset`; what is drawn is a pure function of the split's name, the index and the size.
     """
-    kind, splits = KINDS[name], {}
+    kind = KINDS[name]
+    splits: dict[str, Any] = {}
     for split, full in SIZES.items():
         limit = getattr(limits, split)
         indices = np.arange(full if limit is None else min(limit, full))
@@ -57,7 +61,7 @@ def load(name, *, image_size, limits):
     )
 
 
-def write(root, *, classes=4, per_class=80):
+def write(root: StrPath, *, classes: int = 4, per_class: int = 80) -> Path:
     """Writes a small folder of images, `<class>/<number>.png`, to try things on; one that is there stays as it is.
 
     Args:
@@ -79,7 +83,7 @@ def write(root, *, classes=4, per_class=80):
     return temporary.rename(root)
 
 
-def render(split, indices, *, size=32, kind="shapes"):
+def render(split: str, indices: np.ndarray, *, size: int = 32, kind: str = "shapes") -> np.ndarray:
     """Draws images of one split.
 
     Args:

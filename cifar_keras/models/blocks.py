@@ -3,6 +3,7 @@
 A model is flat: `scaling_*` and `whitening` layers, which never train, then the backbone's, then `head_*` and `logits`.
 """
 
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import keras
@@ -17,7 +18,7 @@ STATISTICS = {"zscore": (CIFAR_MEAN, CIFAR_STD), "torch": (IMAGENET_MEAN, IMAGEN
 CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)  # of ImageNet, as in `keras.applications.resnet50.preprocess_input`
 
 
-def scale(x, scaling):
+def scale(x: keras.KerasTensor, scaling: str) -> keras.KerasTensor:
     """Brings RGB in [0, 255] to what the backbone was designed for, in float32 under every precision policy.
 
     Args:
@@ -37,12 +38,12 @@ def scale(x, scaling):
         # A frozen 1x1 convolution: slicing channels saves to .keras but makes the complete .h5 unloadable.
         layer = layers.Conv2D(3, 1, trainable=False, dtype="float32", name="scaling_caffe")
         x = layer(x)
-        layer.set_weights([np.eye(3, dtype="float32")[::-1][None, None], -np.float32(CAFFE_MEAN_BGR)])
+        layer.set_weights([np.eye(3, dtype="float32")[::-1][None, None], -np.array(CAFFE_MEAN_BGR, "float32")])
         return x
     raise ValueError(f"`scaling` must be 'unit', 'half', 'zscore', 'torch' or 'caffe'. Received: {scaling!r}")
 
 
-def resnet50(x, *, momentum):
+def resnet50(x: keras.KerasTensor, *, momentum: float) -> keras.KerasTensor:
     """ResNet50 up to its last residual block, with random weights (He et al., arXiv:1512.03385, table 1).
 
     Args:
@@ -57,7 +58,7 @@ def resnet50(x, *, momentum):
     return backbone.output
 
 
-def resnet18(x, *, momentum, stem=7):
+def resnet18(x: keras.KerasTensor, *, momentum: float, stem: int = 7) -> keras.KerasTensor:
     """ResNet18 as torchvision has it, with random weights (He et al., arXiv:1512.03385, table 1).
 
     Padding is explicit, since Keras' 'same' pads a strided convolution at one end only, torchvision's at both.
@@ -102,7 +103,9 @@ def _norm(x, momentum, name):
     return layers.BatchNormalization(momentum=momentum, epsilon=1e-5, name=name)(x)
 
 
-def plain_cnn(x, *, momentum, groups, norm):
+def plain_cnn(
+    x: keras.KerasTensor, *, momentum: float, groups: Sequence[tuple[int, ...]], norm: bool
+) -> keras.KerasTensor:
     """The stacks of convolutions that tutorials write: 3x3, 'same', ReLU, a pooling behind each group.
 
     Args:
@@ -122,7 +125,7 @@ def plain_cnn(x, *, momentum, groups, norm):
     return x
 
 
-def airnet(x, *, momentum, widths=(64, 256, 256)):
+def airnet(x: keras.KerasTensor, *, momentum: float, widths: Sequence[int] = (64, 256, 256)) -> keras.KerasTensor:
     """The three-group CNN of airbench94 (Jordan, arXiv:2404.00498, section 3), 2.0 million parameters.
 
     Departures: the whitening layer has no trainable bias (no stock layer trains a bias beside a frozen kernel);
@@ -150,7 +153,7 @@ def airnet(x, *, momentum, widths=(64, 256, 256)):
     return x
 
 
-def dirac_convolution(x, filters, channels, *, name):
+def dirac_convolution(x: keras.KerasTensor, filters: int, channels: int, *, name: str) -> keras.KerasTensor:
     """A 3x3 convolution whose first `channels` filters start as the identity (arXiv:2404.00498, section 3.3)."""
     uniform = keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")
     layer = layers.Conv2D(filters, 3, padding="same", use_bias=False, kernel_initializer=uniform, name=name)
@@ -163,7 +166,7 @@ def dirac_convolution(x, filters, channels, *, name):
     return x
 
 
-def whitening_kernel(blocks, *, size=2, epsilon=5e-4):
+def whitening_kernel(blocks: Iterable[np.ndarray], *, size: int = 2, epsilon: float = 5e-4) -> np.ndarray:
     """The patch-whitening filters of arXiv:2404.00498, section 3.2: scaled eigenvectors and their negatives.
 
     Args:
@@ -183,7 +186,7 @@ def whitening_kernel(blocks, *, size=2, epsilon=5e-4):
     return np.concatenate([filters, -filters], axis=-1).astype("float32")
 
 
-def probe_head(x, classes):
+def probe_head(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
     """Mean over places, BatchNorm without affine, linear: the linear probe of He et al., arXiv:2111.06377, A.1.
 
     The normalisation makes one learning rate fit features of any scale.
@@ -193,20 +196,22 @@ def probe_head(x, classes):
     return layers.Dense(classes, dtype="float32", name="logits")(x)
 
 
-def plain_head(x, classes):
+def plain_head(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
     """Mean over places, linear: what a tutorial writes."""
     x = layers.GlobalAveragePooling2D(name="head_pool")(x)
     return layers.Dense(classes, dtype="float32", name="logits")(x)
 
 
-def small_head(x, classes):
+def small_head(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
     """Maximum over places, linear without bias, starting at logits near zero (arXiv:2404.00498, section 3.1)."""
     x = layers.GlobalMaxPooling2D(name="head_pool")(x)
     initializer = keras.initializers.RandomNormal(stddev=1 / x.shape[-1])
     return layers.Dense(classes, use_bias=False, kernel_initializer=initializer, dtype="float32", name="logits")(x)
 
 
-def dense_head(x, classes, *, units, dropout=0.0, dropped="hidden"):
+def dense_head(
+    x: keras.KerasTensor, classes: int, *, units: int, dropout: float = 0.0, dropped: str = "hidden"
+) -> keras.KerasTensor:
     """Every place of every channel, a hidden layer, linear, how tutorials' CNNs end.
 
     Args:
@@ -223,7 +228,7 @@ def dense_head(x, classes, *, units, dropout=0.0, dropped="hidden"):
     return layers.Dense(classes, dtype="float32", name="logits")(x)
 
 
-BACKBONES = {
+BACKBONES: dict[str, Callable[..., keras.KerasTensor]] = {
     "resnet50": resnet50,
     "resnet18": resnet18,
     "resnet18_32": partial(resnet18, stem=3),
@@ -233,7 +238,7 @@ BACKBONES = {
     "simple_norm": partial(plain_cnn, groups=((32,), (64,)), norm=True),
     "five_conv": partial(plain_cnn, groups=((64, 64), (128, 128), (256,)), norm=True),
 }
-HEADS = {
+HEADS: dict[str, Callable[..., keras.KerasTensor]] = {
     "probe": probe_head,
     "plain": plain_head,
     "small": small_head,

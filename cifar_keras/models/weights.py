@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +11,9 @@ import keras
 import numpy as np
 
 from cifar_keras.config import ConfigError
-from cifar_keras.models.zoo import backbone_layers, part_of
+from cifar_keras.models.zoo import ModelRow, backbone_layers, part_of
 from cifar_keras.utils.files import sha256
-from cifar_keras.utils.paths import keras_cache, places
+from cifar_keras.utils.paths import StrPath, keras_cache, places
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Published:
     name: str
 
     @property
-    def algorithm(self):
+    def algorithm(self) -> str:
         """The checksum's algorithm, by its name in hashlib."""
         return {32: "md5", 64: "sha256"}[len(self.checksum)]
 
@@ -54,7 +55,7 @@ IMAGENET = {
 NAME_LENGTH = 16  # characters of a file's name: these too may name weights, and the hex digits tell files apart
 
 
-def resolve(asked, row, *, data_dir):
+def resolve(asked: str | None, row: ModelRow, *, data_dir: StrPath | None) -> tuple[str, Path | None]:
     """Finds the weights that a run starts from, before any model is built.
 
     Args:
@@ -85,7 +86,7 @@ def resolve(asked, row, *, data_dir):
     return f"{name[:NAME_LENGTH]}-{sha256(path)[:6]}", path
 
 
-def imagenet(backbone, *, data_dir):
+def imagenet(backbone: str, *, data_dir: StrPath | None) -> Path:
     """The file of ImageNet weights, downloaded into the Keras cache if it is not found.
 
     Raises: ConfigError if the backbone has none, or if there is neither a file nor a network.
@@ -110,13 +111,13 @@ def imagenet(backbone, *, data_dir):
         ) from None
 
 
-def find_imagenet(backbone, *, data_dir):
+def find_imagenet(backbone: str, *, data_dir: StrPath | None) -> Path | None:
     """The first file of that name in the searched folders, unchecked, or None."""
     paths = (folder / IMAGENET[backbone].name for folder in places(data_dir, "models"))
     return next((path for path in paths if path.is_file()), None)
 
 
-def checked(path, published):
+def checked(path: Path, published: Published) -> Path:
     """Returns the path if the file has the checksum of this `Published` one.
 
     Raises: ConfigError if it has another checksum.
@@ -131,7 +132,7 @@ def checked(path, published):
     return path
 
 
-def load_backbone(model, path):
+def load_backbone(model: keras.Model, path: Path) -> None:
     """Copies the backbone's weights from a file into a model; the head keeps its initial weights.
 
     Args:
@@ -193,7 +194,7 @@ def _from_safetensors(path):
         raise ConfigError(f"{path} can't be read as safetensors: {error}") from None
 
 
-def from_torchvision(tensors):
+def from_torchvision(tensors: Mapping[str, np.ndarray]) -> dict[str, list[np.ndarray]]:
     """Converts a torchvision ResNet's weights to those of `blocks.resnet18`: names and order of axes.
 
     `layer1.0.conv1` becomes `stage1_0_conv1`; `layer2.0.downsample.0` and `.1` become `stage2_0_shortcut` and its

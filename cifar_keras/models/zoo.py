@@ -8,7 +8,8 @@ import keras
 import numpy as np
 from keras import layers
 
-from cifar_keras.config import ConfigError
+from cifar_keras.config import ConfigError, Training
+from cifar_keras.data.base import Rows
 from cifar_keras.models import blocks
 
 
@@ -66,7 +67,7 @@ ROWS = (
 MODELS = {row.name: row for row in ROWS}
 
 
-def row_of(training):
+def row_of(training: Training) -> ModelRow:
     """The recipe's row of `MODELS` with the variant's overrides.
 
     Raises: ConfigError if the row or a column does not exist.
@@ -83,7 +84,7 @@ def row_of(training):
     return dataclasses.replace(row, **{"images_per_second": speed, **training.override})
 
 
-def build(row, *, image_shape, classes, steps, seed):
+def build(row: ModelRow, *, image_shape: tuple[int, ...], classes: int, steps: int, seed: int) -> keras.Model:
     """Builds a row's model with random weights.
 
     Args:
@@ -105,7 +106,7 @@ def build(row, *, image_shape, classes, steps, seed):
     return keras.Model(inputs, blocks.HEADS[row.head](x, classes), name=row.name)
 
 
-def momentum_for(steps):
+def momentum_for(steps: int) -> float:
     """BatchNorm momentum whose averaging window, 1 / (1 - momentum), is a tenth of the run; at most Keras' 0.99.
 
     At 0.99 in a run of 100 steps the moving statistics would still be a third of their initial values.
@@ -113,7 +114,7 @@ def momentum_for(steps):
     return float(np.clip(1 - 10 / steps, 0.5, 0.99))
 
 
-def initialise_from_data(model, images):
+def initialise_from_data(model: keras.Model, images: np.ndarray | Rows) -> None:
     """Sets what is computed from training images rather than learned: the whitening filters, where there are some.
 
     Args:
@@ -128,19 +129,19 @@ def initialise_from_data(model, images):
     whitening.set_weights([blocks.whitening_kernel(scaled)])
 
 
-def part_of(name):
+def part_of(name: str) -> str:
     """Which part of a model the layer of this name belongs to: 'scaling', 'backbone' or 'head'."""
     if name.startswith("scaling_"):
         return "scaling"
     return "head" if name.startswith(("head_", "logits")) else "backbone"
 
 
-def backbone_layers(model):
+def backbone_layers(model: keras.Model) -> list[layers.Layer]:
     """The backbone's layers that hold weights, in order: what transfer copies, whitening filters included."""
     return [layer for layer in model.layers if layer.weights and part_of(layer.name) == "backbone"]
 
 
-def set_trainable(model, row, *, freeze_backbone):
+def set_trainable(model: keras.Model, row: ModelRow, *, freeze_backbone: bool) -> None:
     """Freezes and thaws layer by layer, as the row and the stage say.
 
     A frozen BatchNorm (`trainable = False` on the layer itself) runs in inference mode and keeps its statistics;

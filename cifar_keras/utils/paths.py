@@ -4,25 +4,26 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+StrPath = str | os.PathLike[str]
 
-def checkout(file=__file__):
+
+def checkout(file: StrPath = __file__) -> Path | None:
     """The checkout that this file belongs to, which holds `experiments/` and `pyproject.toml`; None if installed."""
     folder = Path(file).resolve().parents[2]
     return folder if (folder / "experiments").is_dir() and (folder / "pyproject.toml").is_file() else None
 
 
 CHECKOUT = checkout()
-PROJECT = (
-    CHECKOUT or Path()
-)  # holds experiments/ and, by default, results/; for an installed package the current folder
+# Holds experiments/ and, by default, results/. For an installed package it is the current folder.
+PROJECT = CHECKOUT or Path()
 
 
-def keras_cache(kind):
+def keras_cache(kind: str) -> Path:
     """The folder of Keras' 'datasets' or 'models'. Asking Keras itself would load TensorFlow."""
     return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / kind
 
 
-def places(data_dir, kind):
+def places(data_dir: StrPath | None, kind: str) -> list[Path]:
     """The folders to search for a published file, in order: `--data-dir`, CIFAR_KERAS_DATA, Keras' cache."""
     given = (data_dir, os.environ.get("CIFAR_KERAS_DATA"))
     return [*(Path(place).expanduser() for place in given if place), keras_cache(kind)]

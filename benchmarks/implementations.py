@@ -1,7 +1,8 @@
-"""The processes that are compared: each is one side, endlessly taking steps, timed when the parent asks for it.
+"""The processes that are compared. Each takes steps of one implementation and times them when its parent asks.
 
-Started by the other benchmarks: `python benchmarks/sides.py fit scratch_cnn`. A line on stdin, `<lead> <steps> <what>`,
-starts a window; the answer is the seconds of each step, without those of the lead. The end of stdin ends the process.
+The other benchmarks start it: `python benchmarks/implementations.py fit scratch_cnn`. A line on stdin,
+`<lead> <steps> <what>`, starts a window. The answer is the seconds of each step after the lead. The end of stdin ends
+the process.
 """
 
 import os
@@ -17,7 +18,7 @@ IMAGES = 45_000  # of CIFAR-10's training split; noise costs the same time
 
 
 class Clock:
-    """Counts steps and answers the parent. A first window that nobody asked for, of one step, is the warm-up.
+    """Counts steps and answers the parent. The first window, of one step, is the warm-up; nobody asks for it.
 
     Args:
         lead: steps before it.
@@ -30,7 +31,7 @@ class Clock:
         self.ends = [time.perf_counter()]
 
     def step(self):
-        """To be called after every step."""
+        """Call this after every step."""
         self.count += 1
         if self.count <= self.lead:
             self.ends.clear()
@@ -198,8 +199,10 @@ def torch_predict(clock, name, layout, count):
         clock.step()
 
 
-TRAINING = {side.__name__: side for side in (fit, on_batch, torch_train)}
-PREDICTING = {side.__name__: side for side in (predict, serve, torch_predict)}  # a step is a pass over all images
+TRAINING = {implementation.__name__: implementation for implementation in (fit, on_batch, torch_train)}
+PREDICTING = {
+    implementation.__name__: implementation for implementation in (predict, serve, torch_predict)
+}  # a step is a pass over all images
 
 if __name__ == "__main__":
     what, *arguments = sys.argv[1:]
