@@ -122,6 +122,19 @@ def imbalanced(counts):
     return most > UNEQUAL * fewest and most - fewest > 1
 
 
+def beside_accuracy(matrix):
+    """What belongs beside accuracy where classes differ in size.
+
+    Args:
+        matrix: counts `(classes, predicted classes)`, as from `confusion`.
+    Returns: `{"balanced_accuracy": ..., "majority_share": ...}`; None where accuracy suffices (see `imbalanced`).
+    """
+    counts = np.sum(matrix, axis=1)
+    if not imbalanced(counts):
+        return None
+    return {"balanced_accuracy": balanced_accuracy(matrix), "majority_share": majority_share(counts)}
+
+
 def wilson(accuracy, n, *, confidence=0.95):
     """The Wilson score interval of one accuracy measured on `n` images (Wilson, JASA 22, 1927).
 

@@ -66,7 +66,7 @@ def test_one_number_is_the_second_of_two_classes(activation, kind, sequential, f
     assert "accuracy 100.00%" in out and f"{kind} of 'light', the second class" in err
     assert run("inspect", tmp_path / "a.keras") == 0
     out = capsys.readouterr().out
-    assert f"1 number an image: {kind} of the second class" in out and "2, not named" in out
+    assert f"1 number per image: {kind} of the second class" in out and "2, not named" in out
 
 
 @pytest.mark.parametrize("activation", ["sigmoid", None])

@@ -8,7 +8,7 @@ from cifar_keras.data.base import Dataset, Rows, Split
 
 __all__ = ["CIFAR10", "NAMES", "Dataset", "Rows", "Split", "load"]
 
-NAMES = (*cifar.ARCHIVES, *shapes.KINDS)  # of the datasets that have one; the others are paths of folders
+NAMES = (*cifar.ARCHIVES, *shapes.GENERATED)  # of the datasets that have one; the others are paths of folders
 CIFAR10 = ("cifar10", "cifar10-jpeg")  # slugs of data that show CIFAR-10's images: published figures apply to these
 
 
@@ -42,7 +42,7 @@ def load(name, *, data_dir=None, image_size=None, classes=None, limits=None, dec
                 "Leave it out: models resize by themselves (`pixels` in their row)."
             )
         return cifar.load(name, data_dir=data_dir).limited(limits)
-    if name in shapes.KINDS:
+    if name in shapes.GENERATED:
         return shapes.load(name, image_size=image_size or 32, limits=limits)
     if Path(name).is_dir():
         options = {"image_size": image_size, "decoded_at": decoded_at, "skip_unreadable": skip_unreadable}

@@ -1,4 +1,4 @@
-"""Where models fail, what they look at, and how far their probabilities can be trusted: a function a section.
+"""Where models fail, what they look at, and how far their probabilities can be trusted: one function per section.
 
 Each takes stored predictions, embeddings or a model and returns a `Section`: figures, and the numbers behind them.
 """
