@@ -289,7 +289,7 @@ def test_architecture_and_weights_go_under_any_names(folder, tmp_path, capsys):
     assert "best.h5" in out and "architecture" in out and "net.json" in out and "dark, light" in out
     for arguments, said in (
         (["predict", pair[0], folder], "must be followed by its weights"),
-        (["predict", *pair], "IMAGE must be named behind"),
+        (["predict", *pair], "IMAGE must be named after"),
         (["inspect", pair[0]], "must be followed by its weights"),
         (["inspect", pair[1], pair[1]], "weights follow a `.json` only"),
         (["inspect", tmp_path / "none.json", pair[1]], "none.json"),

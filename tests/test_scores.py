@@ -155,7 +155,7 @@ def test_other_classes_are_refused_and_more_classes_count_as_wrong(colours, told
     code, document, err = told(colours.good, "--classes", "blue,green")
     (one,) = document["models"]
     assert one["accuracy"] == pytest.approx(13 / 15)  # two images of the class blue are taken for red
-    assert one["confusion"] == [[8, 0, 2], [0, 5, 0], [0, 0, 0]] and "knows 1 more classes (red)" in err
+    assert one["confusion"] == [[8, 0, 2], [0, 5, 0], [0, 0, 0]] and "knows 1 more class (red)" in err
 
 
 def test_a_model_of_fewer_classes_names_the_option_that_mends_it(colours, told, tmp_path):

@@ -267,7 +267,7 @@ def _differences(models, names):
 
 
 def _by_class(models, names):
-    """Accuracy of each class; of many classes those that the first model knows worst."""
+    """Accuracy of each class; of many classes those on which the first model is worst."""
     heading, classes = "Accuracy by class", list(zip(*(one["classes"] for one in models), strict=True))
     if len(classes) > FEW:
         worst = sorted((one for one in classes if one[0]["n"]), key=lambda one: one[0]["accuracy"])[:WORST]

@@ -108,7 +108,7 @@ def _model_and_images(model, images):
         return model, None, images
     ((model, weights),) = paired([model, *images[:1]])
     if len(images) < 2:
-        raise ConfigError(f"IMAGE must be named behind {model} and {weights}. Received: none.")
+        raise ConfigError(f"IMAGE must be named after {model} and {weights}. Received: none.")
     return model, weights, images[1:]
 
 
@@ -150,10 +150,7 @@ def sources(arguments):
 
 def _inside(folder):
     """The image files in a folder and below it, in order; a `Missing` where there are none."""
-    try:
-        found, _, kinds = files_in(folder)
-    except OSError as error:
-        return [Missing(folder, f"a folder that can't be read ({error})")]
+    found, _, kinds = files_in(folder, strict=False)
     if kinds:
         to_stderr(f"{folder}: {left_out(kinds)}")
     return [entry.path for entry in found if entry.is_file()] or [Missing(folder, "a folder without images")]

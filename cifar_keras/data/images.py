@@ -182,17 +182,18 @@ def unused(path):
         return None
 
 
-def files_in(folder):
+def files_in(folder, *, strict=True):
     """The images in a folder and below it, without hidden files. Links are followed, but not to a folder around them.
 
     Args:
         folder: its path.
+        strict: whether a folder that can't be read is an error; else it is passed over.
     Returns: `(images, folders, kinds)`: `os.DirEntry` of each file that ends as in `EXTENSIONS` and of each folder, and
         a `Counter` of the kinds of images that can't be used, for `left_out`. Files come before folders, by name.
-    Raises: OSError where a folder can't be read.
+    Raises: OSError for a folder that can't be read.
     """
     found, folders, kinds = [], [], Counter()
-    for entry in _walk(folder):
+    for entry in _walk(folder, strict=strict):
         if entry.is_dir():
             folders.append(entry)
         elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
@@ -202,16 +203,21 @@ def files_in(folder):
     return found, folders, kinds
 
 
-def _walk(folder, above=()):
+def _walk(folder, above=(), *, strict):
     here = (*above, os.path.realpath(folder))
-    with os.scandir(folder) as entries:
-        shown = [one for one in entries if not one.name.startswith(".") and one.name not in PASSED_OVER]
+    try:
+        with os.scandir(folder) as entries:
+            shown = [one for one in entries if not one.name.startswith(".") and one.name not in PASSED_OVER]
+    except OSError:
+        if strict:
+            raise
+        return
     for entry in sorted(shown, key=lambda one: (one.is_dir(), one.name)):
         if not entry.is_dir():
             yield entry
         elif os.path.realpath(entry.path) not in here:  # else it would never end
             yield entry
-            yield from _walk(entry.path, here)
+            yield from _walk(entry.path, here, strict=strict)
 
 
 def left_out(kinds):

@@ -12,7 +12,7 @@ import numpy as np
 from cifar_keras.config import ConfigError
 from cifar_keras.models.zoo import backbone_layers, part_of
 from cifar_keras.utils.files import sha256
-from cifar_keras.utils.paths import keras_cache, places
+from cifar_keras.utils.paths import keras_cache, search_paths
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ def imagenet(backbone, *, data_dir):
 
 
 def find_imagenet(backbone, *, data_dir):
-    """The first file of that name among the places, unchecked, or None."""
-    paths = (folder / IMAGENET[backbone].name for folder in places(data_dir, "models"))
+    """The first file of that name among the search paths, unchecked, or None."""
+    paths = (folder / IMAGENET[backbone].name for folder in search_paths(data_dir, "models"))
     return next((path for path in paths if path.is_file()), None)
 
 

@@ -192,16 +192,15 @@ def order_of(classifier, class_names, *, exact=False, order="the dataset's order
     if found != sorted(found):
         notes.append("has the classes in another order; they are matched by name")
     if others:
-        notes.append(
-            f"knows {len(others)} more classes ({shortened(others)}); an image assigned to one counts as wrong"
-        )
+        more = f"knows {len(others)} more class{'es' * (len(others) > 1)} ({shortened(others)})"
+        notes.append(f"{more}; an image assigned to one counts as wrong")
     return Order(np.array(found + rest), others, note="; ".join(notes))
 
 
 def _other_classes(classifier, names, class_names, exact):
     received, advice = f"{len(classifier.class_names)} outputs", ""
     if names is None:
-        received, advice = f"{received} without names", " `--class-names` names them."
+        received, advice = f"{received} without names", " Name them with `--class-names`."
     else:
         received += f" ({shortened(names)})"
         if missing := [name for name in class_names if name not in names]:
@@ -210,5 +209,5 @@ def _other_classes(classifier, names, class_names, exact):
         advice = f" To use its own classes alone: --classes {','.join(names)}."
     return ConfigError(
         f"{classifier.network.path} must have one output for each of the {len(class_names)} classes "
-        f"({shortened(class_names)}). Received: {received}.{advice}"
+        f"of the images ({shortened(class_names) or 'none'}). Received: {received}.{advice}"
     )

@@ -128,7 +128,7 @@ class Score:
 
 
 def score(model, name, classifier, images, asked):
-    """The `Score` of a classifier on `Images`. What is assumed is also printed.
+    """The `Score` of a classifier on `Images`; its notes are also printed.
 
     Raises: ConfigError where its outputs can't be the dataset's classes, or it turns out to be damaged.
     """

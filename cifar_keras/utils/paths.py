@@ -12,10 +12,10 @@ def keras_cache(kind):
     return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / kind
 
 
-def places(data_dir, kind):
-    """The folders in which a published file is looked for, in order: `--data-dir`, CIFAR_KERAS_DATA, Keras' cache."""
+def search_paths(data_dir, kind):
+    """The folders that are searched for a published file, in order: `--data-dir`, CIFAR_KERAS_DATA, Keras' cache."""
     given = (data_dir, os.environ.get("CIFAR_KERAS_DATA"))
-    return [*(Path(place).expanduser() for place in given if place), keras_cache(kind)]
+    return [*(Path(path).expanduser() for path in given if path), keras_cache(kind)]
 
 
 def suffix(config):
