@@ -180,7 +180,7 @@ def test_another_model_under_the_runs_name_is_refused(tmp_path):
     data = load("shapes", limits=Limits(60, 20, 40))
     record = finished(tmp_path, data)
     results.write(tmp_path, record | {"test_accuracy": record["test_accuracy"] + 0.1})
-    with pytest.raises(ConfigError, match="images or the model are others"):
+    with pytest.raises(ConfigError, match="images or the model have changed"):
         analyse.explain("run-1", root=tmp_path)
 
 

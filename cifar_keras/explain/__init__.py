@@ -7,6 +7,6 @@ from cifar_keras.explain.base import Section
 from cifar_keras.explain.calibration import calibration
 from cifar_keras.explain.embeddings import feature_space
 from cifar_keras.explain.errors import errors
-from cifar_keras.explain.model_comparison import versus
+from cifar_keras.explain.model_comparison import model_comparison
 
-__all__ = ["Section", "calibration", "errors", "feature_space", "versus"]
+__all__ = ["Section", "calibration", "errors", "feature_space", "model_comparison"]

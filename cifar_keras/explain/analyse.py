@@ -23,7 +23,7 @@ from cifar_keras.explain.calibration import calibration
 from cifar_keras.explain.embeddings import feature_space
 from cifar_keras.explain.errors import errors
 from cifar_keras.explain.gradcam import looked_at, spatial_layers
-from cifar_keras.explain.model_comparison import versus
+from cifar_keras.explain.model_comparison import model_comparison
 from cifar_keras.saved import artifacts, inference
 from cifar_keras.saved.find import finished, is_model, known, matching, model_of, record_of
 from cifar_keras.saved.formats import OPENERS
@@ -196,7 +196,7 @@ def sections(subject, model, computed, peers, *, folder, layer):
         own = f"{subject.record['experiment']} {subject.record['variant']}"
         everyone = {f"{own} (this run)" if own in peers else own: test.probabilities}
         everyone |= {other: results.read_predictions(folder, run_id)[1] for other, run_id in peers.items()}
-        return versus(test.labels, everyone, images=data.test.images, class_names=names)
+        return model_comparison(test.labels, everyone, images=data.test.images, class_names=names)
 
     def space():
         if test.embeddings is None:

@@ -11,7 +11,7 @@ RIGHT_ALONE = 16  # pictures that one model alone gets right
 
 
 @drawn
-def versus(labels, probabilities, *, images=None, class_names=()):
+def model_comparison(labels, probabilities, *, images=None, class_names=()):
     """Agreement, paired differences, McNemar's test, and the images that one model alone gets right.
 
     Args:
