@@ -112,14 +112,10 @@ def _model_and_images(model, images):
     return model, weights, images[1:]
 
 
-class Missing(ImageError):
-    """An argument names no image."""
-
-    def __init__(self, argument, received):
-        super().__init__(
-            f"IMAGE must be an image, a folder of images or a pattern. Received: {argument!r}, {received}."
-        )
-        self.argument = argument
+def _missing(argument, received):
+    """The `Prediction` for an argument that names no image."""
+    error = f"IMAGE must be an image, a folder of images or a pattern. Received: {argument!r}, {received}."
+    return Prediction(argument, error=error)
 
 
 def _make_folder(folder):
@@ -132,7 +128,7 @@ def _make_folder(folder):
 
 
 def sources(arguments):
-    """Every image that the arguments name, in order: a path, '-', or a `Missing` where they name none."""
+    """Every image that the arguments name, in order: a path, '-', or a `Prediction` with an error for none."""
     for argument in arguments:
         path = Path(argument)
         if argument == STANDARD_INPUT:
@@ -143,17 +139,17 @@ def sources(arguments):
             yield argument
         elif glob.has_magic(argument) and not path.exists():
             matches = sorted(glob.glob(argument, recursive=True))
-            yield from sources(matches) if matches else [Missing(argument, "a pattern that nothing matches")]
+            yield from sources(matches) if matches else [_missing(argument, "a pattern that nothing matches")]
         else:
-            yield Missing(argument, "no file" if path.exists() else "no such file")
+            yield _missing(argument, "no file" if path.exists() else "no such file")
 
 
 def _inside(folder):
-    """The image files in a folder and below it, in order; a `Missing` where there are none."""
+    """The image files in a folder and below it, in order; one error where there are none."""
     found, _, kinds = files_in(folder, strict=False)
     if kinds:
         to_stderr(f"{folder}: {left_out(kinds)}")
-    return [entry.path for entry in found if entry.is_file()] or [Missing(folder, "a folder without images")]
+    return [entry.path for entry in found if entry.is_file()] or [_missing(folder, "a folder without images")]
 
 
 def predictions(classifier, found, names=None):
@@ -175,8 +171,8 @@ def predictions(classifier, found, names=None):
 
 def _read(classifier, source, names):
     """The `Prediction` of one source, with its pixels or an error."""
-    if isinstance(source, Missing):
-        return Prediction(source.argument, error=str(source))
+    if isinstance(source, Prediction):
+        return source
     label = None if names is None else labels.label_of(source, names)
     if label is not None and label not in names:
         error = f"{source} must lie in a folder named after one of the model's classes. Received: {label!r}."
@@ -267,9 +263,9 @@ class Tally:
 
     @property
     def exit_code(self):
-        if not self.failed and self.counted:
-            return 0
-        return SOME_FAILED if self.counted else ALL_FAILED
+        if not self.counted:
+            return ALL_FAILED
+        return SOME_FAILED if self.failed else 0
 
     def text(self):
         """Accuracy with its interval and the confusion matrix, true classes as rows."""

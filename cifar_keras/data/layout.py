@@ -137,21 +137,18 @@ def _check_classes(root, folders, below, named):
     numbered = len({re.sub(r"\d+", "", top) for top in names}) == 1  # fold1, fold2, ...
     for one, other in itertools.combinations(sorted(names), 2):
         if (len(below) <= 3 or numbered) and _alike(names[one], names[other]):
-            raise ConfigError(_look_like_splits(root, below, one, sorted(names[one] & names[other])))
+            shared = sorted(names[one] & names[other])
+            raise ConfigError(
+                f"The folders {', '.join(sorted(below)[:5])} in {root} look like splits, as the same classes lie in "
+                f"several of them ({shortened(shared, 3)}). Call the splits train, val and test. If they are classes, "
+                f"such as '{one}/{shared[0]}', move these to the top under a name of their own: '{one}-{shared[0]}'."
+            )
 
 
 def _alike(one, other):
     """Whether two sets of names are the same, or nearly; a single name, as in `<class>/images`, does not count."""
     together = one | other
     return len(together) > 1 and len(one & other) >= ALIKE * len(together)
-
-
-def _look_like_splits(root, tops, example, shared):
-    return (
-        f"The folders {', '.join(sorted(tops)[:5])} in {root} look like splits, as the same classes lie in several of "
-        f"them ({shortened(shared, 3)}). Call the splits train, val and test. If they are classes, such as "
-        f"'{example}/{shared[0]}', move these to the top under a name of their own: '{example}-{shared[0]}'."
-    )
 
 
 def _check_inside(root, only):

@@ -233,7 +233,10 @@ def find(name, *, root, dataset=None, data_dir=None, **loading):
         if not path.is_file():
             raise ConfigError(f"The model must be a file. Received: {str(path)!r}, which is none.")
         if dataset is None:
-            raise _without_dataset(path, records)
+            raise ConfigError(
+                f"`--dataset NAME|DIR` must name the images to analyse {path} on, as it belongs to no recorded run. "
+                f"Received: none. Runs: {known(records)}."
+            )
         classifier, data = elsewhere.opened(path, dataset=dataset, data_dir=data_dir, **loading)
         return Subject(f"{path.stem}-{sha256(path)[:6]}", path, data, classifier=classifier)
     record = record_of(str(name), records)
@@ -247,13 +250,6 @@ def find(name, *, root, dataset=None, data_dir=None, **loading):
     path = model_of(record, path if is_model(name) else None, Paths.of(config, root))
     data = images_of(record, config, dataset=dataset, data_dir=data_dir)
     return Subject(record["run_id"], path, data, record, config)
-
-
-def _without_dataset(path, records):
-    return ConfigError(
-        f"`--dataset NAME|DIR` must name the images to analyse {path} on, as it belongs to no recorded run. "
-        f"Received: none. Runs: {known(records)}."
-    )
 
 
 def images_of(record, config, *, dataset, data_dir):

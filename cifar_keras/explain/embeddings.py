@@ -101,12 +101,11 @@ def separability_of(z, truth, predicted, class_names, *, seed):
     values = silhouette_samples(z[chosen], truth[chosen], metric="cosine")
     rows = [
         {
-            "class": class_names[label],
-            "silhouette": float(values[truth[chosen] == label].mean()),
+            "class": class_names[label], "silhouette": float(values[truth[chosen] == label].mean()),
             "recall": float(np.mean(predicted[truth == label] == label)),
         }
         for label in present
-    ]
+    ]  # fmt: skip
     columns = [[row[name] for row in rows] for name in ("silhouette", "recall")]
     if len(rows) < 3 or any(len(set(column)) == 1 for column in columns):
         return rows, None

@@ -185,9 +185,8 @@ def _unconvertible(to, error, *, verbose):
     if verbose:
         traceback.print_exception(error, file=sys.stderr)
     text = " ".join(str(error).split())
-    if unknown := sorted({*UNKNOWN.findall(text)}):
-        reason = ", ".join(unknown)
-    else:  # compilers put pages of their own language into a message
+    reason = ", ".join(sorted({*UNKNOWN.findall(text)}))
+    if not reason:  # compilers put pages of their own language into a message
         reason = type(error).__name__ if not text or "loc(" in text else text[:120]
     hint = "" if verbose else " `--verbose` shows the converter's messages."
     return RunFailedError(

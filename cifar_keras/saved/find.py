@@ -37,10 +37,7 @@ def saved_model(name, *, root):
 
 
 def recorded(name, *, root):
-    """The record of the finished run of a run id, an experiment (its newest) or a saved model.
-
-    Raises: ConfigError where there is no such run.
-    """
+    """The record of a finished run below `root`, as `record_of` finds it."""
     return record_of(str(name), finished(root))
 
 
@@ -88,7 +85,7 @@ def is_model(name):
 
 
 def record_of(name, records):
-    """The record of a run id, an experiment (its newest) or a saved model's file."""
+    """The record of a run id, an experiment (its newest) or a saved model's file. Raises ConfigError for none."""
     if (found := next(matching(name, records), None)) is None:
         raise _unknown(name, records)
     return found

@@ -55,7 +55,7 @@ class Images:
     def __init__(self, name, asked):
         limits = Limits(asked.limit, asked.limit, asked.limit)
         shared = {"data_dir": asked.data_dir, "classes": asked.classes, "limits": limits}
-        shared |= {"skip_unreadable": True} if asked.skip_unreadable else {}
+        shared["skip_unreadable"] = asked.skip_unreadable
         self.name = name
         self._read = functools.cache(lambda **size: load_dataset(name, **shared, **size))
         self.data = self._read()
