@@ -1,6 +1,7 @@
-"""Pictures of a run: NumPy in, one PNG out, written whole or not at all. No pyplot, so no state between calls."""
+"""What every figure shares, and the pictures of a run. No pyplot, so no state between calls."""
 
 import contextlib
+import functools
 import textwrap
 import warnings
 
@@ -17,7 +18,11 @@ from cifar_keras.utils.text import printable
 DPI = 120
 BLUE, ORANGE, GREEN = seaborn.color_palette("colorblind", 3)
 GREY = "0.45"
-FEW = 20  # classes: up to here every class gets its own column of samples and every cell its count
+FEW = 20  # classes, up to which every class gets its own column of samples and every cell its count
+STYLE = {  # class names are shown as they are, and equal figures are equal files
+    "text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "cifar_keras",
+    "axes.formatter.limits": (-4, 6),
+}  # fmt: skip
 ON_CURVES = (
     "The training curve is the running metric: augmented images, weights that move during the epoch, dropout where "
     "used.",
@@ -33,7 +38,7 @@ def sample_grid(images, labels, class_names, path, *, title):
     Args:
         images: uint8 `(n, height, width, 3)`, RGB in [0, 255]; an array or `data.base.Rows`.
         labels: int `(n,)`, indices into `class_names`.
-        class_names: one a class.
+        class_names: one per class.
         path: where the PNG goes.
         title: dataset label, experiment, n.
     Returns: `path`. The first images of each class (of the data, in the plain grid) are taken, in their order.
@@ -91,11 +96,11 @@ def _caption(axes, name, column, y, *, va="top"):
 
 
 def label_distribution(labels_by_split, class_names, path, *, title):
-    """Draws how many images of each class each split has: a panel a split, a bar a class.
+    """Draws how many images of each class each split has: one panel per split, one bar per class.
 
     Args:
         labels_by_split: split name -> int `(n,)`, indices into `class_names`.
-        class_names: one a class.
+        class_names: one per class.
         path: where the PNG goes.
         title: dataset label, experiment, n.
     Returns: `path`.
@@ -164,7 +169,7 @@ def _curve(panel, history, metric, best_epoch):
         label = f"kept: epoch {best_epoch}, val {shown}"
         panel.plot(best_epoch, value, "*", color=GREEN, markersize=13, markeredgecolor="white", label=label)
     if metric == "accuracy":
-        panel.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
+        shares(panel.yaxis)
 
 
 def _mark_stages(panel, history):
@@ -179,67 +184,104 @@ def _mark_stages(panel, history):
 
 
 def confusion_matrix(matrix, class_names, path, *, title):
-    """Draws which class is taken for which: shade is the share of the true class, text (<= 20 classes) the count.
+    """Draws which class is predicted as which: shade is the share of the true class, text (<= 20 classes) the count.
 
     Args:
         matrix: int `(classes, classes)`, rows true, columns predicted.
-        class_names: one a class.
+        class_names: one per class.
         path: where the PNG goes.
         title: dataset label, experiment, n.
     Returns: `path`. A class without images has an empty row.
     """
     matrix = np.asarray(matrix)
-    totals = matrix.sum(axis=1, keepdims=True)
-    shares = np.divide(matrix, totals, out=np.zeros(matrix.shape), where=totals > 0)
-    few = len(matrix) <= FEW
-    side = max(5.5, 2.5 + 0.52 * len(matrix)) if few else 3 + 0.125 * min(len(matrix), NAMED)
+    side = max(5.5, 2.5 + 0.52 * len(matrix)) if len(matrix) <= FEW else 3 + 0.125 * min(len(matrix), NAMED)
     with figure_of(path, title, size=(1.14 * side, side)) as figure:
         axes = figure.add_subplot()
-        seaborn.heatmap(
-            shares,
-            ax=axes,
-            cmap="Blues",
-            norm=PowerNorm(0.5, 0, 1),  # a square root: rare confusions stay visible beside the diagonal
-            annot=np.where(matrix > 0, matrix, "") if few else None,
-            fmt="",
-            annot_kws={"fontsize": 8 if matrix.max() < 10000 else 6.5},
-            square=True,
-            linewidths=0.5 if few else 0,
-            cbar_kws={"label": "share of the true class (square-root scale)", "shrink": 0.7, "format": "{x:.0%}"},
-        )
-        axes.set(xlabel="predicted", ylabel="true")
-        for axis in (axes.xaxis, axes.yaxis):
-            _name_ticks(axis, class_names, offset=0.5)
-        axes.tick_params(axis="x", rotation=90, length=2)
-        axes.tick_params(axis="y", rotation=0, length=2)
+        bar = confusion_on(axes, row_shares(matrix), np.where(matrix > 0, matrix, ""), class_names)
+        bar.set_label("share of the true class (square-root scale)")
+        shares(bar.ax.yaxis)
     return path
+
+
+def row_shares(matrix):
+    """A matrix of counts with each row divided by its sum; an empty row stays zero."""
+    totals = matrix.sum(axis=1, keepdims=True)
+    return np.divide(matrix, totals, out=np.zeros(matrix.shape), where=totals > 0)
+
+
+def confusion_on(axes, values, texts, class_names, *, top=1.0):
+    """Draws a confusion matrix, rows true: `values` in [0, `top`] as colours, `texts` in cells of up to 20 classes.
+
+    Returns: the colour bar.
+    """
+    few = len(class_names) <= FEW
+    seaborn.heatmap(
+        values, ax=axes, cmap="Blues", square=True, linewidths=0.5 if few else 0, cbar_kws={"shrink": 0.7},
+        norm=PowerNorm(0.5, 0, top),  # a square root: rare confusions stay visible beside the diagonal
+        annot=texts if few else None, fmt="", annot_kws={"fontsize": 8 if np.char.str_len(texts).max() < 5 else 6.5},
+    )  # fmt: skip
+    axes.set(xlabel="predicted", ylabel="true")
+    for axis in (axes.xaxis, axes.yaxis):
+        _name_ticks(axis, class_names, offset=0.5)
+    axes.tick_params(axis="x", rotation=90, length=2)
+    axes.tick_params(axis="y", rotation=0, length=2)
+    return axes.collections[0].colorbar
+
+
+@contextlib.contextmanager
+def drawing():
+    """Around making and saving a figure: some settings are read when a text is made, others when it is saved.
+
+    Class names are shown as they are: a dollar sign starts no formula, and a glyph that the font lacks is a box.
+    """
+    with warnings.catch_warnings(), matplotlib.rc_context(STYLE):
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
+def drawn(function):
+    """A function that makes figures, under `drawing`."""
+
+    @functools.wraps(function)
+    def inside(*arguments, **named):
+        with drawing():
+            return function(*arguments, **named)
+
+    return inside
 
 
 @contextlib.contextmanager
 def figure_of(path, title, *, size):
-    """Yields a `Figure` with its title and saves it to `path`, whole or not at all.
-
-    Class names are shown as they are: no formula is read into a dollar sign, and a glyph that the font lacks is a box.
-    """
-    with warnings.catch_warnings(), matplotlib.rc_context({"text.parse_math": False, "axes.formatter.limits": (-4, 6)}):
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure = Figure(figsize=size, layout="constrained")
-        points = max(11, size[0] * 0.9)
-        figure.suptitle(textwrap.fill(title, int(size[0] * 115 / points)), fontsize=points)
+    """Yields a `Figure` with its title and saves it to `path`, whole or not at all."""
+    with drawing():
+        figure = titled(title, size=size, points=max(11, size[0] * 0.9))
         yield figure
         with replacing(path) as temporary:
             figure.savefig(temporary, dpi=DPI, format="png")
 
 
+def titled(title, *, size, points=None):
+    """An empty figure with its title, in a font of this many points; None for one that grows with the figure."""
+    points = points or max(10, size[0])
+    figure = Figure(figsize=size, layout="constrained")
+    figure.suptitle(textwrap.fill(title, int(size[0] * 115 / points)), fontsize=points)
+    return figure
+
+
+def shares(axis):
+    """Shows an axis in percent."""
+    axis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
+
+
 def without_frame(panel, grid):
-    """Takes away the box around a panel and draws a pale grid ('x', 'y' or 'both') behind the data."""
+    """Removes the box around a panel and draws a pale grid ('x', 'y' or 'both') behind the data."""
     panel.spines[["top", "right"]].set_visible(False)
     panel.grid(axis=grid, color=GREY, alpha=0.25, linewidth=0.7)
     panel.set_axisbelow(True)
 
 
 def _name_ticks(axis, names, *, offset=0.0):
-    """One tick a class with its name, every k-th where there are more than `NAMED`."""
+    """One tick per class with its name; every k-th where there are more than `NAMED`."""
     shown = range(0, len(names), -(-len(names) // NAMED))
     size = 9 if len(names) <= FEW else 6.5
     axis.set_ticks([i + offset for i in shown], [short(names[i], 28) for i in shown], fontsize=size)

@@ -533,7 +533,7 @@ def test_damaged_images_are_skipped_on_request_as_if_they_had_never_been_there(t
     assert dataset.fingerprint == "fca79d8b166878f79d1e7db28d2a24f2db2b8d882d2f210b0a7bcf40a1f41b47"
     assert indices(dataset) == indices(whole)
     np.testing.assert_array_equal(dataset.train.images, whole.train.images)
-    assert dataset.notes[1] == f"6 damaged images left out: {', '.join(paths[:5])}, ..."
+    assert dataset.notes[1] == f"6 damaged images left out: {', '.join(paths[:5])}, ... (6)"
     assert load(root, classes="cat,dog", skip_unreadable=True).skipped == dataset.skipped
     monkeypatch.setattr(images, "decode", lambda *_, **__: pytest.fail("decoded again"))
     assert load(root, skip_unreadable=True).skipped == dataset.skipped

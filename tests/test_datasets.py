@@ -150,7 +150,7 @@ def test_a_linear_model_stays_under_45_percent(few):
 def test_a_folder_to_try_things_on_is_written_once(tmp_path):
     folder = shapes.write(tmp_path / "images", classes=3, per_class=4)
     data = load(str(folder))
-    assert data.class_names == shapes.KINDS["shapes"].class_names[:3] and data.image_shape == (32, 32, 3)
+    assert data.class_names == shapes.GENERATED["shapes"].class_names[:3] and data.image_shape == (32, 32, 3)
     assert len(data.train) + len(data.val) + len(data.test) == 12
     marker = folder / data.class_names[0] / "of the user.txt"
     marker.write_text("stays")

@@ -161,9 +161,9 @@ def test_a_temperature_changes_no_decision_and_is_fitted_on_val_alone(tmp_path):
     section = calibration(labels, sharp, *map(np.copy, (labels[:1000], sharp[:1000])))
     numbers = written(section, tmp_path)["numbers"]
     assert numbers["before"]["accuracy"] == numbers["after"]["accuracy"] and numbers["temperature"] > 1
-    assert numbers["after"]["ECE"] < numbers["before"]["ECE"] and "too sure" in section.sentences[0]
+    assert numbers["after"]["ECE"] < numbers["before"]["ECE"] and "overconfident" in section.sentences[0]
     timid = calibration(labels, with_temperature(probabilities, 4), labels, with_temperature(probabilities, 4))
-    assert "not sure enough" in timid.sentences[0]
+    assert "underconfident" in timid.sentences[0]
     other = calibration(labels, sharp, labels[:1000], probabilities[:1000])
     assert other.numbers["temperature"] != numbers["temperature"]
 
@@ -399,7 +399,7 @@ def test_where_places_are_moved_about_the_map_is_stretched_and_says_so(moved):
     maps = GradCam(model)
     assert "stretched over the whole image" in maps.note and maps(np.zeros((1, 12, 12, 3)), [0]).shape == (1, 12, 12)
     cells = (8, 8) if moved == "permuted" else (4, 16)
-    assert maps.places == tuple(((12 / count - 1) / 2, 12 / count) for count in cells)
+    assert maps.positions == tuple(((12 / count - 1) / 2, 12 / count) for count in cells)
     assert GradCam(linear()).note == ""
 
 

@@ -174,7 +174,7 @@ def test_endings_and_images_must_be_right(own, tmp_path):
         export.export(own, "litert", tmp_path / "a.onnx", dataset="shapes")
     with pytest.raises(ConfigError, match="`--dataset` must name the images"):
         export.export(dataclasses.replace(own, provenance={}), "litert", tmp_path / "a.tflite")
-    with pytest.raises(ConfigError, match="Received: none; the model was trained on a folder, holidays"):
+    with pytest.raises(ConfigError, match="Received: none; .* was trained on the folder holidays"):
         from_a_folder = dataclasses.replace(own, provenance={"config": {"dataset": "holidays"}})
         export.export(from_a_folder, "litert", tmp_path / "a.tflite")
 
@@ -223,7 +223,7 @@ def test_onnx_gets_no_more_memory_than_it_may(tmp_path):
     ]
     image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [None, 8, 8, 3])
     scores = helper.make_tensor_value_info("scores", TensorProto.FLOAT, [None, 3])
-    for count in (10, formats.MAX_BYTES // 4 + 1):
+    for count in (10, formats.MAX_ONNX_BYTES // 4 + 1):
         graph = helper.make_graph(nodes, "g", [image], [scores], [numpy_helper.from_array(np.array([count]), "count")])
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
         save(model, tmp_path / f"{count}.onnx")

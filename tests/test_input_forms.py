@@ -66,7 +66,7 @@ def test_one_number_is_the_second_of_two_classes(activation, kind, sequential, f
     assert "accuracy 100.00%" in out and f"{kind} of 'light', the second class" in err
     assert run("inspect", tmp_path / "a.keras") == 0
     out = capsys.readouterr().out
-    assert f"1 number an image: {kind} of the second class" in out and "2, not named" in out
+    assert f"1 number per image: {kind} of the second class" in out and "2, not named" in out
 
 
 @pytest.mark.parametrize("activation", ["sigmoid", None])
@@ -289,7 +289,7 @@ def test_architecture_and_weights_go_under_any_names(folder, tmp_path, capsys):
     assert "best.h5" in out and "architecture" in out and "net.json" in out and "dark, light" in out
     for arguments, said in (
         (["predict", pair[0], folder], "must be followed by its weights"),
-        (["predict", *pair], "IMAGE must be named behind"),
+        (["predict", *pair], "IMAGE must be named after"),
         (["inspect", pair[0]], "must be followed by its weights"),
         (["inspect", pair[1], pair[1]], "weights follow a `.json` only"),
         (["inspect", tmp_path / "none.json", pair[1]], "none.json"),

@@ -18,7 +18,7 @@ ORDER = {
     "results": ("records", "", "groups", "matching"),
     "saved": (
         *("safe_loading", "stored_weights", "artifacts", "formats", "find", "labels", "inference", "scaling"),
-        *("resizing", "inspect_model", "export"),
+        *("scoring", "resizing", "inspect_model", "export"),
     ),
     "explain": (
         *("base", "errors", "calibration", "embeddings", "model_comparison", "flatten", "gradcam", "activations"),

@@ -8,7 +8,7 @@ import pytest
 from nbclient import NotebookClient
 
 from cifar_keras.commands.study import run
-from cifar_keras.data.shapes import KINDS
+from cifar_keras.data.shapes import GENERATED
 from cifar_keras.utils.paths import PROJECT
 
 TINY = ["--dataset", "shapes", "--budget", "demo", "--limit", "200", "--epochs", "1"]
@@ -55,5 +55,5 @@ def test_a_folder_of_images_is_trained_on_explained_and_predicted(tmp_path):
     text = "".join(output.get("text", "") for output in found)
     assert "256 train, 32 val, 32 test images" in text and pictures(found, "image/png") == 4
     (table,) = (output["data"]["text/html"] for output in found if "text/html" in output.get("data", {}))
-    assert all(name in table for name in KINDS["shapes"].class_names[:4])
+    assert all(name in table for name in GENERATED["shapes"].class_names[:4])
     assert (tmp_path / "own" / "model_cp").is_dir()

@@ -19,7 +19,7 @@ from cifar_keras.config import Experiment, Limits, RunConfig, Stage, Training
 from cifar_keras.data import load
 from cifar_keras.metrics import accuracy
 from cifar_keras.options import Options
-from cifar_keras.saved import artifacts, export, inference
+from cifar_keras.saved import artifacts, export, inference, labels
 from cifar_keras.utils.paths import Paths
 
 TEST = {"blue": ("blue",) * 8 + ("red",) * 2, "green": ("green",) * 5, "red": ("red",) * 4 + ("green",)}
@@ -143,10 +143,10 @@ def test_an_unnamed_model_is_taken_in_the_datasets_order_and_a_far_better_one_is
     path = saved(colours.network, tmp_path, "unnamed", None)  # red, green, blue; the dataset: blue, green, red
     _, document, err = told(path, "--input-scaling", "raw", "--split", "train")
     assert document["models"][0]["accuracy"] == pytest.approx(1 / 3)  # green alone stands at its place
-    assert "output i is taken for the dataset's i-th class (blue, green, red), an assumption" in err
-    assert "33.3% are right in the assumed one, 100.0% in this one, which was chosen to fit: red,green,blue" in err
+    assert "names no classes; assumed: output 0 = blue, output 1 = green, output 2 = red: the dataset's order" in err
+    assert "right on 100.00% of these images, not 33.33%" in err and "--class-names red,green,blue" in err
     chance = np.random.RandomState(0).poisson(1, (10, 10))  # of 101 images the best of all orders gets many right
-    assert evaluate._better_order(chance, tuple("abcdefghij")) == ""
+    assert labels.other_order(chance, tuple("abcdefghij")) == ""
 
 
 def test_other_classes_are_refused_and_more_classes_count_as_wrong(colours, told, tmp_path):
@@ -155,7 +155,7 @@ def test_other_classes_are_refused_and_more_classes_count_as_wrong(colours, told
     code, document, err = told(colours.good, "--classes", "blue,green")
     (one,) = document["models"]
     assert one["accuracy"] == pytest.approx(13 / 15)  # two images of the class blue are taken for red
-    assert one["confusion"] == [[8, 0, 2], [0, 5, 0], [0, 0, 0]] and "knows 1 more classes (red)" in err
+    assert one["confusion"] == [[8, 0, 2], [0, 5, 0], [0, 0, 0]] and "knows 1 more class (red)" in err
 
 
 def test_a_model_of_fewer_classes_names_the_option_that_mends_it(colours, told, tmp_path):
@@ -251,7 +251,7 @@ def test_a_scaling_is_found_though_the_outputs_are_in_another_order(colours, tol
     model.get_layer("logits").set_weights([np.eye(3)])
     _, _, err = told(saved(model, tmp_path, "permuted", None), "--split", "train")
     assert "100.0% with the outputs in another order" in err and "None beats guessing" not in err
-    assert "100.0% in this one, which was chosen to fit: red,green,blue" in err
+    assert "right on 100.00% of these images" in err and "--class-names red,green,blue" in err
 
 
 def test_val_may_be_evaluated_and_limited(colours, told):
@@ -369,9 +369,9 @@ def test_every_format_of_a_runs_model_gives_its_record_image_for_image(which, re
     document = json.loads(out)
     assert "dataset: shapes, which exp4" in err and document["n"] == record["test_n"]
     assert document["fingerprint"].startswith(record["fingerprint"])
-    labels, probabilities = results.read_predictions(made.root / "results", record["run_id"])
+    truth, probabilities = results.read_predictions(made.root / "results", record["run_id"])
     with np.load(stored) as found:
-        assert found["labels"].tolist() == labels.tolist()
+        assert found["labels"].tolist() == truth.tolist()
         for one, facts in zip(found["probabilities"], document["models"], strict=True):
             np.testing.assert_allclose(one, probabilities, atol=1e-3)  # stored in 16 bits
             np.testing.assert_array_equal(one.argmax(axis=1), found["probabilities"][0].argmax(axis=1))

@@ -20,7 +20,7 @@ from pathlib import Path
 from cifar_keras.config import ConfigError
 from cifar_keras.utils import runtime, system
 from cifar_keras.utils.cache import cache_folder
-from cifar_keras.utils.paths import CHECKOUT, keras_cache, places
+from cifar_keras.utils.paths import CHECKOUT, keras_cache, search_paths
 
 WIDTH = 100  # columns
 LOW = 3 * 2**30  # bytes of memory and of disk: a run of the study needed up to 2.5 GiB and writes up to 0.5
@@ -296,7 +296,7 @@ def datasets(data_dir):
     for archive in cifar.ARCHIVES.values():
         file = f"{archive.file} ({archive.url}, SHA-256 {archive.sha256})"
         yield _published(
-            archive.label, file, cifar.find(archive, data_dir), places(data_dir, "datasets"),
+            archive.label, file, cifar.find(archive, data_dir), search_paths(data_dir, "datasets"),
             check=lambda source, archive=archive: cifar.check(archive, source),
         )  # fmt: skip
 
@@ -309,7 +309,8 @@ def imagenet(data_dir):
         file = f"{published.name} ({published.url}, {published.algorithm.upper()} {published.checksum})"
         yield _published(
             f"{backbone}, ImageNet", file, weights.find_imagenet(backbone, data_dir=data_dir),
-            places(data_dir, "models"), check=lambda source, published=published: weights.checked(source, published),
+            search_paths(data_dir, "models"),
+            check=lambda source, published=published: weights.checked(source, published),
         )  # fmt: skip
 
 

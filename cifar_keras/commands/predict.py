@@ -1,4 +1,4 @@
-"""`cifar-keras predict`: images found, decoded, classified and told one block after the other, in flat memory."""
+"""`cifar-keras predict`: classifies images block after block, in memory that does not grow with them."""
 
 import csv
 import glob
@@ -6,7 +6,6 @@ import io
 import itertools
 import json
 import os
-import shlex
 import sys
 import warnings
 from collections import Counter
@@ -19,30 +18,28 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from cifar_keras.config import ConfigError
-from cifar_keras.data.images import EXTENSIONS, ImageError, left_out, unused
-from cifar_keras.metrics import balanced_accuracy, imbalanced, majority_share, wilson
+from cifar_keras.data.images import ImageError, files_in, left_out
+from cifar_keras.metrics import beside_accuracy, wilson
 from cifar_keras.saved import inference, labels, scaling
 from cifar_keras.saved.find import find_model, paired
 from cifar_keras.utils.files import replacing
 from cifar_keras.utils.system import cores
-from cifar_keras.utils.text import file_name, printable
+from cifar_keras.utils.text import file_name, printable, to_stderr
 
 SOME_FAILED, ALL_FAILED = 1, 2
-STANDARD_INPUT, MAX_BYTES = "-", 2**28  # an image that comes through a pipe may have
-TRIED = 200  # labelled images on which scalings are compared
-MOST_NAMES = 20  # in one line
+STANDARD_INPUT, MAX_PIPED_BYTES = "-", 2**28  # the latter of an image on standard input
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What is told of one image.
+    """The result for one image.
 
     Attributes:
         image: its path, '-' for standard input.
-        label: its class by its folder, None where none is asked for.
+        label: its class by its folder; None where labels are not asked for.
         probabilities: float32 `(classes,)`; None where the image can't be used.
         pixels: uint8 `(height, width, 3)` as the model saw them.
-        error: why it can't be used.
+        error: why it can't be used; None where it can.
     """
 
     image: str
@@ -53,21 +50,21 @@ class Prediction:
 
 
 def run(model, images, *, root, form="table", top=3, labelled=False, gradcam_folder=None, **loading):
-    """Predicts images and prints a line for each.
+    """Predicts images and prints one line for each.
 
     Args:
         model: a file, a run id or an experiment; of a `.json`, the first of `images` is the weights.
         images: files, folders, patterns, and '-' for standard input.
         root: folder that holds `results/`.
-        form: 'table', 'json' (an object a line) or 'csv'.
-        top: classes to name for an image.
+        form: 'table', 'json' (one object per line) or 'csv'.
+        top: classes to name for each image.
         labelled: whether an image's folder is its class, for accuracy and confusion matrix.
         gradcam_folder: where a Grad-CAM overlay of each image goes; None for none.
         **loading: `scaling`, `image_size` and `class_names` as for `inference.load`.
     Returns: exit code: 0, 1 where some images can't be used, 2 where none can.
     Raises: ConfigError where the model can't be used, or not in this way.
     """
-    warnings.filterwarnings("ignore", module="PIL")  # damaged files are told of by name
+    warnings.filterwarnings("ignore", module="PIL")  # damaged files are reported by name
     model, weights, images = _model_and_images(model, images)
     if images.count(STANDARD_INPUT) > 1:
         raise ConfigError("Standard input must be named once, as it holds one image. Received: `-` twice.")
@@ -79,24 +76,25 @@ def run(model, images, *, root, form="table", top=3, labelled=False, gradcam_fol
     found = list(sources(images))
     names = _labels(classifier, found) if labelled else None
     if not classifier.states_scaling and loading.get("scaling") is None:
-        classifier = _with_best_scaling(classifier, found, names) if labelled else _as_they_are(classifier)
+        classifier = _with_best_scaling(classifier, found, names)
     painter = None if gradcam_folder is None else Painter(classifier, Path(gradcam_folder))
     count = "1 image" if len(found) == 1 else f"{len(found):,} images"
-    print(f"{count}, {classifier.network.path.name}", file=sys.stderr, flush=True)
-    tally = _told(classifier, found, names, form=form, top=top, painter=painter)
+    to_stderr(f"{count}, {classifier.network.path.name}")
+    tally = _predicted(classifier, found, names, form=form, top=top, painter=painter)
     if labelled and tally.counted:
         print(tally.text(), file=sys.stdout if form == "table" else sys.stderr)
-        _suggest_order(tally)
+        if sentence := labels.other_order(tally.confusion, tally.names):
+            to_stderr(f"{classifier.network.path.name}: {sentence}")
     return tally.exit_code
 
 
-def _told(classifier, found, names, *, form, top, painter):
-    """Prints, and paints where there is a painter, what is predicted of every source. Returns the `Tally`."""
+def _predicted(classifier, found, names, *, form, top, painter):
+    """Prints the prediction of every source, and paints it where there is a painter. Returns the `Tally`."""
     tally = Tally(names or classifier.class_names)
     with tqdm(total=len(found), unit=" images", disable=None, leave=False) as bar:
-        tell = Teller(form, tally.names, min(top, len(tally.names)), labelled=names is not None)
+        write = PredictionWriter(form, tally.names, min(top, len(tally.names)), labelled=names is not None)
         for prediction in predictions(classifier, found, names):
-            tell(prediction)
+            write(prediction)
             tally.add(prediction)
             if painter and prediction.error is None:
                 painter.paint(prediction)
@@ -110,18 +108,14 @@ def _model_and_images(model, images):
         return model, None, images
     ((model, weights),) = paired([model, *images[:1]])
     if len(images) < 2:
-        raise ConfigError(f"IMAGE must be named behind {model} and {weights}. Received: none.")
+        raise ConfigError(f"IMAGE must be named after {model} and {weights}. Received: none.")
     return model, weights, images[1:]
 
 
-class Missing(ImageError):
-    """An argument names no image."""
-
-    def __init__(self, argument, received):
-        super().__init__(
-            f"IMAGE must be an image, a folder of images or a pattern. Received: {argument!r}, {received}."
-        )
-        self.argument = argument
+def _missing(argument, received):
+    """The `Prediction` for an argument that names no image."""
+    error = f"IMAGE must be an image, a folder of images or a pattern. Received: {argument!r}, {received}."
+    return Prediction(argument, error=error)
 
 
 def _make_folder(folder):
@@ -134,7 +128,7 @@ def _make_folder(folder):
 
 
 def sources(arguments):
-    """Every image that the arguments name, in order: a path, '-', or a `Missing` where they name none."""
+    """Every image that the arguments name, in order: a path, '-', or a `Prediction` with an error for none."""
     for argument in arguments:
         path = Path(argument)
         if argument == STANDARD_INPUT:
@@ -145,42 +139,26 @@ def sources(arguments):
             yield argument
         elif glob.has_magic(argument) and not path.exists():
             matches = sorted(glob.glob(argument, recursive=True))
-            yield from sources(matches) if matches else [Missing(argument, "a pattern that nothing matches")]
+            yield from sources(matches) if matches else [_missing(argument, "a pattern that nothing matches")]
         else:
-            yield Missing(argument, "no file" if path.exists() else "no such file")
+            yield _missing(argument, "no file" if path.exists() else "no such file")
 
 
 def _inside(folder):
-    """The image files in a folder and below it, sorted, links followed as in training; hidden ones are passed over."""
-    empty, above, kinds = True, {}, Counter()
-    for path, folders, names in os.walk(folder, followlinks=True):
-        here = (*above.pop(path, ()), os.path.realpath(path))
-        inner = {name: os.path.join(path, name) for name in sorted(folders) if not name.startswith(".")}
-        # A link to a folder that it lies in would never end.
-        folders[:] = [name for name, one in inner.items() if os.path.realpath(one) not in here]
-        above |= {inner[name]: here for name in folders}
-        for name in sorted(names):
-            file = os.path.join(path, name)
-            if name.startswith(".") or not os.path.isfile(file):
-                continue
-            if Path(name).suffix.lower() in EXTENSIONS:
-                empty = False
-                yield file
-            elif (kind := unused(file)) is not None:
-                kinds[kind] += 1
+    """The image files in a folder and below it, in order; one error where there are none."""
+    found, _, kinds = files_in(folder, strict=False)
     if kinds:
-        print(printable(f"{folder}: {left_out(kinds)}"), file=sys.stderr)
-    if empty:
-        yield Missing(folder, "a folder without images")
+        to_stderr(f"{folder}: {left_out(kinds)}")
+    return [entry.path for entry in found if entry.is_file()] or [_missing(folder, "a folder without images")]
 
 
 def predictions(classifier, found, names=None):
-    """A `Prediction` for every source, block after block.
+    """Yields a `Prediction` for every source, block after block.
 
     Args:
         classifier: `inference.Classifier`.
         found: from `sources`.
-        names: the classes that folders may be called, where these are the labels.
+        names: of the classes, where the folders are the labels.
     """
     with ThreadPoolExecutor(cores()) as pool:
         for block in inference.batched(found, inference.BATCH):
@@ -192,13 +170,13 @@ def predictions(classifier, found, names=None):
 
 
 def _read(classifier, source, names):
-    """The pixels of one source, or why there are none."""
-    if isinstance(source, Missing):
-        return Prediction(source.argument, error=str(source))
+    """The `Prediction` of one source, with its pixels or an error."""
+    if isinstance(source, Prediction):
+        return source
     label = None if names is None else labels.label_of(source, names)
     if label is not None and label not in names:
-        said = f"{source} must lie in a folder named after one of the model's classes. Received: {label!r}."
-        return Prediction(source, error=said)
+        error = f"{source} must lie in a folder named after one of the model's classes. Received: {label!r}."
+        return Prediction(source, error=error)
     try:
         return Prediction(source, label, pixels=classifier.pixels(_piped() if source == STANDARD_INPUT else source))
     except ImageError as error:
@@ -206,20 +184,17 @@ def _read(classifier, source, names):
 
 
 def _piped():
-    """The image on standard input.
-
-    Raises: ImageError for more than `MAX_BYTES`.
-    """
-    data = sys.stdin.buffer.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise ImageError(f"An image on standard input must have at most {MAX_BYTES:,} bytes. Received: more.")
+    """The image on standard input. Raises ImageError for more than `MAX_PIPED_BYTES`."""
+    data = sys.stdin.buffer.read(MAX_PIPED_BYTES + 1)
+    if len(data) > MAX_PIPED_BYTES:
+        raise ImageError(f"An image on standard input must have at most {MAX_PIPED_BYTES:,} bytes. Received: more.")
     image = io.BytesIO(data)
     image.name = "standard input"
     return image
 
 
 def _labels(classifier, found):
-    """The names of the classes; of a model that names none, those of the folders, sorted, where they are as many.
+    """The names of the classes; for a model that names none, those of the folders, sorted, if their number is right.
 
     Raises: ConfigError where the folders can't be the classes.
     """
@@ -233,76 +208,43 @@ def _labels(classifier, found):
             )
         return classifier.class_names
     folders = Counter(folder.name for folder in {labels.folder_of(path) for path in paths})
-    if len(folders) != len(classifier.class_names):
-        raise ConfigError(
-            f"`--labels-from-folders` needs a folder for each of the model's {len(classifier.class_names)} classes, as "
-            f"it names none itself. Received: {len(folders)} folders with images. `--class-names` names the classes."
-        )
-    _say_order(sorted(folders), folders)
+    counted = [name + (f" ({count} folders)" if count > 1 else "") for name, count in sorted(folders.items())]
+    order = labels.order_of(classifier, counted, order="the folders' alphabetical order")
+    to_stderr(f"{classifier.network.path.name} {order.note}")
     return tuple(sorted(folders))
-
-
-def _say_order(names, folders):
-    """Prints which output was taken for which folder; `folders` counts those of one name."""
-    several = [name + (f" ({folders[name]} folders)" if folders[name] > 1 else "") for name in names]
-    outputs = inference.shortened([f"output {place} = {name}" for place, name in enumerate(several)], MOST_NAMES)
-    said = f"the model names no classes; assumed: {outputs}: the folders' alphabetical order"
-    print(f"{printable(said)}; --class-names states another", file=sys.stderr)
 
 
 def _hint_at_names(classifier):
     """Prints that a file of names lies beside a model that names none; it may be another model's."""
-    if "class_names" in classifier.provenance:
-        return
-    for name in labels.BESIDE:
-        if (path := classifier.network.path.with_name(name)).is_file():
-            said = f"{classifier.network.path.name} names no classes; --class-names {path} would, if it is the model's"
-            print(printable(said), file=sys.stderr)
-            return
-
-
-def _suggest_order(tally):
-    """Prints that the outputs would fit far better in another order, if so, and which."""
-    if (order := labels.better_order(tally.confusion)) is None:
-        return
-    fits = tally.confusion[order, np.arange(len(order))].sum() / tally.confusion.sum()
-    names = [tally.names[place] for place in order]
-    stated = shlex.quote(",".join(names))
-    if any("," in name for name in names):
-        stated = f"FILE with the lines {', '.join(map(repr, names))}"
-    print(
-        f"With its outputs in another order the model is right on {fits:.2%} of these images, not "
-        f"{tally.accuracy:.2%}. The order was chosen after the fact, to fit them; check it, then state it: "
-        f"--class-names {printable(stated)}",
-        file=sys.stderr,
-    )
-
-
-def _as_they_are(classifier):
-    """The classifier, after stating that its scaling is unknown."""
-    inference.print_unstated_scaling(classifier, or_else=", or labelled images and --labels-from-folders")
-    return classifier
+    network = classifier.network
+    there = [path for name in labels.BESIDE if (path := network.path.with_name(name)).is_file()]
+    if there and "class_names" not in classifier.provenance:
+        to_stderr(f"{network.path.name} names no classes; --class-names {there[0]} would, if it is the model's")
 
 
 def _with_best_scaling(classifier, found, names):
-    """The classifier with the scaling that gets most of some labelled images right, where that can be told."""
-    some = [found[i] for i in np.unique(np.linspace(0, len(found) - 1, min(TRIED, len(found))).astype(int))]
-    chosen, sentence = scaling.best(classifier, lambda one: _outcomes(one, some, names), classes=len(names))
+    """The classifier with the scaling that gets most of some labelled images right, where they show it."""
+    sentence = None
+    if names is not None:
+        count = min(scaling.TRIED, len(found))
+        some = [found[i] for i in np.unique(np.linspace(0, len(found) - 1, count).astype(int))]
+        classifier, sentence = scaling.best(classifier, lambda one: _outcomes(one, some, names), classes=len(names))
     if sentence is None:
-        return _as_they_are(classifier)
-    print(sentence, file=sys.stderr)
-    return chosen
+        inference.print_unstated_scaling(classifier, or_else=", or labelled images and --labels-from-folders")
+    else:
+        to_stderr(sentence)
+    return classifier
 
 
 def _outcomes(classifier, found, names):
-    """True and predicted classes of labelled images, int arrays; those that can't be used are left out."""
+    """True and predicted classes of the labelled images that can be used, int arrays."""
     usable = [one for one in predictions(classifier, found, names) if one.error is None]
     truth = [names.index(one.label) for one in usable]
     return np.array(truth, int), np.array([one.probabilities.argmax() for one in usable], int)
 
 
 class Tally:
-    """Counts of what was predicted, in memory that does not grow with the images."""
+    """Counts of predictions, in memory that does not grow with the images."""
 
     def __init__(self, names):
         self.names, self.counted, self.failed = names, 0, 0
@@ -321,9 +263,9 @@ class Tally:
 
     @property
     def exit_code(self):
-        if not self.failed and self.counted:
-            return 0
-        return SOME_FAILED if self.counted else ALL_FAILED
+        if not self.counted:
+            return ALL_FAILED
+        return SOME_FAILED if self.failed else 0
 
     def text(self):
         """Accuracy with its interval and the confusion matrix, true classes as rows."""
@@ -331,23 +273,21 @@ class Tally:
         low, high = wilson(self.accuracy, count)
         names = [printable(name) for name in self.names]
         rows = [[name, *row] for name, row in zip(names, self.confusion.tolist(), strict=True)]
-        said = f"accuracy {self.accuracy:.2%} [{low:.1%}, {high:.1%}] of {count:,} images"
-        if imbalanced(counts := self.confusion.sum(axis=1)):
-            said += (
-                f"; balanced accuracy {balanced_accuracy(self.confusion):.2%}, as the largest class alone is "
-                f"{majority_share(counts):.1%} of them"
-            )
-        return f"\n{said}\n{tabulate(rows, ['true, predicted', *names], 'plain')}"
+        line = f"accuracy {self.accuracy:.2%} [{low:.1%}, {high:.1%}] of {count:,} images"
+        if beside := beside_accuracy(self.confusion):
+            balanced, share = beside["balanced_accuracy"], beside["majority_share"]
+            line += f"; balanced accuracy {balanced:.2%}, as the largest class alone is {share:.1%} of them"
+        return f"\n{line}\n{tabulate(rows, ['true, predicted', *names], 'plain')}"
 
 
-class Teller:
-    """Prints a line for each prediction.
+class PredictionWriter:
+    """Prints one line for each prediction.
 
     Args:
         form: 'table', 'json' or 'csv'.
         names: of the classes.
-        top: how many to name.
-        labelled: whether a column for the label is wanted.
+        top: how many to print.
+        labelled: whether to print a column for the label.
     """
 
     def __init__(self, form, names, top, *, labelled):
@@ -420,7 +360,7 @@ class Painter:
                 f"`--gradcam` can't look into this model ({error}). It must have a convolution."
             ) from None
         if self.maps.note:
-            print(self.maps.note, file=sys.stderr)
+            to_stderr(self.maps.note)
 
     def _map(self, pixels, chosen):
         (heat,) = self.maps(self.classifier.scaled_pixels(pixels[None]), [chosen])

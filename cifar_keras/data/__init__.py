@@ -10,7 +10,7 @@ from cifar_keras.utils.paths import StrPath
 
 __all__ = ["CIFAR10", "NAMES", "Dataset", "Rows", "Split", "load", "options_of"]
 
-NAMES = (*cifar.ARCHIVES, *shapes.KINDS)  # of the datasets that have one; the others are paths of folders
+NAMES = (*cifar.ARCHIVES, *shapes.GENERATED)  # of the datasets that have one; the others are paths of folders
 CIFAR10 = ("cifar10", "cifar10-jpeg")  # slugs of data that show CIFAR-10's images: published figures apply to these
 
 
@@ -53,7 +53,7 @@ def load(
                 "Leave it out: models resize by themselves (`pixels` in their row)."
             )
         return cifar.load(name, data_dir=data_dir).limited(limits)
-    if name in shapes.KINDS:
+    if name in shapes.GENERATED:
         return shapes.load(name, image_size=image_size or 32, limits=limits)
     if Path(name).is_dir():
         options = {"image_size": image_size, "decoded_at": decoded_at, "skip_unreadable": skip_unreadable}

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from cifar_keras.config import ConfigError
 from cifar_keras.data.base import Dataset, Split, carve, digests, identical_pixels, take
 from cifar_keras.utils import files
-from cifar_keras.utils.paths import StrPath, keras_cache, places
+from cifar_keras.utils.paths import StrPath, keras_cache, search_paths
 
 TIMEOUT = 15  # seconds without a byte, until a download counts as failed
 MEMBER_BYTES = 2**28  # the largest member has 155 MB
@@ -131,12 +131,12 @@ def load(name: str, *, data_dir: StrPath | None = None) -> Dataset:
 
 
 def find(archive: Archive, data_dir: StrPath | None) -> Path | None:
-    """The first archive or unpacked folder among the places, unchecked, or None."""
-    for place in places(data_dir, "datasets"):
-        for file in (place, place / archive.file, place / f"{archive.keras_name}_archive"):
+    """The first archive or unpacked folder in the search paths, unchecked, or None."""
+    for path in search_paths(data_dir, "datasets"):
+        for file in (path, path / archive.file, path / f"{archive.keras_name}_archive"):
             if file.is_file():
                 return file
-        for folder in (place, place / archive.folder, place / archive.keras_name / archive.folder):
+        for folder in (path, path / archive.folder, path / archive.keras_name / archive.folder):
             if all((folder / member).is_file() for member in archive.members):
                 return folder
     return None

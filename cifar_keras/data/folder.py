@@ -20,41 +20,25 @@ from cifar_keras.data.base import SPLIT_SEED, Dataset, Rows, Split, digests, ide
 from cifar_keras.data.layout import SPLITS
 from cifar_keras.utils import files
 from cifar_keras.utils.cache import cache
-from cifar_keras.utils.text import printable
+from cifar_keras.utils.text import printable, shortened
 
 KNOWN = {  # fingerprint: (slug, label)
     "f10d4c9e536a564f17fa5e8d68ba087d1235e60cd1f21700e11ff43f0647bbb0": ("cifar10-jpeg", "CIFAR-10 (JPEG)"),
 }
-MAX_DEFAULT_SIZE = 224  # photographs of 4000 pixels would fill the disk before anyone asked for them
+MAX_DEFAULT_SIZE = 224  # photographs of 4000 pixels would fill the disk
 BLOCK = 256  # images decoded at a time: memory stays flat however many there are
-PASSED_OVER = ("__MACOSX",)  # besides hidden ones
-NAMED = 5  # files or folders that a sentence names before it says "..."
+LISTED = 5  # files or folders that a sentence names before it says "..."
 SKIP = "An experiment's `--skip-unreadable` leaves such images out and lists them in the run's record"
 
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """An image file: where it lies, what it belongs to, and what changes when its content does."""
+    """An image file: its place, split and class, and a state that changes with its content."""
 
     path: str  # relative to the folder, with slashes
     split: str  # '' where the folder has no splits
     class_name: str
     state: tuple[int, int, int] | None  # bytes, time of the last change to the content and to anything; None: no access
-
-
-@dataclass(frozen=True, slots=True)
-class _Scan:
-    """What lies in a folder.
-
-    Attributes:
-        files: the images, sorted by path.
-        assumed: which folder was taken for which split, None where they are called so.
-        left_out: images of other kinds, and folders without any, a line each.
-    """
-
-    files: list[_File]
-    assumed: str | None
-    left_out: tuple[str, ...]
 
 
 class UnreadableError(ConfigError):
@@ -63,8 +47,8 @@ class UnreadableError(ConfigError):
     def __init__(self, root, paths):
         count = len(paths)
         super().__init__(
-            f"{count} image{'s' * (count > 1)} in {root} can't be decoded: {_some(paths)}. Replace or remove them, "
-            f"then start again: nothing is left out silently. {SKIP}."
+            f"{count} image{'s' * (count > 1)} in {root} can't be decoded: {shortened(paths, LISTED)}. Replace or "
+            f"remove them, then start again: nothing is left out silently. {SKIP}."
         )
         self.paths = paths
 
@@ -72,119 +56,77 @@ class UnreadableError(ConfigError):
 def load(root, *, image_size=None, decoded_at=None, skip_unreadable=False):
     """Loads `train/<class>/*`, with or without `val/` and `test/`, or `<class>/*` alone.
 
-    Splits may be called otherwise (`Training`, `test_set`, `valid`; see `layout`): the notes then say what was taken
-    for what. A class is a folder that directly holds images; folders may be nested, and the class is then called
-    `animal/cat`. Of a link its own path counts, never its target's. A tenth of train is carved off for each of val and
-    test that is missing, stratified and always the same; a class of three images or more is in all three. Hidden files
-    and those that are no images are passed over; images of other kinds are counted in the notes. The decoded images
-    lie in a cache (`$CIFAR_KERAS_CACHE`, else `$XDG_CACHE_HOME/cifar_keras` or `~/.cache/cifar_keras`), so a second
-    start is fast and a folder larger than memory streams from disk.
+    Splits may have other names (`Training`, `test_set`, `valid`; see `layout`), which the notes then list. A class is a
+    folder that directly holds images; a nested one is called `animal/cat`. A link counts by its own path, never by its
+    target's. A tenth of train is carved off for each of val and test that is missing, stratified and always the same;
+    a class of three images or more is in all three. Hidden files and files that are no images are passed over; images
+    of other kinds are counted in the notes. The decoded images lie in a cache (`$CIFAR_KERAS_CACHE`, else
+    `$XDG_CACHE_HOME/cifar_keras` or `~/.cache/cifar_keras`), so a second start is fast and a folder larger than memory
+    streams from disk.
 
     Args:
         root: the folder.
         image_size: every image's shorter side is resized to it and the centre cut out. Default: the most frequent
             shorter side of the training images (the smaller of equals), at most 224.
-        decoded_at: `(height, width)` that images are decoded at whenever they are read, in place of the cached ones:
-            a model from elsewhere then gets the pixels of the file, not those of the cache once more resized.
-        skip_unreadable: leave out images that are damaged or can't be read, and name them in `Dataset.skipped`. All
-            else, the fingerprint included, is then as without these files.
+        decoded_at: `(height, width)` to decode images at whenever they are read, in place of the cached ones: a model
+            from elsewhere then gets the pixels of the file, not resized twice.
+        skip_unreadable: leave out images that are damaged or can't be read, and name them in `Dataset.skipped`. The
+            rest, the fingerprint included, is then as without these files.
     Returns: `Dataset`; splits hold `Rows` of one memory map. The fingerprint depends on relative paths and bytes only.
     Raises: ConfigError if the layout isn't one of these, or naming the images that can't be decoded.
     """
     root = Path(root)
     name = root.name if root.name not in ("", "..") else root.resolve().name
     try:
-        scan = _scan(root, skip_unreadable=skip_unreadable)
-        _check_layout(root, scan.files, "".join(f" ({line})" for line in scan.left_out))
-        found, facts, pixels, hashes = _readable(root, scan.files, image_size, skip_unreadable=skip_unreadable)
+        scanned, assumed, left_out = _scan(root, skip_unreadable=skip_unreadable)
+        _check_layout(root, scanned, "".join(f" ({line})" for line in left_out))
+        found, facts, pixels, hashes = _readable(root, scanned, image_size, skip_unreadable=skip_unreadable)
     except OSError as error:
         hint = f" {SKIP}." if Path(str(error.filename)).suffix.lower() in images.EXTENSIONS else ""
-        raise ConfigError(f"Could not read {error.filename}: {error.strerror}. Mend or remove it.{hint}") from error
-    class_names = tuple(sorted({file.class_name for file in found}))
-    numbers = {name: number for number, name in enumerate(class_names)}
-    labels = np.array([numbers[file.class_name] for file in found], np.int32)
+        raise ConfigError(f"Could not read {error.filename}: {error.strerror}. Repair or remove it.{hint}") from error
+    if decoded_at not in (None, tuple(pixels.shape[1:3])):
+        pixels = images.decoded([root / file.path for file in found], decoded_at)
+    class_names, labels = _classes(found)
     parts = _parts(root, found, labels)
     slug, label = KNOWN.get(facts["fingerprint"], (_slug(name, facts["fingerprint"]), name))
-    skipped = tuple(sorted({file.path for file in scan.files} - {file.path for file in found}))
-    if decoded_at not in (None, tuple(pixels.shape[1:3])):
-        pixels = Files([root / file.path for file in found], decoded_at)
-    twins = identical_pixels(*(hashes[parts[name]] for name in SPLITS))
+    skipped = tuple(sorted({file.path for file in scanned} - {file.path for file in found}))
+    twins = identical_pixels(*(hashes[parts[split]] for split in SPLITS))
     return Dataset(
-        slug=slug,
-        label=label,
-        fingerprint=facts["fingerprint"],
-        class_names=class_names,
-        notes=tuple(filter(None, (twins, scan.assumed, *scan.left_out, _on_skipped(skipped)))),
-        skipped=skipped,
-        carved=tuple(name for name in ("val", "test") if name not in {file.split for file in found}),
-        **{name: Split(Rows(pixels, parts[name]), labels[parts[name]]) for name in SPLITS},
-    )
+        slug=slug, label=label, fingerprint=facts["fingerprint"], class_names=class_names, skipped=skipped,
+        notes=tuple(filter(None, (twins, assumed, *left_out, _on_skipped(skipped)))),
+        carved=tuple(split for split in ("val", "test") if split not in {file.split for file in found}),
+        **{split: Split(Rows(pixels, parts[split]), labels[parts[split]]) for split in SPLITS},
+    )  # fmt: skip
 
 
-class Files:
-    """Image files as an array, decoded when indexed: no memory and no disk, however many and large they are.
-
-    Args:
-        paths: of the files.
-        size: `(height, width)`; see `images.decode`.
-    """
-
-    def __init__(self, paths, size):
-        self.paths, self.size = paths, tuple(size)
-        self.shape, self.ndim, self.dtype = (len(paths), *self.size, 3), 4, np.dtype("uint8")
-
-    def __len__(self):
-        return len(self.paths)
-
-    def __getitem__(self, key):
-        """`key` is an int or an array of indices."""
-        if np.ndim(key) == 0:
-            return images.decode(self.paths[key], size=self.size)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            found = list(pool.map(lambda place: images.decode(self.paths[place], size=self.size), key))
-        return np.stack(found) if found else np.empty((0, *self.shape[1:]), self.dtype)
+def _classes(found):
+    """The names of the classes, sorted, and the class of each file, int32."""
+    names = tuple(sorted({file.class_name for file in found}))
+    numbers = {name: number for number, name in enumerate(names)}
+    return names, np.array([numbers[file.class_name] for file in found], np.int32)
 
 
 def _scan(root, *, skip_unreadable=False):
-    """Every image file below the folder, with what the folders above it mean; see `_Scan`."""
-    states, kinds, folders = {}, Counter(), set()
-    for entry in _walk(root):
-        path = Path(entry.path).relative_to(root)
-        if entry.is_dir():
-            folders.add(path.parts)
-        elif path.suffix.lower() in images.EXTENSIONS:
-            states[path] = _state(entry, skip_unreadable=skip_unreadable)
-        elif entry.is_file() and (kind := images.unused(entry.path)) is not None:  # a pipe would never end
-            kinds[kind] += 1
+    """What lies in a folder.
+
+    Returns: `(files, assumed, left_out)`: the images, sorted by path; which folder was used as which split, None where
+        the folders have the splits' names; images of other kinds and folders without any, one line each.
+    """
+    entries, folders, kinds = images.files_in(root)
+    paths = {entry: Path(entry.path).relative_to(root) for entry in (*entries, *folders)}
+    states = {paths[entry]: _state(entry, skip_unreadable=skip_unreadable) for entry in entries}
     plan = layout.of(root, {path.parent.parts for path in states})
     used = {path: state for path, state in states.items() if path.parts[0] not in plan.unlabelled}
     found = [_File(path.as_posix(), *plan.split_and_class(path.parent.parts), state) for path, state in used.items()]
-    left_out = (images.left_out(kinds) if kinds else None, _on_empty(folders, states))
-    return _Scan(
-        sorted(found, key=lambda file: file.path),
-        plan.assumed and printable(plan.assumed),
-        tuple(printable(line) for line in left_out if line),
-    )
-
-
-def _walk(folder, above=()):
-    """Files and folders, links followed; a link to a folder that it lies in is passed over, as it would never end."""
-    here = os.path.realpath(folder)
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith(".") or entry.name in PASSED_OVER:
-                continue
-            if not entry.is_dir():
-                yield entry
-            elif os.path.realpath(entry.path) not in (*above, here):
-                yield entry
-                yield from _walk(entry.path, (*above, here))
+    left_out = (images.left_out(kinds) if kinds else None, _on_empty({paths[one].parts for one in folders}, states))
+    assumed = plan.assumed and printable(plan.assumed)
+    return sorted(found, key=lambda file: file.path), assumed, tuple(map(printable, filter(None, left_out)))
 
 
 def _state(entry, *, skip_unreadable):
-    """What of a file changes with its content; None for one that can't be read, where these are skipped.
+    """The state of a file that changes with its content; None for an unreadable file, where these are skipped.
 
-    Raises: OSError for such a one otherwise.
+    Raises: OSError for an unreadable file otherwise.
     """
     try:
         status = entry.stat()
@@ -198,20 +140,16 @@ def _state(entry, *, skip_unreadable):
 
 
 def _on_empty(folders, paths):
-    """The line on folders in which no image lies at any depth, the outermost ones alone."""
+    """The line on the outermost folders without images at any depth."""
     full = {path.parts[:depth] for path in paths for depth in range(len(path.parts))}
     empty = sorted("/".join(folder) for folder in folders if folder not in full and folder[:-1] in full)
-    return f"folders without a usable image: {_some(empty)}" if empty else None
+    return f"folders without a usable image: {shortened(empty, LISTED)}" if empty else None
 
 
 def _on_skipped(paths):
     if not paths:
         return None
-    return printable(f"{len(paths):,} damaged image{'s' * (len(paths) > 1)} left out: {_some(paths)}")
-
-
-def _some(names):
-    return ", ".join(names[:NAMED]) + ", ..." * (len(names) > NAMED)
+    return printable(f"{len(paths):,} damaged image{'s' * (len(paths) > 1)} left out: {shortened(paths, LISTED)}")
 
 
 def _check_layout(root, found, left_out):
@@ -220,7 +158,7 @@ def _check_layout(root, found, left_out):
     Args:
         root: the folder.
         found: its `_File`s.
-        left_out: what was not taken, in brackets: it may be why something is missing.
+        left_out: what was not used, in brackets: it may be the reason why something is missing.
     """
     expected = "Expected: train/<class>/*.png|jpg, with or without val/ and test/, or <class>/*.png|jpg."
     if not found:
@@ -245,30 +183,30 @@ def _check_layout(root, found, left_out):
 
 
 def _readable(root, found, image_size, *, skip_unreadable):
-    """The files that can be decoded, the facts of these, their pixels and digests.
+    """The files that can be decoded, their facts, pixels and digests.
 
-    Which can't be is kept as long as no file changes and Pillow stays the same.
+    The list of the others is stored, and used until a file or Pillow changes.
 
-    Raises: UnreadableError where some can't be and these are not skipped; ConfigError where a class would be empty.
+    Raises: UnreadableError where there are others that are not to be skipped; ConfigError where a class would be empty.
     """
     if not skip_unreadable:
         facts = _facts(root, found)
         return found, facts, *_decoded(root, found, facts["fingerprint"], image_size or facts["side"])
-    noted = cache() / f"{_listing(root, found)}.unreadable-{PIL.__version__}-{len(images.FORMATS)}.json"
+    noted = cache() / f"{_listing(root, found)}.unreadable-{PIL.__version__}-{len(images.DECODERS)}.json"
     damaged = set(json.loads(noted.read_text())) if noted.is_file() else set()
     kept = [file for file in found if file.state is not None and file.path not in damaged]
     if lost := {(f.split, f.class_name) for f in found} - {(f.split, f.class_name) for f in kept}:
-        names = _some(sorted("/".join(filter(None, pair)) for pair in lost))
+        names = shortened(sorted("/".join(filter(None, pair)) for pair in lost), LISTED)
         raise ConfigError(f"Every image of {names} in {root} is damaged. Replace some, or remove the class.")
     try:
         return _readable(root, kept, image_size, skip_unreadable=False)
-    except UnreadableError as error:  # each time more are known, so this ends
+    except UnreadableError as error:  # more are known each time, so this ends
         files.write_json(noted, sorted(damaged.union(error.paths)))
         return _readable(root, found, image_size, skip_unreadable=True)
 
 
 def _listing(root, found):
-    """A digest, 32 hex digits, that changes when a file does, or what it is taken for."""
+    """A digest, 32 hex digits, that changes when a file or its split changes."""
     listing = hashlib.blake2b(os.fsencode(root.resolve()), digest_size=16)
     for file in found:
         listing.update(os.fsencode(file.path) + repr(file.state).encode())
@@ -302,7 +240,7 @@ def _facts(root, found):
 
 
 def _inspect(path):
-    """A file's SHA-256 and the image's shorter side; None where the header can't be read: decoding will name it."""
+    """A file's SHA-256 and the image's shorter side; None where the header can't be read: decoding will report it."""
     with open(path, "rb") as file:
         content = hashlib.file_digest(file, "sha256").hexdigest()
         try:
@@ -326,7 +264,7 @@ def _decoded(root, found, fingerprint, size):
 
 
 def _decode(root, found, target, size):
-    """Decodes every image into one `.npy` file, written in order: a full disk is then an error, not a crash."""
+    """Decodes every image into one `.npy` file, written in order, so that a full disk is an error, not a crash."""
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(found), size, size, 3)}
     paths, broken = [root / file.path for file in found], []
 
@@ -353,7 +291,7 @@ def _decode(root, found, target, size):
 
 
 def _parts(root, found, labels):
-    """Indices into the files for each split; what is missing is carved from train."""
+    """Indices into the files for each split; missing splits are carved from train."""
     splits = np.array([file.split or "train" for file in found])
     parts = {name: np.flatnonzero(splits == name) for name in SPLITS}
     tenth = len(parts["train"]) // 10
@@ -372,7 +310,7 @@ def _parts(root, found, labels):
 
 
 def _slug(name, fingerprint):
-    """Part of file names: lower-case letters, digits and dashes, and what tells two folders of one name apart."""
+    """Part of file names: lower-case letters, digits and dashes, and 6 digits of the fingerprint."""
     return f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-') or 'folder'}-{fingerprint[:6]}"
 
 

@@ -4,6 +4,8 @@ import contextlib
 import io
 import os
 import re
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from PIL import Image, ImageOps, features
@@ -11,12 +13,11 @@ from PIL import Image, ImageOps, features
 from cifar_keras.config import ConfigError
 
 
-def _formats():
-    """The names of the decoders that are used, of those that this Pillow has.
+def _decoders():
+    """The names of the decoders to use, of those that this Pillow has.
 
-    Raster formats in which people keep photographs, decoded inside this process. EPS, PDF and WMF would start an
-    interpreter; TGA has no signature, so that any junk would pass for it; PSD, ICO and the like show more than one
-    picture. HEIF comes with pillow-heif, where that is installed.
+    They read raster formats in which people keep photographs. EPS, PDF and WMF would start an interpreter. TGA has no
+    signature, so any file would pass for it. PSD, ICO and the like hold several pictures. HEIF needs pillow-heif.
     """
     Image.init()
     with contextlib.suppress(ImportError):
@@ -29,19 +30,19 @@ def _formats():
     return tuple(name for name in there if name not in optional or features.check(optional[name]))
 
 
-FORMATS = _formats()
-EXTENSIONS = frozenset(  # of the files that are taken from a folder; a camera's .mpo begins as a JPEG does
+DECODERS = _decoders()
+EXTENSIONS = frozenset(  # of the files that are taken from a folder; a camera's .mpo begins as a JPEG
     ending
     for ending, format in Image.registered_extensions().items()
-    if format in (*FORMATS, "MPO") and ending != ".pfm"  # floating-point pixels have no agreed range
+    if format in (*DECODERS, "MPO") and ending != ".pfm"  # floating-point pixels have no agreed range
 )
-PICTURES = (  # endings of images, of which some can't be used
+PICTURES = (  # endings of images; some of them can't be used
     ".3fr .ai .arw .avif .bpg .cr2 .cr3 .crw .cur .dcm .dds .dcr .djvu .dng .emf .eps .erf .exr .fit .fits .hdr"
     " .heic .heif .hif .icns .ico .j2k .jng .jp2 .jxl .jxr .kdc .mef .mos .mrw .nef .nrw .orf .pcx .pef .pfm .ps"
     " .psb .psd .qoi .raf .ras .raw .rw2 .rwl .sgi .sr2 .srw .svg .svgz .tga .webp .wmf .x3f .xbm .xcf .xpm"
 )
 UNUSED = frozenset(PICTURES.split()) - EXTENSIONS
-OTHERS = frozenset(  # endings of files that are no images, so that nobody need look inside
+OTHERS = frozenset(  # endings of files that are no images, so that their content need not be read
     ".avi .bin .cfg .csv .db .doc .docx .gz .h5 .hdf .hdf5 .htm .html .ini .ipynb .json .jsonl .lnk .log .mat .md .mkv"
     " .mov .mp3 .mp4 .mpeg .mpg .npy .npz .parquet .pdf .pkl .py .pyc .rar .sh .tar .tfrecord .toml .tsv .txt .url"
     " .wav .webm .xls .xlsx .xml .yaml .yml .zip".split()
@@ -54,6 +55,29 @@ MAX_PIXELS = 2**26  # 8192 x 8192: 200 MB once decoded; a few kilobytes of PNG c
 BEGINNING = re.compile(  # of JPEG, PNG, GIF, TIFF (and most cameras' raw files), WebP, AVIF and HEIC
     rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|II\*\0|MM\0\*|RIFF....WEBP|....ftyp(avi[fs]|hei[cx]|mif1|msf1)", re.DOTALL
 )
+
+
+PASSED_OVER = ("__MACOSX",)  # folders, besides hidden ones
+
+
+class Lazy:
+    """Images that are made when indexed, as a whole split of them may not fit into memory.
+
+    Args:
+        make: takes an int array of indices, returns their images, uint8 `(height, width, 3)` each.
+        shape: `(n, height, width, 3)`.
+    """
+
+    def __init__(self, make, shape):
+        self.make, self.shape, self.ndim, self.dtype = make, tuple(shape), 4, np.dtype("uint8")
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, key):
+        """`key` is an int or an array of indices."""
+        found = np.asarray(self.make(np.atleast_1d(key)), self.dtype).reshape(-1, *self.shape[1:])
+        return found[0] if np.ndim(key) == 0 else found
 
 
 class ImageError(ConfigError):
@@ -70,7 +94,7 @@ def decode(source, *, size=None):
     Raises: ImageError if it isn't an image, is damaged, or has more than `MAX_PIXELS` pixels.
     """
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=DECODERS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS:,} are allowed")
             image = _rgb(ImageOps.exif_transpose(image))
@@ -78,8 +102,18 @@ def decode(source, *, size=None):
     except Exception as error:  # a damaged file makes the decoders raise nearly anything, even TypeError
         raise ImageError(
             f"{_name(source)} can't be decoded as an image ({_reason(error, source)}). "
-            f"Expected: a whole image file ({', '.join(FORMATS)}). Replace or remove it."
+            f"Expected: a whole image file ({', '.join(DECODERS)}). Replace or remove it."
         ) from error
+
+
+def decoded(paths, size):
+    """Image files as an array, decoded when indexed: `Lazy`. Arguments as for `decode`."""
+
+    def make(indices):
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return list(pool.map(lambda index: decode(paths[index], size=size), indices))
+
+    return Lazy(make, (len(paths), *size, 3))
 
 
 def fitted(pixels, size):
@@ -128,13 +162,13 @@ def _reason(error, source):
 
 
 def unused(path):
-    """What kind of image a file is that is none of `EXTENSIONS`, for a line such as '8 .heic, 4 .svg'.
+    """The kind of image of a file that is none of `EXTENSIONS`, for a line such as '8 .heic, 4 .svg'.
 
-    A file whose ending says nothing is an image if it begins as one; 32 bytes of it are read.
+    A file with an unknown ending is an image if its first 32 bytes are those of one.
 
     Args:
         path: of the file.
-    Returns: its ending with a dot, in lower case, '' for a file without; None for what is no image.
+    Returns: its ending with a dot, in lower case, '' for a file without; None for a file that is no image.
     """
     ending = os.path.splitext(path)[1].lower()
     if ending in UNUSED:
@@ -148,11 +182,49 @@ def unused(path):
         return None
 
 
+def files_in(folder, *, strict=True):
+    """The images in a folder and below it, without hidden files. Links are followed, but not to a folder around them.
+
+    Args:
+        folder: its path.
+        strict: whether a folder that can't be read is an error; else it is passed over.
+    Returns: `(images, folders, kinds)`: `os.DirEntry` of each file that ends as in `EXTENSIONS` and of each folder, and
+        a `Counter` of the kinds of images that can't be used, for `left_out`. Files come before folders, by name.
+    Raises: OSError for a folder that can't be read.
+    """
+    found, folders, kinds = [], [], Counter()
+    for entry in _walk(folder, strict=strict):
+        if entry.is_dir():
+            folders.append(entry)
+        elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
+            found.append(entry)
+        elif entry.is_file() and (kind := unused(entry.path)) is not None:  # reading a pipe would never end
+            kinds[kind] += 1
+    return found, folders, kinds
+
+
+def _walk(folder, above=(), *, strict):
+    here = (*above, os.path.realpath(folder))
+    try:
+        with os.scandir(folder) as entries:
+            shown = [one for one in entries if not one.name.startswith(".") and one.name not in PASSED_OVER]
+    except OSError:
+        if strict:
+            raise
+        return
+    for entry in sorted(shown, key=lambda one: (one.is_dir(), one.name)):
+        if not entry.is_dir():
+            yield entry
+        elif os.path.realpath(entry.path) not in here:  # else it would never end
+            yield entry
+            yield from _walk(entry.path, here, strict=strict)
+
+
 def left_out(kinds):
     """The line on images that are not used.
 
     Args:
-        kinds: `collections.Counter` of what `unused` returned.
+        kinds: from `files_in`.
     Returns: for example '12 files left out: 8 .heic (install pillow-heif), 4 .svg'.
     """
     rename = "images by their content: rename them, as in .jpg"

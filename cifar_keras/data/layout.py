@@ -1,20 +1,21 @@
-"""What the folders of a folder of images mean: splits, classes, or something that must not be taken for either."""
+"""What the folders in a folder of images mean: splits, classes, or neither."""
 
 import itertools
 import re
 from dataclasses import dataclass, field
 
 from cifar_keras.config import ConfigError
+from cifar_keras.utils.text import shortened
 
 SPLITS = ("train", "val", "test")
-WORDS = {
+SPLIT_NAMES = {
     "train": "train|training|trn",
     "val": "val|valid|validation|dev|development",
     "test": "test|testing|tst|eval|evaluation",
 }
 AROUND = "seg|the|data|images?|imgs?|pics?|pictures?|photos?|set|split|samples?|folder|dir"  # `seg_train`, `TestSet`
 UNLABELLED = re.compile(rf"(?:(?:{AROUND})_?)*(?:pred|predict|predictions?|unlabell?ed)(?:_?(?:{AROUND}))*")
-ALIKE = 0.5  # share of the names of two folders' subfolders that both have, from which on the two look like splits
+ALIKE = 0.5  # share of subfolder names that two folders have in common, from which on they look like splits
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,9 @@ class Layout:
     """How paths below a folder are read.
 
     Attributes:
-        splits: which split a top folder is; empty where classes stand on top.
-        doubled: top folders that hold nothing but a folder of their own split, as in `seg_train/seg_train/<class>`.
-        unlabelled: top folders whose images have no class: they belong to no split.
+        splits: the split of each top folder; empty where the top folders are classes.
+        doubled: top folders that hold only a folder of the same split, as in `seg_train/seg_train/<class>`.
+        unlabelled: top folders whose images have no class; they belong to no split.
     """
 
     splits: dict[str, str] = field(default_factory=dict)
@@ -32,7 +33,7 @@ class Layout:
     unlabelled: tuple[str, ...] = ()
 
     def split_and_class(self, above):
-        """Of the folders above an image, which split and which class they name; '' for none.
+        """The split and the class that the folders above an image name; '' for none.
 
         Args:
             above: their names, from the top.
@@ -44,7 +45,7 @@ class Layout:
 
     @property
     def assumed(self):
-        """What was taken for what, in a sentence; None where the folders are called train, val and test."""
+        """Which folder is which split, in a sentence; None where the folders are called train, val and test."""
         plain = all(top == split for top, split in self.splits.items()) and not self.doubled
         if plain and not self.unlabelled:
             return None
@@ -57,7 +58,7 @@ class Layout:
 def split_of(name):
     """The split that a folder's name is a spelling of (`Training`, `seg_train`, `test-set`, `valid`), or None."""
     plain = _plain(name)
-    for split, words in WORDS.items():
+    for split, words in SPLIT_NAMES.items():
         if re.fullmatch(rf"(?:(?:{AROUND})_?)*(?:{words})(?:_?(?:{AROUND}))*_?\d*", plain):
             return split
     return None
@@ -67,20 +68,20 @@ def _plain(name):
     return re.sub(r"[\W_]+", "_", name.casefold()).strip("_")
 
 
-def of(root, places):
+def of(root, folders):
     """Finds out which folders are splits.
 
     Args:
         root: the folder, for messages.
-        places: the folders that directly hold images, each as a tuple of names from the top.
+        folders: those that directly hold images, each as a tuple of names from the top.
     Returns: `Layout`.
-    Raises: ConfigError where the folders look like splits and can't be taken for some.
+    Raises: ConfigError where folders look like splits but can't be used as such.
     """
-    tops = sorted({place[0] for place in places if place})
-    below = {top: {place[1:] for place in places if place[:1] == (top,)} for top in tops}
+    tops = sorted({folder[0] for folder in folders if folder})
+    below = {top: {folder[1:] for folder in folders if folder[:1] == (top,)} for top in tops}
     named = {top: split for top in tops if (split := split_of(top))}
     if not _splits_stand_on_top(below, named):
-        _check_classes(root, places, below, named)
+        _check_classes(root, folders, below, named)
         return Layout()
     for split in SPLITS:
         if len(same := [top for top in tops if named.get(top) == split]) > 1:
@@ -97,14 +98,9 @@ def of(root, places):
     return Layout(named, doubled, tuple(top for top in tops if top not in named and UNLABELLED.fullmatch(_plain(top))))
 
 
-def _nested(places):
-    """Whether images lie in a folder below."""
-    return any(places)
-
-
 def _splits_stand_on_top(below, named):
-    """Whether the folders' names are meant as splits; vehicles may have a class of trains, even of several kinds."""
-    nested = {top for top in below if _nested(below[top])}
+    """Whether the top folders are splits; among vehicles, train may be a class, even with kinds of trains in it."""
+    nested = {top for top in below if any(below[top])}
     if "train" in nested:
         return True
     others = [top for top in below if top not in named and not UNLABELLED.fullmatch(_plain(top))]
@@ -114,23 +110,23 @@ def _splits_stand_on_top(below, named):
     return bool(named) and not others and nested == set(below)
 
 
-def _is_doubled(places, split):
-    """Whether a split's folder holds nothing but another one of that split."""
-    names = {place[0] for place in places if place}
-    return () not in places and len(names) == 1 and split_of(*names) == split and any(len(p) > 1 for p in places)
+def _is_doubled(folders, split):
+    """Whether a split's folder holds only another one of that split."""
+    names = {folder[0] for folder in folders if folder}
+    return () not in folders and len(names) == 1 and split_of(*names) == split and any(len(f) > 1 for f in folders)
 
 
-def _check_classes(root, places, below, named):
-    """Raises ConfigError where folders that are to be classes look like splits."""
-    if len(below) == 1 and () not in places:
+def _check_classes(root, folders, below, named):
+    """Raises ConfigError where folders that are used as classes look like splits."""
+    if len(below) == 1 and () not in folders:
         _check_inside(root, *below.items())
-    flat = [top for top in named if not _nested(below[top])]
+    flat = [top for top in named if not any(below[top])]
     if len({named[top] for top in flat}) > 1 and "train" in {named[top] for top in flat}:
         raise ConfigError(
             f"{root} needs at least two classes to train. Received: {flat}, which are names of splits and hold images "
             "directly. Expected: train/<class>/*.png|jpg, with or without val/ and test/, or <class>/*.png|jpg."
         )
-    names = {top: {place[0].casefold() for place in inner if place} for top, inner in below.items() if _nested(inner)}
+    names = {top: {folder[0].casefold() for folder in inner if folder} for top, inner in below.items() if any(inner)}
     found = {split for inner in names.values() for split in map(split_of, inner)}
     if len(found) > 1 and None not in found:
         top = min(names)
@@ -141,26 +137,22 @@ def _check_classes(root, places, below, named):
     numbered = len({re.sub(r"\d+", "", top) for top in names}) == 1  # fold1, fold2, ...
     for one, other in itertools.combinations(sorted(names), 2):
         if (len(below) <= 3 or numbered) and _alike(names[one], names[other]):
-            raise ConfigError(_look_like_splits(root, below, one, sorted(names[one] & names[other])))
+            shared = sorted(names[one] & names[other])
+            raise ConfigError(
+                f"The folders {', '.join(sorted(below)[:5])} in {root} look like splits, as the same classes lie in "
+                f"several of them ({shortened(shared, 3)}). Call the splits train, val and test. If they are classes, "
+                f"such as '{one}/{shared[0]}', move these to the top under a name of their own: '{one}-{shared[0]}'."
+            )
 
 
 def _alike(one, other):
-    """Whether two sets of names are the same, or nearly; one name for all, as in `<class>/images`, is no set."""
+    """Whether two sets of names are the same, or nearly; a single name, as in `<class>/images`, does not count."""
     together = one | other
     return len(together) > 1 and len(one & other) >= ALIKE * len(together)
 
 
-def _look_like_splits(root, tops, example, shared):
-    some = ", ".join(shared[:3]) + ", ..." * (len(shared) > 3)
-    return (
-        f"The folders {', '.join(sorted(tops)[:5])} in {root} look like splits, as the same classes lie in several of "
-        f"them ({some}). Call the splits train, val and test. If they are classes, such as '{example}/{shared[0]}', "
-        f"put these on top under a name of their own: '{example}-{shared[0]}'."
-    )
-
-
 def _check_inside(root, only):
-    """Refuses a folder around the splits: their paths would become classes."""
+    """Refuses a folder around the splits, whose paths would become classes."""
     top, inner = only
     if of(root / top, inner).splits:
         raise ConfigError(

@@ -37,12 +37,12 @@ def load(name: str, *, image_size: int, limits: Limits) -> Dataset:
     """Draws the splits, or the first images of each: prefixes are balanced, image i being of class i mod 10 (or 100).
 
     Args:
-        name: key of `KINDS`.
+        name: key of `GENERATED`.
         image_size: side in pixels.
         limits: `config.Limits`.
     Returns: `Dataset`; what is drawn is a pure function of the split's name, the index and the size.
     """
-    kind = KINDS[name]
+    kind = GENERATED[name]
     splits: dict[str, Any] = {}
     for split, full in SIZES.items():
         limit = getattr(limits, split)
@@ -75,7 +75,7 @@ def write(root: StrPath, *, classes: int = 4, per_class: int = 80) -> Path:
         return root
     root.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=root.parent, prefix=f".{root.name}-"))
-    for label, name in enumerate(KINDS["shapes"].class_names[:classes]):
+    for label, name in enumerate(GENERATED["shapes"].class_names[:classes]):
         (temporary / name).mkdir()
         for number, image in enumerate(render("train", 10 * np.arange(per_class) + label)):
             Image.fromarray(image).save(temporary / name / f"{number:03}.png")
@@ -90,13 +90,13 @@ def render(split: str, indices: np.ndarray, *, size: int = 32, kind: str = "shap
         split: 'train', 'val' or 'test'.
         indices: int `(n,)`; the class is the index modulo the number of classes.
         size: side in pixels.
-        kind: key of `KINDS`.
+        kind: key of `GENERATED`.
     Returns: uint8 `(n, size, size, 3)`, RGB in [0, 255].
     """
     images = np.empty((len(indices), size, size, 3), np.uint8)
     count = max(1, BLOCK // size**2)
     for start in range(0, len(indices), count):
-        images[start : start + count] = _block(split, indices[start : start + count], size, KINDS[kind])
+        images[start : start + count] = _block(split, indices[start : start + count], size, GENERATED[kind])
     return images
 
 
@@ -245,7 +245,7 @@ class Kind:
     superclass_names: tuple[str, ...] = ()
 
 
-KINDS = {
+GENERATED = {
     "shapes": Kind(tuple(SHAPES)),
     "shapes100": Kind(
         tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS),

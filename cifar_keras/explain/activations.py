@@ -3,9 +3,10 @@
 import keras
 import numpy as np
 
-from cifar_keras.explain.base import Section, drawn, figure_of
+from cifar_keras.explain.base import Section
 from cifar_keras.explain.flatten import flattened, plain
 from cifar_keras.explain.gradcam import spatial_layers
+from cifar_keras.plotting import drawn, titled
 
 CHANNELS = 6  # of each stage: those that vary most over the image
 
@@ -13,7 +14,7 @@ CHANNELS = 6  # of each stage: those that vary most over the image
 def stages(model):
     """The last layer at each size that the model's features take, in order: `{(height, width): name}`.
 
-    Raises: NotApplicable for a model without places.
+    Raises: NotApplicable for a model without spatial layers.
     """
     found = {}
     for name in spatial_layers(model := flattened(model)):
@@ -23,9 +24,9 @@ def stages(model):
 
 
 def kernels(model):
-    """The first convolution's kernels in RGB, float `(height, width, 3, filters)`; None where it sees no pixels."""
+    """The first convolution's kernels in RGB, float `(height, width, 3, filters)`; None where its input is no RGB."""
     within = [plain(layer) for layer in flattened(model).layers]
-    swapped = any(layer.name == "scaling_caffe" for layer in within)  # which hands on BGR
+    swapped = any(layer.name == "scaling_caffe" for layer in within)  # whose output is BGR
     for layer in within:
         kernel = getattr(layer, "kernel", None)
         if kernel is not None and len(kernel.shape) == 4 and not layer.name.startswith("scaling"):
@@ -41,9 +42,9 @@ def activations(model, images, labels, class_names):
 
     Args:
         model: a saved model, functional or sequential.
-        images: uint8 `(n, height, width, 3)`, RGB in [0, 255]; one row a picture, so a few.
+        images: a few, uint8 `(n, height, width, 3)`, RGB in [0, 255]; each makes a figure.
         labels: int `(n,)`.
-        class_names: one a class.
+        class_names: one per class.
     Returns: `Section`.
     """
     found = stages(model := flattened(model))
@@ -55,19 +56,19 @@ def activations(model, images, labels, class_names):
         for place, picture in enumerate(images)
     }
     descriptions = {
-        name: f"Feature maps of an image of {class_names[label]}, a row a stage."
+        name: f"Feature maps of an image of {class_names[label]}, one row per stage."
         for name, label in zip(figures, labels, strict=True)
     }
     if (weights := kernels(model)) is not None:
         figures["kernels"] = _kernels_figure(weights)
         descriptions["kernels"] = "Kernels of the first convolution, as colours."
     numbers = {"stages": {f"{height} x {width}": name for (height, width), name in found.items()}}
-    said = (f"Channels shown are the {CHANNELS} that vary most over the image, each scaled to its own range.",)
-    return Section("activations", "What its layers see", figures, descriptions, numbers, sentences=said)
+    sentence = f"Channels shown are the {CHANNELS} that vary most over the image, each scaled to its own range."
+    return Section("activations", "What its layers see", figures, descriptions, numbers, sentences=(sentence,))
 
 
 def _maps_figure(picture, stages_maps, found, name):
-    figure = figure_of(f"feature maps: {name}", size=(1.0 * CHANNELS, 0.5 + 1.25 * (len(found) + 1)))
+    figure = titled(f"feature maps: {name}", size=(1.0 * CHANNELS, 0.5 + 1.25 * (len(found) + 1)))
     panels = figure.subplots(len(found) + 1, CHANNELS, squeeze=False)
     for panel in panels.flat:
         panel.axis("off")
@@ -80,21 +81,17 @@ def _maps_figure(picture, stages_maps, found, name):
 
 
 def varying(stage):
-    """The channels of a feature map `(height, width, channels)` with the largest standard deviation over places."""
+    """The channels of a feature map `(height, width, channels)` that vary most over spatial positions."""
     return np.argsort(-stage.std(axis=(0, 1)), kind="stable")[:CHANNELS]
 
 
 def _kernels_figure(weights):
     """At most 64 kernels, each stretched around grey so that zero stays grey."""
     count = min(64, weights.shape[-1])
-    columns = min(8, count)
-    figure = figure_of(
-        f"the first layer's kernels ({count} of {weights.shape[-1]})",
-        size=(0.6 * columns, 0.6 + 0.6 * -(-count // columns)),
-    )
-    for panel, place in zip(
-        figure.subplots(-(-count // columns), columns, squeeze=False).flat, range(64), strict=False
-    ):
+    rows, columns = -(-count // min(8, count)), min(8, count)
+    title = f"the first layer's kernels ({count} of {weights.shape[-1]})"
+    figure = titled(title, size=(0.6 * columns, 0.6 + 0.6 * rows))
+    for place, panel in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         panel.axis("off")
         if place < count:
             kernel = weights[..., place]

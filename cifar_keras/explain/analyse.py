@@ -1,4 +1,4 @@
-"""One command for a finished run, or for a model of none: what it needs is computed once, then a function a section."""
+"""Analyses a finished run, or any saved model: computes what it needs once, then calls one function per section."""
 
 import dataclasses
 import hashlib
@@ -10,21 +10,19 @@ from types import SimpleNamespace
 
 import keras
 import numpy as np
-from tqdm import tqdm
 
 from cifar_keras import results
 from cifar_keras.config import ConfigError, Limits, RunConfig
 from cifar_keras.data import load, options_of
-from cifar_keras.data.base import Dataset, Split, at_most, digests, take
-from cifar_keras.data.pipeline import evaluation_pipeline
+from cifar_keras.data.base import Dataset, at_most, digests, take
+from cifar_keras.explain import elsewhere
 from cifar_keras.explain.activations import activations
 from cifar_keras.explain.base import NotApplicable
 from cifar_keras.explain.calibration import calibration
-from cifar_keras.explain.elsewhere import NO_LAYERS, computed_by, embedding_of, opened, whole, without_embeddings
 from cifar_keras.explain.embeddings import feature_space
 from cifar_keras.explain.errors import errors
 from cifar_keras.explain.gradcam import looked_at, spatial_layers
-from cifar_keras.explain.model_comparison import versus
+from cifar_keras.explain.model_comparison import model_comparison
 from cifar_keras.saved import artifacts, inference
 from cifar_keras.saved.find import finished, is_model, known, matching, model_of, record_of
 from cifar_keras.saved.formats import OPENERS
@@ -36,24 +34,19 @@ from cifar_keras.utils.text import duration
 
 EMBEDDED = 10_000  # training images whose embeddings are compared, at most
 PICTURES = 2  # whose feature maps are shown
-OPTIONS = {  # of the command line, by their names here
-    "scaling": "input-scaling", "image_size": "image-size", "class_names": "class-names",
-    "skip_unreadable": "skip-unreadable",
-}  # fmt: skip
-AGREES = 0.005  # how far another machine's arithmetic may move the accuracy on the same images
+AGREES = 0.005  # how much the accuracy on the same images may differ on another machine
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is explained.
+    """What is analysed.
 
     Attributes:
         name: of its folder below `results/explain/`: the run's id, or the file's name and 6 digits of its SHA-256.
         path: of the saved model.
-        dataset: the images; those of the run, cut as it cut them, or any at the size that the model takes.
-        record: of the run; None for a model of none.
-        config: of the run; None for a model of none.
-        classifier: for a model of no run.
+        dataset: the run's images within the run's limits, or any images at the size that the model takes.
+        record, config: of the run; None for a model without one.
+        classifier: for a model without a run.
     """
 
     name: str
@@ -65,7 +58,7 @@ class Subject:
 
     @property
     def facts(self):
-        """What `index.json` says of it."""
+        """Its part of `index.json`."""
         if self.record:
             return {"run_id": self.name}
         return {
@@ -78,7 +71,7 @@ class Subject:
 class Computed:
     """What the model makes of a split: labels int `(n,)`, probabilities `(n, classes)`, embeddings `(n, channels)`.
 
-    Of a model of no run there are only those that a section needs, and no embeddings where it has none to give.
+    For a model without a run only what a section needs is computed; embeddings are None where there are none.
     """
 
     labels: np.ndarray
@@ -89,16 +82,16 @@ class Computed:
 def explain(name, *, root, dataset=None, data_dir=None, layer=None, only=None, **loading):
     """Analyses a finished run, or a saved model on any dataset, and writes `results/explain/<run id>/`.
 
-    A model that belongs to no run below `root` gets `results/explain/<file's name>-<6 digits of its SHA-256>/`.
+    For a model without a run below `root` it is `results/explain/<file's name>-<6 digits of its SHA-256>/`.
 
     Args:
         name: a run id, an experiment's name or number (its newest finished run), or the path of a saved model.
         root: folder that holds `results/` and `model_cp/`.
-        dataset: as `--dataset`; needed for runs on image folders, and for models of no run.
+        dataset: as `--dataset`; needed for runs on image folders, and for models without a run.
         data_dir: as `--data-dir`.
-        layer: of Grad-CAM; None takes the last one with places.
-        only: names of sections, if not all are to be made anew.
-        loading: options of `inference.load`, for a model of no run.
+        layer: of Grad-CAM; None for the last spatial one.
+        only: names of the sections to make; None for all.
+        loading: options of `inference.load`, for a model without a run.
     Returns: the folder.
     Raises: ConfigError where the run, its model, its data or the layer can't be had.
     """
@@ -113,7 +106,7 @@ def explain(name, *, root, dataset=None, data_dir=None, layer=None, only=None, *
         peers = others(subject.record, root=root)
     else:
         train = take(subject.dataset.train, chosen(subject.dataset.train))
-        found = computed_by(subject.classifier, model, dataclasses.replace(subject.dataset, train=train))
+        found = elsewhere.computed_by(subject.classifier, model, dataclasses.replace(subject.dataset, train=train))
         computed, peers = {split: Computed(*arrays) for split, arrays in found.items()}, {}
     steps = sections(subject, model, computed, peers, folder=root / "results", layer=layer)
     _make(steps, folder, only=only, facts=subject.facts | {"others": sorted(peers.values())})
@@ -122,7 +115,7 @@ def explain(name, *, root, dataset=None, data_dir=None, layer=None, only=None, *
 
 
 def _make(steps, folder, *, only, facts):
-    """Calls the functions of the sections that are wanted, and writes what came of them into `index.json`."""
+    """Makes and saves the wanted sections, and lists them in `index.json`."""
     state = json.loads((folder / "index.json").read_text(encoding="utf-8")) if only else {}
     made, without = dict.fromkeys(state.get("sections", ())), dict(state.get("left out", {}))
     wanted = [key for key in steps if only is None or key in only]
@@ -131,18 +124,18 @@ def _make(steps, folder, *, only, facts):
         print(f"explain {place}/{len(wanted)}: {key}", end="", flush=True)
         try:
             steps[key]().save(folder)
-            made[key], said = None, duration(time.monotonic() - before)
+            made[key], outcome = None, duration(time.monotonic() - before)
             without.pop(key, None)
         except NotApplicable as reason:
             made.pop(key, None)
-            without[key], said = str(reason), f"left out, as {reason}"
-        print(f", {said}", flush=True)
+            without[key], outcome = str(reason), f"left out, as {reason}"
+        print(f", {outcome}", flush=True)
     _sweep(folder, kept=made)
     write_json(folder / "index.json", facts | {"sections": list(made), "left out": without})
 
 
 def refresh(run_id, *, root, dataset=None, data_dir=None):
-    """`explain` where it is wanted: in full where that has not been done, `versus` alone where other runs have come."""
+    """Brings an analysis up to date: all of it where there is none yet, `versus` alone where there are new runs."""
     path = Path(root) / "results" / "explain" / run_id / "index.json"
     if not path.is_file():
         explain(run_id, root=root, dataset=dataset, data_dir=data_dir)
@@ -155,12 +148,12 @@ def refresh(run_id, *, root, dataset=None, data_dir=None):
 def _loaded(subject, layer):
     """The model, which takes the dataset's images as they are; None where the file has no gradients.
 
-    Raises: ConfigError where the file is damaged, or the model has no such layer with places.
+    Raises: ConfigError where the file is damaged, or the model has no such spatial layer.
     """
     try:
-        model = whole(subject.classifier) if subject.classifier else artifacts.load(subject.path)
+        model = elsewhere.whole(subject.classifier) if subject.classifier else artifacts.load(subject.path)
         if layer is not None and model is None:
-            raise NotApplicable(NO_LAYERS)
+            raise NotApplicable(elsewhere.NO_LAYERS)
         if layer is not None and layer not in (names := spatial_layers(model)):
             raise ConfigError(f"`--layer` must be one of {', '.join(names)}. Received: {layer!r}.")
     except NotApplicable as reason:
@@ -169,24 +162,24 @@ def _loaded(subject, layer):
 
 
 def _check_accuracy(record, test):
-    """Raises ConfigError where the model does not do on these images what its record says."""
+    """Raises ConfigError where the model's accuracy on these images is not the recorded one."""
     accuracy = float(np.mean(test.probabilities.argmax(axis=1) == test.labels))
     if len(test.labels) != record["test_n"] or abs(accuracy - record["test_accuracy"]) > AGREES:
         raise ConfigError(
             f"The model must reach {record['test_accuracy']:.2%} of {record['test_n']:,} test images, as recorded. "
-            f"Received: {accuracy:.2%} of {len(test.labels):,}. The images or the model are others."
+            f"Received: {accuracy:.2%} of {len(test.labels):,}. The images or the model have changed."
         )
 
 
 def _sweep(folder, *, kept):
-    """Removes what an earlier analysis left of sections that this one does not have."""
+    """Removes the files of sections that an earlier analysis had and this one does not."""
     for path in folder.glob("*.*"):
         if path.stem.partition("_")[0] not in (*kept, "index"):
             path.unlink()
 
 
 def sections(subject, model, computed, peers, *, folder, layer):
-    """The functions to call, by the names of the sections that they return."""
+    """The functions that make the sections, by the sections' names."""
     data, test, val = subject.dataset, computed["test"], computed["val"]
     names, predicted = data.class_names, test.probabilities.argmax(axis=1)
     coarse = subject.record and subject.record.get("superclass_of")
@@ -202,11 +195,11 @@ def sections(subject, model, computed, peers, *, folder, layer):
         own = f"{subject.record['experiment']} {subject.record['variant']}"
         everyone = {f"{own} (this run)" if own in peers else own: test.probabilities}
         everyone |= {other: results.read_predictions(folder, run_id)[1] for other, run_id in peers.items()}
-        return versus(test.labels, everyone, images=data.test.images, class_names=names)
+        return model_comparison(test.labels, everyone, images=data.test.images, class_names=names)
 
     def space():
         if test.embeddings is None:
-            raise NotApplicable(without_embeddings(model, dataclasses.replace(data, train=train)))
+            raise NotApplicable(elsewhere.without_embeddings(model, dataclasses.replace(data, train=train)))
         return feature_space(
             (computed["train"].embeddings, computed["train"].labels, train.images),
             (test.embeddings, test.labels, data.test.images),
@@ -215,7 +208,7 @@ def sections(subject, model, computed, peers, *, folder, layer):
 
     def with_layers(section, *arguments, **named):
         if model is None:
-            raise NotApplicable(NO_LAYERS)
+            raise NotApplicable(elsewhere.NO_LAYERS)
         return section(model, *arguments, **named)
 
     return {
@@ -239,26 +232,23 @@ def find(name, *, root, dataset=None, data_dir=None, **loading):
         if not path.is_file():
             raise ConfigError(f"The model must be a file. Received: {str(path)!r}, which is none.")
         if dataset is None:
-            raise _without_dataset(path, records)
-        classifier, data = opened(path, dataset=dataset, data_dir=data_dir, **loading)
+            raise ConfigError(
+                f"`--dataset NAME|DIR` must name the images to analyse {path} on, as it belongs to no recorded run. "
+                f"Received: none. Runs: {known(records)}."
+            )
+        classifier, data = elsewhere.opened(path, dataset=dataset, data_dir=data_dir, **loading)
         return Subject(f"{path.stem}-{sha256(path)[:6]}", path, data, classifier=classifier)
     record = record_of(str(name), records)
-    if given := sorted(option for option, value in loading.items() if value is not None):
+    if given := sorted(name for name, value in loading.items() if value is not None):
+        option = {"scaling": "input-scaling"}.get(given[0], given[0].replace("_", "-"))
         raise ConfigError(
-            f"`--{OPTIONS.get(given[0], given[0])}` is for models of no recorded run. Received: {name}, whose record "
+            f"`--{option}` is for models of no recorded run. Received: {name}, whose record "
             f"is {record['run_id']}. Leave the option out."
         )
     config = RunConfig.restored(record["config"])
     path = model_of(record, path if is_model(name) else None, Paths.of(config, root))
     data = images_of(record, config, dataset=dataset, data_dir=data_dir)
     return Subject(record["run_id"], path, data, record, config)
-
-
-def _without_dataset(path, records):
-    return ConfigError(
-        f"`--dataset NAME|DIR` must name the images to analyse {path} on, as it belongs to no recorded run. "
-        f"Received: none. Runs: {known(records)}."
-    )
 
 
 def images_of(record, config, *, dataset, data_dir):
@@ -294,7 +284,7 @@ def chosen(split):
 
 
 def _computed(model, subject, split):
-    """What the model makes of a split, from the cache or into it, keyed by the model's file and the images."""
+    """The `Computed` of a split, from the cache or into it, keyed by the model's file and the images."""
     data = getattr(subject.dataset, split)
     data = take(data, chosen(data)) if split == "train" else data
     key = hashlib.sha256(sha256(subject.path).encode() + digests(data.images).tobytes())
@@ -310,14 +300,8 @@ def _computed(model, subject, split):
 
 def passed(model, data, *, what, batch_size):
     """Probabilities and embeddings of a split, float32, in one pass with progress."""
-    both = keras.Model(model.input, [model.output, embedding_of(model)])
-    print(f"through the model: {len(data):,} {what} images", flush=True)
-    parts = []
-    with tqdm(total=len(data), unit=" images", desc=what, disable=None, leave=False) as bar:
-        for images, _ in evaluation_pipeline(Split(data.images, data.labels), batch_size=batch_size):
-            parts.append([np.asarray(part, "float32") for part in both.predict_on_batch(images.numpy())])
-            bar.update(len(images))
-    return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+    both = keras.Model(model.input, [model.output, elsewhere.embedding_of(model)])
+    return elsewhere.through(both.predict_on_batch, data, what=what, batch_size=batch_size)
 
 
 def others(record, *, root):

@@ -1,31 +1,20 @@
-"""What a section is, and how it is kept: figures as PNG and SVG, numbers and tables as JSON."""
+"""What a section is, and how it is stored: figures as PNG and SVG, numbers and tables as JSON."""
 
-import contextlib
-import functools
-import textwrap
-import warnings
 from dataclasses import dataclass, field
 
-import matplotlib
 import numpy as np
 import seaborn
 from matplotlib.figure import Figure
 
-from cifar_keras.plotting import lines, short
+from cifar_keras.plotting import DPI, drawing, lines, short, titled
 from cifar_keras.utils.files import replacing, write_json
 
 COLOURS = seaborn.color_palette("colorblind")
-STYLE = {  # class names are shown as they are, and equal figures are equal files
-    "text.parse_math": False,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "cifar_keras",
-    "axes.formatter.limits": (-4, 6),
-}
 DATE = {"Date": None}
 
 
 class NotApplicable(Exception):
-    """A section that this model or these runs can't have; the message says why, for people."""
+    """A section that this model or these runs can't have; the message gives the reason, for people."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +25,10 @@ class Section:
         name: of its files: 'errors'.
         title: for people.
         figures: `matplotlib.figure.Figure` by name.
-        descriptions: what each figure shows, in a sentence, by its name: the alternative text.
+        descriptions: alternative texts of the figures, one sentence each, by name.
         numbers: JSON-able figures by name.
         tables: lists of dicts heading -> number or text, by title.
-        sentences: what the numbers say.
+        sentences: what the numbers mean.
     """
 
     name: str
@@ -55,7 +44,7 @@ class Section:
         with drawing():
             for name, figure in self.figures.items():
                 for form in ("png", "svg"):
-                    options = {"metadata": DATE, "transparent": True} if form == "svg" else {"dpi": 120}
+                    options = {"metadata": DATE, "transparent": True} if form == "svg" else {"dpi": DPI}
                     with replacing(folder / f"{self.name}_{name}.{form}") as temporary:
                         figure.savefig(temporary, format=form, **options)
         facts = {
@@ -66,29 +55,10 @@ class Section:
         return folder / f"{self.name}.json"
 
 
-@contextlib.contextmanager
-def drawing():
-    """Around making and saving a figure: some settings are read when a text is made, others when it is saved."""
-    with warnings.catch_warnings(), matplotlib.rc_context(STYLE):
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        yield
-
-
-def drawn(function):
-    """A function that makes figures, under `drawing`."""
-
-    @functools.wraps(function)
-    def inside(*arguments, **named):
-        with drawing():
-            return function(*arguments, **named)
-
-    return inside
-
-
 def checked(labels, probabilities, class_names):
     """Labels int `(n,)` and probabilities float64 `(n, classes)` as arrays.
 
-    Raises: ValueError where they do not go together, or there is no image.
+    Raises: ValueError where they do not match, or there is no image.
     """
     labels, probabilities = np.asarray(labels), np.asarray(probabilities, "float64")
     classes = probabilities.shape[-1] if class_names is None else len(class_names)
@@ -102,30 +72,17 @@ def checked(labels, probabilities, class_names):
     return labels, probabilities
 
 
-def figure_of(title, *, size):
-    """An empty figure with its title."""
-    figure = Figure(figsize=size, layout="constrained")
-    points = max(10, size[0])
-    figure.suptitle(textwrap.fill(title, int(size[0] * 115 / points)), fontsize=points)
-    return figure
-
-
-def shares(axis):
-    """Shows an axis in percent."""
-    axis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
-
-
 def gallery(images, captions, title, *, columns=4):
     """Pictures in a grid, each with up to three lines below it; four columns can be read on a phone.
 
     Args:
         images: uint8 `(n, height, width, 3)`, RGB in [0, 255], at least one.
-        captions: texts each, one a line; long ones are broken or shortened.
+        captions: lines of each picture; long ones are broken or shortened.
         title: of the figure.
         columns: pictures in a row.
     """
     rows = -(-len(images) // columns)
-    figure = figure_of(title, size=(1.4 * columns, 0.5 + 1.8 * rows))
+    figure = titled(title, size=(1.4 * columns, 0.5 + 1.8 * rows))
     for panel, place in zip(figure.subplots(rows, columns, squeeze=False).flat, range(rows * columns), strict=True):
         panel.axis("off")
         if place < len(images):
@@ -136,10 +93,10 @@ def gallery(images, captions, title, *, columns=4):
 
 
 def spread(indices, labels, count):
-    """Up to `count` of some images, the classes taking turns: a gallery of the first would show one class.
+    """Up to `count` of some images, with the classes taking turns: the first ones might all show one class.
 
     Args:
-        indices: int `(m,)`, of images, in the order of preference.
+        indices: int `(m,)`, of images, in order of preference.
         labels: int `(n,)`, of all images.
         count: how many.
     """
@@ -151,5 +108,5 @@ def spread(indices, labels, count):
 
 
 def named(names, width=22):
-    """Class names that fit on an axis or in a legend, which passes over names that begin with an underscore."""
+    """Class names that fit on an axis or in a legend, which would leave out those that begin with an underscore."""
     return [short(name, width) if not name.startswith("_") else f" {short(name, width)}" for name in names]

@@ -3,17 +3,17 @@
 import numpy as np
 
 from cifar_keras import metrics
-from cifar_keras.explain.base import COLOURS, Section, checked, drawn, figure_of, shares
-from cifar_keras.plotting import GREY, without_frame
+from cifar_keras.explain.base import COLOURS, Section, checked
+from cifar_keras.plotting import GREY, drawn, shares, titled, without_frame
 
 BINS = 15  # of equal width, as in Guo et al., arXiv:1706.04599
-RANGE = (0.05, 20.0)  # of temperatures
+TEMPERATURES = (0.05, 20.0)  # bounds
 TINY = 1e-12  # added to probabilities before a logarithm: stored float16 ones reach zero
 
 
 @drawn
 def calibration(labels, probabilities, val_labels, val_probabilities):
-    """Reliability, its errors, and what a temperature fitted on val makes of them on test.
+    """Reliability and its errors on test, as trained and with a temperature fitted on val.
 
     Args:
         labels: int `(n,)`, of test.
@@ -21,7 +21,7 @@ def calibration(labels, probabilities, val_labels, val_probabilities):
         val_labels: the same of val, on which the temperature is fitted.
         val_probabilities: the same of val.
     Returns: `Section`.
-    Raises: ValueError where labels and probabilities do not go together.
+    Raises: ValueError where labels and probabilities do not match.
     """
     labels, probabilities = checked(labels, probabilities, None)
     t = temperature(*checked(val_labels, val_probabilities, None))
@@ -34,14 +34,10 @@ def calibration(labels, probabilities, val_labels, val_probabilities):
     table = [{"": name, "as trained": before[name], f"temperature {t:.2f}": after[name]} for name in before]
     figure = _figure(labels, {"as trained": probabilities, f"temperature {t:.2f}": scaled})
     return Section(
-        "calibration",
-        "How far its probabilities can be trusted",
-        {"reliability": figure},
+        "calibration", "How far its probabilities can be trusted", {"reliability": figure},
         {"reliability": "Accuracy against confidence in 15 bins, as trained and with the fitted temperature."},
-        numbers,
-        {"Calibration on test": table},
-        (_said(before, after, t),),
-    )
+        numbers, {"Calibration on test": table}, (_sentence(before, after, t),),
+    )  # fmt: skip
 
 
 def temperature(labels, probabilities):
@@ -50,14 +46,14 @@ def temperature(labels, probabilities):
     Args:
         labels: int `(n,)`.
         probabilities: float64 `(n, classes)`; logits are their logarithms, up to a constant that softmax ignores.
-    Returns: a number in [0.05, 20]; above 1 the model is too sure of itself.
+    Returns: a number in [0.05, 20]; above 1 the model is overconfident.
     """
     from scipy.optimize import minimize_scalar
 
     def loss(log_t):
         return metrics.cross_entropy(labels, with_temperature(probabilities, np.exp(log_t)))
 
-    found = minimize_scalar(loss, bounds=np.log(RANGE), method="bounded", options={"xatol": 1e-5})
+    found = minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded", options={"xatol": 1e-5})
     return float(np.exp(found.x))
 
 
@@ -84,10 +80,10 @@ def measures(labels, probabilities):
 
 def bins(confidence, right):
     """`(images, mean confidence, accuracy)` of each of 15 bins; bin k holds confidences in (k/15, (k+1)/15]."""
-    place = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
-    counts = np.bincount(place, minlength=BINS)
+    index = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+    counts = np.bincount(index, minlength=BINS)
     safe = np.maximum(counts, 1)
-    means = (np.bincount(place, weights=values, minlength=BINS) / safe for values in (confidence, right))
+    means = (np.bincount(index, weights=values, minlength=BINS) / safe for values in (confidence, right))
     return counts, *means
 
 
@@ -105,7 +101,7 @@ def _binned(labels, probabilities):
 
 
 def _figure(labels, both):
-    figure = figure_of("reliability on test", size=(6.8, 3.6))
+    figure = titled("reliability on test", size=(6.8, 3.6))
     panels = figure.subplots(1, 2, sharey=True)
     for panel, (name, probabilities), colour in zip(panels, both.items(), COLOURS, strict=False):
         confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
@@ -122,14 +118,13 @@ def _figure(labels, both):
     return figure
 
 
-def _said(before, after, t):
+def _sentence(before, after, t):
     gap = before["mean confidence"] - before["accuracy"]
-    sure = "about as sure as it is right" if abs(gap) < 0.005 else "too sure of itself"
-    sure = "not sure enough of itself" if gap <= -0.005 else sure
+    verdict = "well calibrated on average" if abs(gap) < 0.005 else "overconfident" if gap > 0 else "underconfident"
     text = (
         f"Its mean confidence is {before['mean confidence']:.1%} at an accuracy of {before['accuracy']:.1%}: it is "
-        f"{sure}. A temperature of {t:.2f}, fitted on val, takes the calibration error on test from "
-        f"{before['ECE']:.3f} to {after['ECE']:.3f}; no decision changes."
+        f"{verdict}. A temperature of {t:.2f}, fitted on val, changes the calibration error on test from "
+        f"{before['ECE']:.3f} to {after['ECE']:.3f}; predicted classes stay the same."
     )
-    at_bound = min(abs(t / bound - 1) for bound in RANGE) < 0.01
-    return text + (" That temperature is the bound of what was tried." if at_bound else "")
+    at_bound = min(abs(t / bound - 1) for bound in TEMPERATURES) < 0.01
+    return text + (" That temperature is a bound of the search." if at_bound else "")

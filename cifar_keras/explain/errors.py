@@ -1,64 +1,63 @@
-"""Errors: which classes are taken for which, and which mistakes are made with confidence."""
+"""Errors: which classes are confused, and which mistakes are made with confidence."""
 
 import numpy as np
 import seaborn
-from matplotlib.colors import PowerNorm
 
 from cifar_keras import metrics
-from cifar_keras.explain.base import COLOURS, Section, checked, drawn, figure_of, gallery, named, shares
-from cifar_keras.plotting import FEW, GREY, NAMED, without_frame
+from cifar_keras.explain.base import COLOURS, Section, checked, gallery, named
+from cifar_keras.plotting import FEW, GREY, NAMED, confusion_on, drawn, row_shares, shares, titled, without_frame
 
 MISTAKES = 20  # pictures in the gallery
-PAIRS = 10  # most confused
+MOST_PAIRS = 10  # of classes, the most confused ones
 
 
 @drawn
 def errors(labels, probabilities, class_names, *, images=None, superclass=None, superclass_names=()):
-    """Confusions, metrics a class, ROC, and the most confident mistakes.
+    """Confusions, metrics per class, ROC, and the most confident mistakes.
 
     Args:
         labels: int `(n,)`.
         probabilities: float `(n, classes)`, rows summing to 1.
-        class_names: one a class.
+        class_names: one per class.
         images: uint8 `(n, height, width, 3)`, RGB in [0, 255], anything indexable; None leaves out the gallery.
-        superclass: int `(classes,)`, each class's superclass, or None.
-        superclass_names: one a superclass.
+        superclass: int `(classes,)`, each class's superclass, or None; -1 for a class without images.
+        superclass_names: one per superclass.
     Returns: `Section`. Classes without images have None where a figure needs some.
-    Raises: ValueError where labels, probabilities and names do not go together.
+    Raises: ValueError where labels, probabilities and names do not match.
     """
     labels, probabilities = checked(labels, probabilities, class_names)
-    predicted = probabilities.argmax(axis=1)
+    superclass = None if superclass is None else np.asarray(superclass)
     matrix = metrics.confusion(labels, probabilities)
-    by_class = _by_class(labels, predicted, probabilities, class_names)
+    by_class = _by_class(labels, probabilities, class_names)
     if superclass is not None:
-        known = [superclass_names[s] if s >= 0 else None for s in superclass]  # -1: no image of it was seen
+        known = [superclass_names[s] if s >= 0 else None for s in superclass]
         by_class = [{**row, "superclass": name} for row, name in zip(by_class, known, strict=True)]
-    pairs = confused_pairs(matrix, class_names)
+    pairs, wrong = confused_pairs(matrix, class_names), most_confident_mistakes(labels, probabilities)
     ranked = sorted((row for row in by_class if row["support"]), key=lambda row: (row["F1"], row["class"]))
-    numbers = {
-        "n": len(labels),
-        "accuracy": float(np.mean(predicted == labels)),
-        "macro F1": _mean(by_class, "F1"),
-        "macro AUC": _mean(by_class, "AUC"),
-        "confusion matrix": matrix.tolist(),
-    }
-    if len(class_names) > 5:
-        numbers["top-5 accuracy"] = top_k(labels, probabilities, 5)
-    order = np.arange(len(class_names))
-    if superclass is not None:
-        numbers["superclass accuracy"] = metrics.coarse_accuracy(labels, probabilities, np.asarray(superclass))
-        order = np.argsort(superclass, kind="stable")
+    numbers = _numbers(labels, probabilities, matrix, by_class, superclass, wrong)
     tables = {
-        "Metrics by class": by_class,
-        "Five best classes": ranked[:-6:-1],
-        "Five worst classes": ranked[:5],
+        "Metrics by class": by_class, "Five best classes": ranked[:-6:-1], "Five worst classes": ranked[:5],
         "Most confused pairs": pairs,
-    }
-    figures, descriptions = _figures(matrix, order, by_class, superclass, labels, probabilities)
+    }  # fmt: skip
+    drawings = _figures(labels, probabilities, matrix, by_class, superclass, superclass_names)
+    if images is not None and wrong.size:
+        text = "Test images that are classified wrongly with the highest probability."
+        drawings["mistakes"] = (_mistakes(wrong, labels, probabilities, class_names, images), text)
+    figures, descriptions = ({name: pair[i] for name, pair in drawings.items()} for i in (0, 1))
+    sentences = (_sentence(numbers, pairs, ranked),)
+    return Section("errors", "Where it fails", figures, descriptions, numbers, tables, sentences)
+
+
+def _numbers(labels, probabilities, matrix, by_class, superclass, wrong):
+    predicted = probabilities.argmax(axis=1)
+    numbers = {
+        "n": len(labels), "accuracy": float(np.mean(predicted == labels)), "macro F1": _mean(by_class, "F1"),
+        "macro AUC": _mean(by_class, "AUC"), "confusion matrix": matrix.tolist(),
+    }  # fmt: skip
+    if len(matrix) > 5:
+        numbers["top-5 accuracy"] = top_k(labels, probabilities, 5)
     if superclass is not None:
-        figures["superclasses"] = _superclass_figure(matrix, np.asarray(superclass), superclass_names)
-        descriptions["superclasses"] = "Confusion matrix of the superclasses, as shares of each true one."
-    wrong = most_confident_mistakes(labels, probabilities)
+        numbers["superclass accuracy"] = metrics.coarse_accuracy(labels, probabilities, superclass)
     numbers["most confident mistakes"] = [
         {
             "image": int(i),
@@ -68,11 +67,7 @@ def errors(labels, probabilities, class_names, *, images=None, superclass=None, 
         }
         for i in wrong
     ]
-    if images is not None and wrong.size:
-        figures["mistakes"] = _mistakes(wrong, labels, predicted, probabilities, class_names, images)
-        descriptions["mistakes"] = "Test images that are classified wrongly with the highest probability."
-    said = (_said(numbers, pairs, ranked),)
-    return Section("errors", "Where it fails", figures, descriptions, numbers, tables, said)
+    return numbers
 
 
 def _mean(rows, column):
@@ -86,11 +81,11 @@ def top_k(labels, probabilities, k):
     return float(np.mean((ranked == labels[:, None]).any(axis=1)))
 
 
-def _by_class(labels, predicted, probabilities, class_names):
-    """A row a class: precision, recall, F1, AUC one against rest, support."""
+def _by_class(labels, probabilities, class_names):
+    """One row per class: precision, recall, F1, AUC one against rest, support."""
     from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 
-    classes = np.arange(len(class_names))
+    classes, predicted = np.arange(len(class_names)), probabilities.argmax(axis=1)
     columns = precision_recall_fscore_support(labels, predicted, labels=classes, zero_division=np.nan)
     rows = []
     for label, name, precision, recall, f1, support in zip(classes, class_names, *columns, strict=True):
@@ -103,25 +98,23 @@ def _by_class(labels, predicted, probabilities, class_names):
 
 
 def confused_pairs(matrix, class_names):
-    """The pairs of classes that are taken for each other most often, counted both ways.
+    """The most confused pairs of classes, counted both ways.
 
     Args:
         matrix: int `(classes, classes)`, rows true.
-        class_names: one a class.
-    Returns: list of dicts, most frequent first, at most `PAIRS`, none without confusions.
+        class_names: one per class.
+    Returns: list of dicts, most frequent first, at most `MOST_PAIRS`, none without confusions.
     """
     both = np.triu(matrix + matrix.T, k=1)
-    places = np.argsort(-both, axis=None, kind="stable")[:PAIRS]
-    pairs = [(a, b) for a, b in zip(*np.unravel_index(places, both.shape), strict=True) if both[a, b]]
+    largest = np.argsort(-both, axis=None, kind="stable")[:MOST_PAIRS]
+    pairs = [(a, b) for a, b in zip(*np.unravel_index(largest, both.shape), strict=True) if both[a, b]]
     return [
         {
-            "pair": f"{class_names[a]} / {class_names[b]}",
-            "images": int(both[a, b]),
-            "first taken for second": int(matrix[a, b]),
-            "second taken for first": int(matrix[b, a]),
+            "pair": f"{class_names[a]} / {class_names[b]}", "images": int(both[a, b]),
+            "first taken for second": int(matrix[a, b]), "second taken for first": int(matrix[b, a]),
         }
         for a, b in pairs
-    ]
+    ]  # fmt: skip
 
 
 def most_confident_mistakes(labels, probabilities):
@@ -131,7 +124,7 @@ def most_confident_mistakes(labels, probabilities):
     return wrong[np.argsort(-confidence[wrong], kind="stable")][:MISTAKES]
 
 
-def _said(numbers, pairs, ranked):
+def _sentence(numbers, pairs, ranked):
     worst, best = ranked[0], ranked[-1]
     text = f"{numbers['accuracy']:.1%} of {numbers['n']:,} images are right"
     if len(ranked) > 1:
@@ -145,70 +138,49 @@ def _said(numbers, pairs, ranked):
     return text
 
 
-def _figures(matrix, order, by_class, superclass, labels, probabilities):
-    """All but the gallery."""
-    ordered = matrix[np.ix_(order, order)]
-    names = [by_class[label]["class"] for label in order]
-    totals = ordered.sum(axis=1, keepdims=True)
-    parts = np.divide(ordered, totals, out=np.zeros(ordered.shape), where=totals > 0)
-    edges = None if superclass is None else np.asarray(superclass)[order]
-    figures = {
-        "confusion": confusion_figure(parts, ordered, names, edges),
-        "counts": confusion_figure(ordered, ordered, names, edges, counts_only=True),
-        "roc": _roc_figure(labels, probabilities, by_class),
+def _figures(labels, probabilities, matrix, by_class, superclass, superclass_names):
+    """All figures but the gallery: `(figure, description)` by name."""
+    order = np.arange(len(matrix)) if superclass is None else np.argsort(superclass, kind="stable")
+    ordered, names = matrix[np.ix_(order, order)], [by_class[label]["class"] for label in order]
+    edges = None if superclass is None else superclass[order]
+    of_matrix = "Confusion matrix, rows true and columns predicted, as"
+    drawings = {
+        "confusion": (confusion_figure(ordered, names, edges), f"{of_matrix} shares of each true class."),
+        "counts": (confusion_figure(ordered, names, edges, counts=True), f"{of_matrix} numbers of images."),
+        "roc": (
+            _roc_figure(labels, probabilities, by_class),
+            "ROC curve of each class against the rest, with the area under it.",
+        ),
     }
-    descriptions = {
-        "confusion": "Confusion matrix, rows true and columns predicted, as shares of each true class.",
-        "counts": "Confusion matrix, rows true and columns predicted, as numbers of images.",
-        "roc": "ROC curve of each class against the rest, with the area under it.",
-    }
-    return figures, descriptions
+    if superclass is not None:
+        known = np.flatnonzero(superclass >= 0)
+        member = np.eye(len(superclass_names), dtype=int)[superclass[known]]
+        coarse = member.T @ matrix[np.ix_(known, known)] @ member
+        text = "Confusion matrix of the superclasses, as shares of each true one."
+        drawings["superclasses"] = (confusion_figure(coarse, list(superclass_names), None), text)
+    return drawings
 
 
-def confusion_figure(values, counts, names, edges, *, counts_only=False):
+def confusion_figure(matrix, names, edges, *, counts=False):
     """A heat map of a confusion matrix; cells are annotated up to 20 classes, superclasses outlined where given.
 
     Args:
-        values: `(classes, classes)` that colour the cells.
-        counts: int `(classes, classes)` that annotate them.
-        names: one a class, in the matrix' order.
+        matrix: int `(classes, classes)`, rows true.
+        names: one per class, in the matrix' order.
         edges: int `(classes,)`, superclasses in that order, or None.
-        counts_only: whether the values are counts.
+        counts: show numbers of images instead of percentages of the true class.
     """
-    few = len(names) <= FEW
-    side = max(4.5, 1.8 + 0.38 * len(names)) if few else 3 + 0.125 * min(len(names), NAMED)
-    figure = figure_of("images" if counts_only else "share of the true class", size=(1.12 * side, side))
+    side = max(4.5, 1.8 + 0.38 * len(names)) if len(names) <= FEW else 3 + 0.125 * min(len(names), NAMED)
+    figure = titled("images" if counts else "share of the true class", size=(1.12 * side, side))
     panel = figure.add_subplot()
-    top = values.max() if counts_only and values.size else 1
-    annotation = (
-        np.where(counts > 0, counts if counts_only else np.round(100 * values).astype(int), "") if few else None
-    )
-    seaborn.heatmap(
-        values, ax=panel, cmap="Blues", norm=PowerNorm(0.5, 0, max(top, 1e-9)), annot=annotation, fmt="",
-        annot_kws={"fontsize": 8}, square=True, linewidths=0.5 if few else 0, cbar_kws={"shrink": 0.6},
-    )  # fmt: skip
-    shown = range(0, len(names), -(-len(names) // NAMED))
-    for axis in (panel.xaxis, panel.yaxis):
-        ticks = named([names[i] for i in shown])
-        axis.set_ticks(np.array(shown) + 0.5, ticks, fontsize=8.5 if few else 5.5)
-    panel.tick_params(axis="x", rotation=90, length=2)
-    panel.tick_params(axis="y", rotation=0, length=2)
-    if not counts_only:
-        shares(panel.collections[0].colorbar.ax.yaxis)
-    panel.set(xlabel="predicted", ylabel="true")
+    values = matrix if counts else row_shares(matrix)
+    texts = np.where(matrix > 0, matrix if counts else np.round(100 * values).astype(int), "")
+    bar = confusion_on(panel, values, texts, names, top=max(matrix.max(), 1) if counts else 1.0)
+    if not counts:
+        shares(bar.ax.yaxis)
     if edges is not None:
         _outline(panel, edges)
     return figure
-
-
-def _superclass_figure(matrix, superclass, names):
-    """The confusion matrix with classes summed into their superclasses."""
-    known = np.flatnonzero(superclass >= 0)
-    member = np.eye(len(names), dtype=int)[superclass[known]]
-    coarse = member.T @ matrix[np.ix_(known, known)] @ member
-    totals = coarse.sum(axis=1, keepdims=True)
-    parts = np.divide(coarse, totals, out=np.zeros(coarse.shape), where=totals > 0)
-    return confusion_figure(parts, coarse, list(names), None)
 
 
 def _outline(panel, edges):
@@ -220,39 +192,35 @@ def _outline(panel, edges):
 
 
 def _roc_figure(labels, probabilities, by_class):
-    """Every class against the rest; beyond 20 classes the five best and worst by area."""
+    """Every class against the rest; of more than 20 classes the five best and worst by area."""
     from sklearn.metrics import roc_curve
 
     areas = {label: row["AUC"] for label, row in enumerate(by_class) if row["AUC"] is not None}
     ranked = sorted(areas, key=lambda label: -areas[label])
     shown = ranked if len(ranked) <= FEW else [*ranked[:5], *ranked[-5:]]
-    figure = figure_of("ROC, one class against the rest", size=(6, 4.6))
+    figure = titled("ROC, one class against the rest", size=(6, 4.6))
     panel = figure.add_subplot()
     colours = seaborn.color_palette("colorblind", max(10, len(shown)))
     for label, colour in zip(shown, colours, strict=False):
         false, true, _ = roc_curve(labels == label, probabilities[:, label])
         line = "-" if label in shown[: len(shown) // 2] else "--"
-        panel.plot(
-            false,
-            true,
-            line,
-            color=colour,
-            label=f"{named([by_class[label]['class']])[0]} {areas[label]:.3f}",
-            linewidth=1.3,
-        )
+        name = f"{named([by_class[label]['class']])[0]} {areas[label]:.3f}"
+        panel.plot(false, true, line, color=colour, label=name, linewidth=1.3)
     chance = np.geomspace(1e-3, 1, 50)
     panel.plot(chance, chance, ":", color=GREY, linewidth=1)
-    panel.set(xlabel="share of the others taken for it (log scale)", ylabel="share of it that is found")
-    panel.set(xscale="log", xlim=(1e-3, 1))
-    shares(panel.xaxis), shares(panel.yaxis)
+    panel.set(xlabel="false positive rate (log scale)", ylabel="true positive rate", xscale="log", xlim=(1e-3, 1))
+    shares(panel.xaxis)
+    shares(panel.yaxis)
     without_frame(panel, "both")
     if shown:
         panel.legend(fontsize=7.5, frameon=False, title="area", loc="lower right")
     return figure
 
 
-def _mistakes(wrong, labels, predicted, probabilities, class_names, images):
-    said = (f"{class_names[predicted[i]]} {probabilities[i].max():.0%}" for i in wrong)
-    captions = [(text, f"is {class_names[labels[i]]}") for text, i in zip(said, wrong, strict=True)]
+def _mistakes(wrong, labels, probabilities, class_names, images):
+    captions = [
+        (f"{class_names[probabilities[i].argmax()]} {probabilities[i].max():.0%}", f"is {class_names[labels[i]]}")
+        for i in wrong
+    ]
     pictures = np.stack([np.asarray(images[int(i)]) for i in wrong])
     return gallery(pictures, captions, "wrong with the highest probability")

@@ -1,18 +1,19 @@
-"""One graph of layers out of models within models: what looks into a model then needs to know of no nesting."""
+"""Nested models as one flat graph of layers, so that the analyses need not handle nesting."""
 
 from collections import Counter
 
 import keras
 
 from cifar_keras.explain.base import NotApplicable
+from cifar_keras.saved.formats import graph_of
 
 
 class Call(keras.layers.Layer):
     """One call of a layer, under a name of its own. It has no weights but the layer's.
 
     Attributes:
-        layer: that is called, with whatever else calls it.
-        filled: takes the tensors, returns the arguments of the layer as `(positional, named)`.
+        layer: the called layer, which other calls may share.
+        filled: takes the tensors, returns the layer's arguments as `(positional, named)`.
     """
 
     def __init__(self, layer, name, filled=lambda *tensors: (tensors, {})):
@@ -30,7 +31,7 @@ class Call(keras.layers.Layer):
 
 
 class Cast(keras.layers.Layer):
-    """What a model within a model does to an input of another dtype than its own."""
+    """The cast that a nested model applies to an input of another dtype."""
 
     def __init__(self, to, name):
         super().__init__(name=name, autocast=False)
@@ -48,16 +49,16 @@ def plain(layer):
 def flattened(model, *, size=None):
     """The same model, for inference, as one graph in which every layer is called once.
 
-    A layer keeps its name where no other has it; else the names of the models around it stand in front of it
-    (`left.conv`), and later calls of one layer are numbered (`conv.2`). Weights are shared, not copied.
+    A layer keeps its name where it is unique; else the names of the models around it are put before it (`left.conv`),
+    and later calls of one layer are numbered (`conv.2`). Weights are shared, not copied.
 
     Args:
-        model: functional or sequential, with other such models within it at any depth.
+        model: functional or sequential, with such models nested at any depth.
         size: `(height, width)` of the images, needed where the model leaves them open.
     Returns: functional `keras.Model`: `model` itself where it is flat already.
-    Raises: NotApplicable for a model whose code alone says what calls what, and for several inputs or outputs.
+    Raises: NotApplicable for a subclassed model, whose graph only its code defines, and for several inputs or outputs.
     """
-    if (graph := _graph(model)) is None:
+    if (graph := graph_of(model)) is None:
         raise NotApplicable("the model is no graph of layers")
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
         raise NotApplicable(f"the model has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs, not one each")
@@ -71,17 +72,10 @@ def flattened(model, *, size=None):
     return keras.Model(inputs, output, name=model.name)
 
 
-def _graph(layer):
-    """The graph of calls that a functional or sequential model stands for; None for anything else."""
-    if isinstance(layer, keras.Sequential):
-        return layer._functional
-    return layer if isinstance(layer, keras.Function) else None
-
-
 def _is_flat(model):
     operations = model.operations
     return len(operations) == len(model.layers) and all(
-        len(one._inbound_nodes) == 1 and _graph(one) is None for one in operations
+        len(one._inbound_nodes) == 1 and graph_of(one) is None for one in operations
     )
 
 
@@ -91,7 +85,7 @@ def _paths(graph, around=()):
         for node in nodes:
             path = (*around, node.operation.name)
             if not node.is_input:
-                yield from [path] if (inner := _graph(node.operation)) is None else _paths(inner, path)
+                yield from [path] if (inner := graph_of(node.operation)) is None else _paths(inner, path)
 
 
 class _Names:
@@ -114,11 +108,11 @@ class _Names:
 
 
 def _inlined(graph, inputs, around, names):
-    """The output tensors of a graph for other inputs: its layers are called one by one, down to the innermost."""
+    """The output tensors of a graph for other inputs; its layers are called one by one, down to the innermost."""
 
     def called(operation):
         path = (*around, operation.name)
-        if (inner := _graph(operation)) is None:
+        if (inner := graph_of(operation)) is None:
             return lambda *arguments, **named: _called(operation, names(path), (arguments, _inference(named)))
         return lambda first, *_, **__: _inlined(inner, first, path, names)
 
@@ -128,7 +122,7 @@ def _inlined(graph, inputs, around, names):
 
 
 def _called(layer, name, arguments):
-    """What a layer makes of arguments that hold tensors at any depth, and what is none beside them: `x + 3.0`."""
+    """A layer's output for arguments that hold tensors at any depth, and other values, as in `x + 3.0`."""
     leaves = keras.tree.flatten(arguments)
     tensors = [leaf for leaf in leaves if isinstance(leaf, keras.KerasTensor)]
 
@@ -141,7 +135,7 @@ def _called(layer, name, arguments):
 
 
 def _pairs(graph, inputs):
-    """The tensors that a graph is called with, beside those that it was made with."""
+    """Pairs of the tensors that a graph is called with and those that it was built with."""
     given = keras.tree.flatten(inputs)
     if isinstance(inputs, dict) and not isinstance(graph._inputs_struct, dict):
         given = [inputs[one.name] for one in graph.inputs]
@@ -149,5 +143,5 @@ def _pairs(graph, inputs):
 
 
 def _inference(named):
-    """The arguments of a call without `training`, which Keras replaces as well when a model predicts."""
+    """The arguments of a call without `training`, which Keras itself sets when a model predicts."""
     return {name: value for name, value in named.items() if name != "training"}

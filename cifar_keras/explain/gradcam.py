@@ -1,33 +1,29 @@
-"""Grad-CAM: which places of an image speak for a class (Selvaraju et al., arXiv:1610.02391, section 3)."""
+"""Grad-CAM: which regions of an image speak for a class (Selvaraju et al., arXiv:1610.02391, section 3)."""
 
 import keras
 import matplotlib
 import numpy as np
 from PIL import Image
 
-from cifar_keras.explain.base import NotApplicable, Section, drawn, figure_of, spread
+from cifar_keras.explain.base import NotApplicable, Section, spread
 from cifar_keras.explain.flatten import Call, flattened, plain
-from cifar_keras.plotting import short
+from cifar_keras.plotting import drawn, short, titled
 
-SHOWN = 6  # right predictions, and wrong ones
+ROWS = 6  # of right predictions, and of wrong ones
 OPACITY = 0.55  # of a map over its image
-SHAPES = (  # layers behind which scores are still scores
-    keras.layers.Reshape,
-    keras.layers.Flatten,
-    keras.layers.Dropout,
-    keras.layers.Identity,
-    keras.layers.Activation,
-)
+SHAPES = (  # layers that leave scores as they are
+    keras.layers.Reshape, keras.layers.Flatten, keras.layers.Dropout, keras.layers.Identity, keras.layers.Activation,
+)  # fmt: skip
 TO_PROBABILITIES = (keras.activations.softmax, keras.activations.sigmoid)
-MOVES = (keras.layers.Permute, keras.layers.Reshape)  # cells about, and may leave height and width as they were
-UNKNOWN = "A layer in front of {} moves places about, so its map is stretched over the whole image."
+PERMUTING = (keras.layers.Permute, keras.layers.Reshape)  # may move cells and still keep height and width
+UNKNOWN = "A layer before {} permutes spatial positions, so its map is stretched over the whole image."
 
 
 def spatial_layers(model):
-    """The names of layers from the first convolution on whose output has places, in order.
+    """The names of layers from the first convolution on whose output has spatial positions, in order.
 
     Args:
-        model: functional or sequential, models within it included; names are those of `flattened(model)`.
+        model: functional or sequential, possibly with nested models; names are those of `flattened(model)`.
     Raises: NotApplicable if there is none, or the channels come first.
     """
     names, sees = [], False
@@ -44,16 +40,15 @@ def spatial_layers(model):
 
 
 def has_kernel(layer):
-    """Whether a layer mixes channels or places by weights: a convolution or a dense layer, but no normalisation."""
+    """Whether a layer mixes channels or positions by weights: a convolution or a dense layer, but no normalisation."""
     return any(len(weight.shape) > 1 for weight in layer.weights)
 
 
 def logits_of(model):
-    """The scores in front of the softmax or sigmoid: `(batch, classes)`, of which a single output has two.
+    """The scores before the softmax or sigmoid, `(batch, classes)`; a single output has two.
 
-    Where the activation is part of the last layer, the layer is called again without it. Where probabilities come from
-    anything else, such as the mean of several softmaxes, the score is their logarithm. A model that ends in neither
-    puts out scores already.
+    If the activation is part of the last layer, the layer is called again without it. If probabilities come from
+    anything else, such as the mean of several softmaxes, the score is their logarithm. Other models put out scores.
 
     Args:
         model: from `flattened`.
@@ -75,14 +70,14 @@ def logits_of(model):
 
 
 def _activation(layer):
-    """The function that a layer ends with; None for none, or the identity."""
+    """The activation function of a layer; None for none, or the identity."""
     layer = plain(layer)
     found = keras.activations.softmax if isinstance(layer, keras.layers.Softmax) else getattr(layer, "activation", None)
     return None if found is keras.activations.linear else found
 
 
 def _without_activation(layer):
-    """The tensor that a layer's activation is given: the same layer's, called again without one."""
+    """The input of a layer's activation: the output of the same layer, called again without it."""
     bare = plain(layer)
     if isinstance(bare, keras.layers.Softmax | keras.layers.Activation):
         return layer.input
@@ -93,7 +88,7 @@ def _without_activation(layer):
 
 
 def _holds_probabilities(end, producers):
-    """Whether a softmax or sigmoid stands between a tensor and the weights in front of it."""
+    """Whether there is a softmax or sigmoid between a tensor and the last weights before it."""
     waiting = [end]
     while waiting:
         layer = producers.get(id(waiting.pop()))
@@ -107,23 +102,23 @@ def _holds_probabilities(end, producers):
 
 
 def _inputs(layer):
-    """The tensors that a layer of a flat model is called with; none for where images enter."""
+    """The tensors that a layer of a flat model is called with; none for the input layer."""
     return [] if isinstance(layer, keras.layers.InputLayer) else keras.tree.flatten(layer.input)
 
 
 class GradCam:
-    """Maps of how much each place of an image speaks for a class: `GradCam(model)(images, classes)`.
+    """Maps of how much each position of an image speaks for a class: `GradCam(model)(images, classes)`.
 
     Args:
-        model: a saved model (`artifacts.load`): functional or sequential, models within it included.
-        layer: name of the layer whose places are weighed; None takes the last of `spatial_layers`.
+        model: a saved model (`artifacts.load`): functional or sequential, possibly with nested models.
+        layer: name of the layer whose positions are weighed; None for the last of `spatial_layers`.
         size: `(height, width)` of the images, needed where the model leaves them open.
 
     Attributes:
         layer: the name of that layer.
-        note: a sentence where the places of its cells are not known; else empty.
-    Raises: ValueError naming the layers with places, if `layer` is none of them; NotApplicable for a model without any,
-        and where Keras computes on another backend than TensorFlow, from which the gradient comes.
+        note: a sentence where the positions of its cells are not known; else empty.
+    Raises: ValueError naming the spatial layers, if `layer` is none of them; NotApplicable for a model without any, and
+        where Keras runs on another backend than TensorFlow, which computes the gradient.
     """
 
     def __init__(self, model, *, layer=None, size=None):
@@ -135,16 +130,16 @@ class GradCam:
         if keras.backend.backend() != "tensorflow":
             raise NotApplicable("its gradient comes from TensorFlow: KERAS_BACKEND=tensorflow")
         features = model.get_layer(self.layer).output
-        self.places = centres(model, self.layer)
-        self.note = "" if id(features) in places_of(model) else UNKNOWN.format(self.layer)
+        self.positions = centres(model, self.layer)
+        self.note = "" if id(features) in positions_of(model) else UNKNOWN.format(self.layer)
         self._both = keras.Model(model.inputs[0], [features, logits_of(model)])
 
     def __call__(self, images, classes, *, batch_size=32):
-        """Maps of images, each for a class.
+        """Maps of images, each for one class.
 
         Args:
-            images: `(n, height, width, 3)`, what the model takes: uint8, RGB in [0, 255], for one of this project.
-            classes: int `(n,)`, the class that each map is about.
+            images: `(n, height, width, 3)` as the model takes them: uint8, RGB in [0, 255], for one of this project.
+            classes: int `(n,)`, the class of each map.
             batch_size: images at a time.
         Returns: float32 `(n, height, width)` in [0, 1], each divided by its maximum; all zero where nothing speaks for
             its class.
@@ -162,7 +157,7 @@ class GradCam:
             if (gradient := tape.gradient(score, features)) is None:
                 raise NotApplicable(f"no gradient of its scores reaches layer {self.layer}")
             arrays = (np.asarray(values, "float32") for values in (features, gradient))
-            maps.append(weighed(*arrays, block.shape[1:3], self.places))
+            maps.append(weighed(*arrays, block.shape[1:3], self.positions))
         return np.concatenate(maps)
 
 
@@ -171,19 +166,19 @@ def gradcam(model, images, classes, *, layer=None, batch_size=32):
     return GradCam(model, layer=layer, size=np.shape(images[0])[:2])(images, classes, batch_size=batch_size)
 
 
-def weighed(features, gradient, size, places):
-    """The rectified sum of channels, each weighed by its mean gradient, interpolated between the cells' places.
+def weighed(features, gradient, size, positions):
+    """The rectified sum of channels, each weighed by its mean gradient, interpolated between the cells' positions.
 
     Args:
         features: float `(n, h, w, channels)`.
         gradient: of the class's logit by them, the same shape.
         size: `(height, width)` of the maps.
-        places: of the cells on the image, see `centres`.
+        positions: of the cells on the image, see `centres`.
     Returns: float32 `(n, height, width)` in [0, 1].
     """
     weights = gradient.mean(axis=(1, 2), keepdims=True)
     maps = np.maximum((features * weights).sum(axis=-1), 0)
-    axes = zip(places, maps.shape[1:], size, strict=True)
+    axes = zip(positions, maps.shape[1:], size, strict=True)
     rows, columns = (_between((np.arange(pixels) - start) / step, cells) for (start, step), cells, pixels in axes)
     maps = np.einsum("yi,nij,xj->nyx", rows, maps, columns).astype("float32")
     return maps / np.maximum(maps.max(axis=(1, 2), keepdims=True), 1e-12)
@@ -195,11 +190,10 @@ def _between(positions, cells):
 
 
 def centres(model, name):
-    """Where the cells of a layer's output lie on the image, by the windows, strides and paddings in front of it.
+    """Where the cells of a layer's output lie on the image, by the windows, strides and paddings before it.
 
-    Stretching the map over the whole image instead would shift it where a network leaves out an edge: five layers
-    without padding take 32 pixels to 3 cells, which lie at pixels 4, 12 and 20. It is what is left where a layer in
-    front moves places about, as a permutation does.
+    Stretching the map over the whole image would shift it where a network drops an edge: five layers without padding
+    reduce 32 pixels to 3 cells, at pixels 4, 12 and 20. It is the fallback where an earlier layer permutes positions.
 
     Args:
         model: from `flattened`.
@@ -208,13 +202,13 @@ def centres(model, name):
     """
     features, sides = model.get_layer(name).output, model.inputs[0].shape[1:3]
     even = (_resized(pixels, cells) for pixels, cells in zip(sides, features.shape[1:3], strict=True))
-    return places_of(model).get(id(features)) or tuple(even)
+    return positions_of(model).get(id(features)) or tuple(even)
 
 
-def places_of(model):
-    """Where the cells of every layer's output lie, as `centres` has them, by the id of the output.
+def positions_of(model):
+    """Where the cells of every layer's output lie, in the form of `centres`, by the id of the output.
 
-    Outputs whose cells have no known place are left out. Where branches meet, the first one of the output's own height
+    Outputs whose cells have no known position are left out. Where branches meet, the first one of the output's height
     and width counts: the gates of a squeeze-and-excitation block have one cell, and branches of one size are aligned.
     """
     known = {id(model.inputs[0]): ((0.0, 1.0), (0.0, 1.0))}
@@ -223,30 +217,26 @@ def places_of(model):
         if (shape := getattr(layer.output, "shape", ())) and len(shape) == 4 and None not in shape[1:3]:
             if len(_inputs(layer)) > 1:
                 candidates = [tensor for tensor in candidates if tensor.shape[1:3] == shape[1:3]]
-            windows = [_windows(plain(layer), tensor.shape, shape) for tensor in candidates[:1]]
-            if windows and None not in windows[0]:
-                before = known[id(candidates[0])]
+            sizes = [(one.shape[1:3], shape[1:3]) for one in candidates[:1]]
+            windows = [_window(plain(layer), axis, *size) for size in sizes for axis in (0, 1)]
+            if windows and None not in windows:
                 known[id(layer.output)] = tuple(
                     (start + step * offset, step * stride)
-                    for (start, step), (offset, stride) in zip(before, windows[0], strict=True)
+                    for (start, step), (offset, stride) in zip(known[id(candidates[0])], windows, strict=True)
                 )
     return known
 
 
-def _windows(layer, before, after):
-    """`(offset, stride)` of a layer along rows and columns, None where it is not known.
-
-    Output cell j lies at offset + j * stride, in input cells.
+def _window(layer, axis, before, after):
+    """`(offset, stride)` of a layer along an axis: output cell j lies at offset + j * stride, in input cells.
 
     Args:
-        layer: with one input that has places, or several of one size.
-        before: shape of that input, `(batch, height, width, channels)`.
-        after: shape of its output.
+        layer: with one input that has positions, or several of one size.
+        axis: 0 for rows, 1 for columns.
+        before: `(height, width)` of that input.
+        after: `(height, width)` of its output.
+    Returns: None where it is not known.
     """
-    return tuple(_window(layer, axis, before[1:3], after[1:3]) for axis in (0, 1))
-
-
-def _window(layer, axis, before, after):
     cells, found = before[axis], after[axis]
     if isinstance(layer, keras.layers.ZeroPadding2D):
         return -float(layer.padding[axis][0]), 1.0
@@ -266,11 +256,11 @@ def _window(layer, axis, before, after):
     if isinstance(layer, keras.layers.UpSampling2D | keras.layers.Resizing):
         keeps = getattr(layer, "crop_to_aspect_ratio", False) or getattr(layer, "pad_to_aspect_ratio", False)
         return None if keeps and before[0] * after[1] != before[1] * after[0] else _resized(cells, found)
-    return (0.0, 1.0) if cells == found and not isinstance(layer, MOVES) else None
+    return (0.0, 1.0) if cells == found and not isinstance(layer, PERMUTING) else None
 
 
 def _transposed(layer, axis):
-    """As `_window`, for a transposed convolution: that of the convolution whose gradient it is, turned round."""
+    """As `_window`, for a transposed convolution: the inverse of the convolution whose gradient it is."""
     stride, reach = layer.strides[axis], (layer.kernel_size[axis] - 1) * layer.dilation_rate[axis]
     if layer.output_padding is not None:
         return None
@@ -279,17 +269,17 @@ def _transposed(layer, axis):
 
 
 def _resized(cells, found):
-    """As `_window`, for cells spread evenly over what others covered."""
+    """As `_window`, for cells spread evenly over the same area."""
     return (cells / found - 1) / 2, cells / found
 
 
 def overlay(pixels, heat, *, side=224):
-    """A picture of a map over its image in grey.
+    """A picture of a map over its grey image.
 
     Args:
         pixels: uint8 `(height, width, 3)`, RGB in [0, 255].
         heat: float `(height, width)` in [0, 1], from `gradcam`.
-        side: in pixels, that the picture's shorter side has at least.
+        side: the least length of the picture's shorter side, in pixels.
     Returns: `PIL.Image.Image`, RGB.
     """
     grey = Image.fromarray(pixels).convert("L").convert("RGB")
@@ -308,13 +298,13 @@ def looked_at(model, images, labels, predicted, class_names, *, layer=None):
         images: uint8 `(n, height, width, 3)`, RGB in [0, 255], anything indexable.
         labels: int `(n,)`.
         predicted: int `(n,)`, the model's.
-        class_names: one a class.
+        class_names: one per class.
         layer: as for `gradcam`.
     Returns: `Section`.
     """
     rows = {"right": np.flatnonzero(predicted == labels), "wrong": np.flatnonzero(predicted != labels)}
-    rows = {name: spread(chosen, labels, SHOWN) for name, chosen in rows.items() if len(chosen)}
-    figure = figure_of("what speaks for the class that is said", size=(5.6, 0.5 + 1.75 * max(map(len, rows.values()))))
+    rows = {name: spread(chosen, labels, ROWS) for name, chosen in rows.items() if len(chosen)}
+    figure = titled("what speaks for the predicted class", size=(5.6, 0.5 + 1.75 * max(map(len, rows.values()))))
     panels = figure.subplots(max(map(len, rows.values())), 4, squeeze=False)
     for panel in panels.flat:
         panel.axis("off")
@@ -329,10 +319,10 @@ def looked_at(model, images, labels, predicted, class_names, *, layer=None):
             right.imshow(heat, cmap="inferno", alpha=OPACITY, vmin=0, vmax=1, interpolation="bilinear")
             left.set_title(f"{name}: {short(class_names[predicted[i]], 22)}", fontsize=8)
             right.set_title("" if name == "right" else f"is {short(class_names[labels[i]], 22)}", fontsize=8)
-    said = f"Grad-CAM at layer {maps_of.layer}; bright places speak for the class that the model says."
+    sentence = f"Grad-CAM at layer {maps_of.layer}; bright regions speak for the predicted class."
     return Section(
         "gradcam", "What it looks at", {"overlays": figure},
         {"overlays": "Right predictions on the left and wrong ones on the right, each beside its Grad-CAM map."},
         {"layer": maps_of.layer, "images shown": {name: chosen.tolist() for name, chosen in rows.items()}},
-        sentences=tuple(filter(None, (said, maps_of.note))),
+        sentences=tuple(filter(None, (sentence, maps_of.note))),
     )  # fmt: skip

@@ -1,25 +1,26 @@
-"""Models against each other, from their stored predictions on the same images."""
+"""Models compared by their stored predictions on the same images."""
 
 import numpy as np
 import seaborn
 
 from cifar_keras import metrics
-from cifar_keras.explain.base import Section, checked, drawn, figure_of, gallery, spread
+from cifar_keras.explain.base import Section, checked, gallery, spread
+from cifar_keras.plotting import drawn, titled
 
-SHOWN = 16  # pictures that one model alone gets right
+RIGHT_ALONE = 16  # pictures that one model alone gets right
 
 
 @drawn
-def versus(labels, probabilities, *, images=None, class_names=()):
+def model_comparison(labels, probabilities, *, images=None, class_names=()):
     """Agreement, paired differences, McNemar's test, and the images that one model alone gets right.
 
     Args:
         labels: int `(n,)`.
         probabilities: `{name: float (n, classes)}` of two models or more, on these images.
         images: uint8 `(n, height, width, 3)`, RGB in [0, 255]; None leaves out the gallery.
-        class_names: one a class, for the gallery.
+        class_names: one per class, for the gallery.
     Returns: `Section`.
-    Raises: ValueError for fewer than two, and for predictions that do not go with the labels.
+    Raises: ValueError for fewer than two, and for predictions that do not match the labels.
     """
     if len(probabilities) < 2:
         raise ValueError(f"`probabilities` must be of two models or more. Received: {list(probabilities)}.")
@@ -32,9 +33,7 @@ def versus(labels, probabilities, *, images=None, class_names=()):
     pairs = [_pair(a, b, right) for place, a in enumerate(names) for b in names[place + 1 :]]
     numbers = {
         "n": len(labels),
-        "agreement": {
-            a: dict(zip(names, map(float, row), strict=True)) for a, row in zip(names, agreement, strict=True)
-        },
+        "agreement": {a: dict(zip(names, row, strict=True)) for a, row in zip(names, agreement.tolist(), strict=True)},
         "right alone": {name: int(found.sum()) for name, found in alone.items()},
         "images right alone": {name: np.flatnonzero(found).tolist() for name, found in alone.items()},
         "right by all": int(np.logical_and.reduce(list(right.values())).sum()),
@@ -44,10 +43,10 @@ def versus(labels, probabilities, *, images=None, class_names=()):
     descriptions = {"agreement": "Share of test images to which two models give the same class."}
     if images is not None and any(found.any() for found in alone.values()):
         figures["alone"] = _alone_figure(alone, labels, images, class_names)
-        descriptions["alone"] = "Images that one model alone classifies rightly."
+        descriptions["alone"] = "Images that one model alone classifies correctly."
     tables = {"Pairs of models": pairs}
-    said = (_said(numbers, pairs),)
-    return Section("versus", "Models against each other", figures, descriptions, numbers, tables, said)
+    sentences = (_sentence(numbers, pairs),)
+    return Section("versus", "Models against each other", figures, descriptions, numbers, tables, sentences)
 
 
 def only_right(right, name):
@@ -57,7 +56,7 @@ def only_right(right, name):
 
 
 def bootstrap(correct_a, correct_b, *, repetitions=2000, seed=0):
-    """The percentile interval of the difference of two accuracies when the images are drawn again (Efron, 1979).
+    """The percentile interval of the difference of two accuracies when the images are resampled (Efron, 1979).
 
     Args:
         correct_a: bool `(n,)`, of the first.
@@ -85,7 +84,7 @@ def _pair(a, b, right):
 
 
 def _agreement_figure(agreement, names):
-    figure = figure_of("share of images given the same class", size=(4 + 1.1 * len(names), 2.2 + 0.8 * len(names)))
+    figure = titled("share of images given the same class", size=(4 + 1.1 * len(names), 2.2 + 0.8 * len(names)))
     panel = figure.add_subplot()
     off = agreement[~np.eye(len(names), dtype=bool)]
     seaborn.heatmap(
@@ -98,18 +97,17 @@ def _agreement_figure(agreement, names):
 
 
 def _alone_figure(alone, labels, images, class_names):
-    """Images of each model, the same number each as far as there are some."""
-    share = -(-SHOWN // len(alone))
+    """Images that each model alone gets right, about the same number for each."""
+    share = -(-RIGHT_ALONE // len(alone))
     chosen = [(name, int(i)) for name, found in alone.items() for i in spread(np.flatnonzero(found), labels, share)]
     captions = [(class_names[labels[i]], f"to {name} alone") for name, i in chosen]
     return gallery(np.stack([np.asarray(images[i]) for _, i in chosen]), captions, "right by one alone")
 
 
-def _said(numbers, pairs):
-    told = [pair for pair in pairs if pair["low"] > 0 or pair["high"] < 0]
-    n = numbers["n"]
+def _sentence(numbers, pairs):
+    n, differing = numbers["n"], [pair for pair in pairs if pair["low"] > 0 or pair["high"] < 0]
     return (
-        f"All of them are right on {numbers['right by all'] / n:.1%} of {n:,} images and none on "
-        f"{numbers['right by none'] / n:.1%}; {len(told)} of {len(pairs)} pairs differ by more than the draw of the "
-        "test images explains."
+        f"All models are right on {numbers['right by all'] / n:.1%} of {n:,} images and none on "
+        f"{numbers['right by none'] / n:.1%}; {len(differing)} of {len(pairs)} pairs differ by more than the draw "
+        "of the test images explains."
     )

@@ -13,7 +13,7 @@ import numpy as np
 from cifar_keras.config import ConfigError
 from cifar_keras.models.zoo import ModelRow, backbone_layers, part_of
 from cifar_keras.utils.files import sha256
-from cifar_keras.utils.paths import StrPath, keras_cache, places
+from cifar_keras.utils.paths import StrPath, keras_cache, search_paths
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def imagenet(backbone: str, *, data_dir: StrPath | None) -> Path:
 
 def find_imagenet(backbone: str, *, data_dir: StrPath | None) -> Path | None:
     """The first file of that name in the searched folders, unchecked, or None."""
-    paths = (folder / IMAGENET[backbone].name for folder in places(data_dir, "models"))
+    paths = (folder / IMAGENET[backbone].name for folder in search_paths(data_dir, "models"))
     return next((path for path in paths if path.is_file()), None)
 
 

@@ -17,8 +17,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from cifar_keras import metrics, results
 from cifar_keras.config import BEST, BUDGETS, PUBLISHED, ConfigError
-from cifar_keras.explain.base import DATE, drawn, shares
-from cifar_keras.plotting import ON_CURVES, curves_on, without_frame
+from cifar_keras.explain.base import DATE
+from cifar_keras.plotting import ON_CURVES, curves_on, drawn, shares, without_frame
 from cifar_keras.report.comparison import against_previous
 from cifar_keras.report.conclusions import Row, of_one, sentences
 from cifar_keras.report.table import DASH, counts, newest_recipes

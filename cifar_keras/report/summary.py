@@ -274,16 +274,12 @@ def _reproduced(family):
     for variant in family.experiment.variants:
         if (published := family.published(variant)) is None:
             continue
-        estimates = {name: _estimate(runs) for name, runs in family.cells.items()}
+        estimates = {name: summary_plots.estimate(runs) for name, runs in family.cells.items()}
         holding = [name for name, e in estimates.items() if e.low <= published <= e.high]
         yield (
             f"The published {published:.2f} ({variant}; here {percent(estimates[variant].value)}) lies in the "
             f"interval of {', '.join(holding) or 'no cell'}."
         )
-
-
-def _estimate(runs):
-    return metrics.accuracy_interval([run["test_accuracy"] for run in runs], runs[0]["test_n"])
 
 
 # --- the gap between train and test, measured both ways ---

@@ -7,14 +7,11 @@ import seaborn
 from matplotlib.ticker import MaxNLocator
 
 from cifar_keras import metrics
-from cifar_keras.plotting import BLUE, GREEN, GREY, ORANGE, figure_of, without_frame
+from cifar_keras.plotting import BLUE, GREEN, GREY, ORANGE, figure_of, shares, without_frame
 
 
-def _shares(axis):
-    axis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
-
-
-def _estimate(runs):
+def estimate(runs):
+    """The mean test accuracy of runs that differ by seed, with its interval."""
     return metrics.accuracy_interval([run["test_accuracy"] for run in runs], runs[0]["test_n"])
 
 
@@ -29,7 +26,7 @@ def factorial(family, path, factors, word):
     Returns: `path`.
     """
     (panel_by, line_by, x_by), levels = factors
-    cells = {levels[variant]: (_estimate(runs), runs[0]["test_n"]) for variant, runs in family.cells.items()}
+    cells = {levels[variant]: (estimate(runs), runs[0]["test_n"]) for variant, runs in family.cells.items()}
     panels_of, lines_of, xs = (list(dict.fromkeys(key[place] for key in levels.values())) for place in range(3))
     with figure_of(path, family.title, size=(9, 4.2)) as figure:
         panels = np.atleast_1d(figure.subplots(1, len(panels_of), sharey=True))
@@ -43,7 +40,7 @@ def factorial(family, path, factors, word):
             panel.set(title=f"{word(panel_by)}: {word(level)}", xlabel=word(x_by), xlim=(-0.4, len(xs) - 0.6))
             without_frame(panel, "y")
         panels[0].set_ylabel("test accuracy")
-        _shares(panels[0].yaxis)
+        shares(panels[0].yaxis)
         panels[-1].legend(frameon=False, fontsize=8)
     return path
 
@@ -69,7 +66,7 @@ def gap(family, path, gaps):
             panel.plot(history["epoch"][-1], g["train"], "D", color=BLUE, label="train (inference)")
             panel.set(title=variant, xlabel="epoch", ylim=(0.2, 1.02))
             panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-            _shares(panel.yaxis)
+            shares(panel.yaxis)
             without_frame(panel, "both")
         panels[0].legend(frameon=False, fontsize=8)
         panels[0].set_ylabel("accuracy")
@@ -112,7 +109,7 @@ def selection(family, path):
             panel.plot(run["best_epoch"], run["test_accuracy"], "*", **star)
         panel.set(xlabel="epoch", ylabel="accuracy")
         panel.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
-        _shares(panel.yaxis)
+        shares(panel.yaxis)
         without_frame(panel, "both")
         panel.legend(frameon=False, fontsize=8)
         figure.supxlabel(
@@ -135,7 +132,7 @@ def transfer(family, path, points):
         panel = figure.add_subplot()
         methods = dict.fromkeys((method, baseline) for method, _, baseline, _ in points)
         for (method, baseline), colour, marker in zip(methods, (BLUE, GREEN, ORANGE), "osD", strict=False):
-            shown = [(count, _estimate(runs)) for name, count, _, runs in points if name == method]
+            shown = [(count, estimate(runs)) for name, count, _, runs in points if name == method]
             _with_intervals(panel, shown, colour, marker, method, line="--" if baseline else "-")
         counts = sorted({count for _, count, _, _ in points})
         panel.set_xscale("log")
@@ -147,7 +144,7 @@ def transfer(family, path, points):
             "one seed a point, 95% intervals over images" if seeds == 1 else f"{seeds:.2g} seeds a point, 95% intervals"
         )
         panel.set_title(drawn, fontsize=9, color=GREY)
-        _shares(panel.yaxis)
+        shares(panel.yaxis)
         without_frame(panel, "both")
         panel.legend(frameon=False)
     return path

@@ -1,4 +1,4 @@
-"""Saves and loads models: the only module that knows what stands in `model_cp/` and `Models/`.
+"""Saves and loads models: the only module that knows the files in `model_cp/` and `Models/`.
 
 Every saved model takes RGB in [0, 255] (uint8) at its dataset's image size and returns float32 probabilities. Each
 file carries its provenance (class names, run id, this contract): the `.keras` as an extra member of the zip, the
@@ -28,7 +28,7 @@ CONTRACT = "input: RGB in [0, 255], uint8 (batch, height, width, 3); output: flo
 
 
 def for_inference(model):
-    """The same layers with a softmax behind the logits: float32 under every precision policy, flat, uncompiled."""
+    """The same layers with a softmax after the logits: float32 under every precision policy, flat, uncompiled."""
     probabilities = layers.Softmax(dtype="float32", name="probabilities")(model.output)
     model = keras.Model(model.input, probabilities, name=model.name)
     if all(layer.dtype_policy.compute_dtype not in SIXTEEN for layer in model._flatten_layers(include_self=False)):
@@ -44,8 +44,8 @@ def save(model, paths, *, provenance, history):
     Args:
         model: from `for_inference`, with the selected weights.
         paths: `paths.Paths` of the run.
-        provenance: JSON-able facts that go inside the files; `contract` is added.
-        history: lists by name, one entry an epoch.
+        provenance: JSON-able facts to store in the files; `contract` is added.
+        history: lists by name, one entry per epoch.
     """
     note = json.dumps({**provenance, "contract": CONTRACT})
     with replacing(paths.keras) as temporary:
@@ -63,9 +63,9 @@ def save(model, paths, *, provenance, history):
 
 
 def _weights_alone(complete, path):
-    """Copies the weights of a complete `.h5` to a file of their own, which `load_weights` takes.
+    """Copies the weights of a complete `.h5` to a file of their own for `load_weights`.
 
-    A `.weights.h5` under another name would not do: `load_weights` then reads it by the other layout.
+    A renamed `.weights.h5` would not do: `load_weights` would read it by the other layout.
     """
     with h5py.File(complete) as source, h5py.File(path, "w") as target:
         weights = source["model_weights"]
@@ -80,9 +80,9 @@ def load(path):
     """Loads a saved model for inference, in float32. No stored code is run.
 
     Args:
-        path: of a `.keras` of Keras 2.13 and later, or of a complete `.h5` of Keras 2 or 3; the content decides which.
+        path: of a `.keras` of Keras 2.13 and later, or of a complete `.h5` of Keras 2 or 3; the content decides.
     Returns: a `keras.Model`, not compiled.
-    Raises: ConfigError where the file is none, is damaged, or holds what `safe_loading.to_keras3` refuses.
+    Raises: ConfigError where the file is missing or damaged, or `safe_loading.to_keras3` refuses it.
     """
     path = Path(path)
     with reading(path), _stored_weights(path) as file:
@@ -90,8 +90,8 @@ def load(path):
         if description is None:
             raise ConfigError(
                 "A complete model must hold its architecture. Received: weights alone. Save the whole model, or give "
-                "the architecture with them (`model.to_json()`); a subclassed model has none, its code is not in the "
-                "file: build it with `keras.Model(inputs, outputs)` in the program that defines it and save that."
+                "the architecture with them (`model.to_json()`). The file of a subclassed model has neither: build it "
+                "with `keras.Model(inputs, outputs)` in the program that defines it and save that."
             )
         return _filled(_parsed(description), file, path)
 
@@ -116,10 +116,7 @@ def rebuild(architecture, weights):
 
 
 def _parsed(text):
-    """The description in a JSON text.
-
-    Raises: ConfigError for JSON that is something else.
-    """
+    """The description in a JSON text. Raises ConfigError for JSON that is something else."""
     try:
         config = json.loads(text)
         config = json.loads(config) if isinstance(config, str) else config  # `json.dump(model.to_json(), file)`
@@ -134,7 +131,7 @@ def _parsed(text):
 
 
 def _filled(config, file, path):
-    """The model of a description with the weights of a file, after every check that needs no memory."""
+    """The model of a description with the weights of a file, after all checks that need no memory."""
     config, size = safe_loading.to_keras3(config), path.stat().st_size
     stored_weights.check(file, size)
     safe_loading.check_size(config, size)
@@ -145,10 +142,7 @@ def _filled(config, file, path):
 
 @contextlib.contextmanager
 def _stored_weights(path):
-    """The HDF5 file with the weights, which a `.keras` holds as a member.
-
-    Before Keras 2.12 a `.keras` was an HDF5 file itself, so that its name says nothing.
-    """
+    """The HDF5 file with the weights; in a `.keras` it is a member, but before Keras 2.12 the file itself."""
     if not zipfile.is_zipfile(path):
         with h5py.File(path) as file:
             yield file
@@ -161,7 +155,7 @@ def _stored_weights(path):
 
 @contextlib.contextmanager
 def reading(path):
-    """As `using`, for a file that is to be read."""
+    """As `using`, for a file that must exist."""
     refuse_saved_model(path)
     if not path.is_file():
         raise ConfigError(f"The model must be a file. Received: {str(path)!r}, which is none.")
@@ -170,7 +164,7 @@ def reading(path):
 
 
 def refuse_saved_model(path):
-    """Raises ConfigError for TensorFlow's folder with a program in place of layers."""
+    """Raises ConfigError for TensorFlow's folder, which holds a program instead of layers."""
     if (path / "saved_model.pb").is_file():
         raise ConfigError(
             f"The model must be a file. Received: {str(path)!r}, a SavedModel folder, which holds a program and no "
@@ -180,7 +174,7 @@ def refuse_saved_model(path):
 
 @contextlib.contextmanager
 def using(path):
-    """Turns whatever a file that is no whole model makes its readers raise into a sentence that names the file."""
+    """Turns any error of reading or running a model's file into a sentence that names the file."""
     try:
         yield
     except ConfigError as error:
@@ -197,7 +191,7 @@ def using(path):
 
 
 def provenance(path):
-    """What a file of this project says of itself, or None for a file from elsewhere.
+    """The provenance stored in a file of this project, or None for a file from elsewhere.
 
     Raises: ConfigError where the file can't be read.
     """
@@ -211,11 +205,11 @@ def provenance(path):
 
 
 def written_by(path, architecture=None):
-    """The Keras that wrote a `.keras` or `.h5`, as `Keras 3.15.1`; empty where the file does not say.
+    """The Keras that wrote a `.keras` or `.h5`, as `Keras 3.15.1`; empty where the file does not state it.
 
     Args:
         path: of the file with the weights.
-        architecture: path of the JSON with the architecture, if it is apart; asked where the weights don't say.
+        architecture: path of the JSON with the architecture, if there is one; read where the weights don't state it.
     """
     with reading(path):
         if zipfile.is_zipfile(path):
@@ -231,10 +225,7 @@ def written_by(path, architecture=None):
 
 
 def _member(path, name):
-    """A member of a model's archive, None without such a one.
-
-    Raises: ConfigError for an archive that unpacks to far more than its own size.
-    """
+    """A member of a model's archive, or None. Raises ConfigError for one that unpacks to far more than its size."""
     with zipfile.ZipFile(path) as archive:
         unpacked = sum(info.file_size for info in archive.infolist())
         most = stored_weights.MAX_EXPANSION * path.stat().st_size

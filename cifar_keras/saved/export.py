@@ -1,7 +1,7 @@
 """`cifar-keras export`: a saved model in another format, checked on real images before it gets its name.
 
-Whatever the model was, what is written takes uint8 RGB at the model's size and returns float32 probabilities; scaling
-and softmax that a model from elsewhere lacks become part of it. Class names and provenance stand inside.
+Every exported model takes uint8 RGB at the model's size and returns float32 probabilities. Scaling and softmax that a
+model from elsewhere lacks become part of it. Class names and provenance are stored inside.
 """
 
 import contextlib
@@ -21,24 +21,22 @@ from pathlib import Path
 import keras
 import numpy as np
 from keras import layers
-from tqdm import tqdm
 
 from cifar_keras.config import CifarKerasError, ConfigError, RunFailedError
-from cifar_keras.data import NAMES
 from cifar_keras.data import load as load_dataset
 from cifar_keras.data.base import at_most, take
 from cifar_keras.models import blocks
-from cifar_keras.saved import artifacts, inference, resizing
+from cifar_keras.saved import artifacts, inference, resizing, scoring
 from cifar_keras.saved.formats import imported
 from cifar_keras.utils.files import replacing
 from cifar_keras.utils.runtime import silent
-from cifar_keras.utils.text import printable
+from cifar_keras.utils.text import to_stderr
 
 CALIBRATED = 256  # training images that int8 ranges are taken from
-AT_ONCE = 8  # of them: onnxruntime keeps every layer's output meanwhile, at 224 pixels 0.2 GB an image
-CHECKED, CHECKED_LARGE, LARGE = 1000, 500, 128  # validation images; of models that see so many pixels a side or more
+CALIBRATED_AT_ONCE = 8  # onnxruntime keeps every layer's output meanwhile, at 224 pixels 0.2 GB per image
+CHECKED, CHECKED_LARGE, LARGE = 1000, 500, 128  # validation images; fewer for models of images from this side on
 NEEDED = {".onnx": ("tf2onnx", "onnxruntime"), ".tflite": ("ai_edge_litert.interpreter",)}
-UNKNOWN = re.compile(r"'tf\.(\w+)' op is neither")  # how LiteRT's converter names what it does not know
+UNKNOWN = re.compile(r"'tf\.(\w+)' op is neither")  # how LiteRT's converter names an operation that it lacks
 
 
 @dataclass(frozen=True)
@@ -49,9 +47,9 @@ class Format:
         ending: of its files.
         int8: whether weights and activations are 8-bit integers.
         difference: how far a probability may lie from the original's.
-        loss: how much accuracy may be lost; of fewer images than that share shows, one may be.
-        agreement: the share of images that must get the same class, where accuracy is unknown. Elsewhere it bounds
-            nothing: a model that is right on half its images has many near-ties, which may fall either way.
+        loss: how much accuracy may be lost, but always one image.
+        agreement: the share of images that must get the same class where accuracy is unknown. It is no bound elsewhere:
+            a model that is right on half its images has many near-ties, which may fall either way.
     """
 
     ending: str
@@ -71,7 +69,7 @@ FORMATS = {
 
 @dataclass(frozen=True)
 class Check:
-    """How an exported model compares with the original on the same images.
+    """An exported model compared with the original on the same images.
 
     Attributes:
         images: how many.
@@ -92,10 +90,8 @@ class Check:
 
     def within(self, form):
         """Whether it stays in the bounds of a `Format`."""
-        if self.accuracy is None:
-            alike = self.agreement >= form.agreement
-        else:
-            alike = self.lost <= max(form.loss, 1 / self.images)
+        unlabelled = self.accuracy is None
+        alike = self.agreement >= form.agreement if unlabelled else self.lost <= max(form.loss, 1 / self.images)
         return alike and self.difference <= form.difference
 
     def __str__(self):
@@ -112,14 +108,14 @@ def export(classifier, to, path, *, dataset=None, data_dir=None, skip_unreadable
     Args:
         classifier: `inference.Classifier` of a `.keras` or `.h5`.
         to: key of `FORMATS`.
-        path: of the new file; None: beside the model, ending in `_int8` where it is.
-        dataset: as `--dataset`; default what the model was trained on, where that has a name.
+        path: of the new file; None for one beside the model, with `_int8` in its name where it is so.
+        dataset: as `--dataset`; default the one that the model was trained on, where that has a name.
         data_dir: as `--data-dir`.
         skip_unreadable: as `--skip-unreadable`.
         verbose: let the converter's own messages through.
     Returns: `(path, Check)`.
     Raises: ConfigError where the images or a package are missing; RunFailedError, with nothing written, where the
-        model can't be converted, or the new one is further from the original than its format may be.
+        model can't be converted, or the new one differs more from the original than its `Format` allows.
     """
     if (model := classifier.network.model) is None:
         raise ConfigError(f"MODEL must be a .keras or .h5 file to be exported. Received: {classifier.network.path}.")
@@ -128,9 +124,8 @@ def export(classifier, to, path, *, dataset=None, data_dir=None, skip_unreadable
     path = Path(path) if path else classifier.network.path.with_name(name + form.ending)
     if path.suffix != form.ending:
         raise ConfigError(f"`--output` must end in {form.ending} for {to}. Received: {str(path)!r}.")
-    calibration, images, labels = real_images(
-        classifier, dataset or _own_dataset(classifier), data_dir, skip_unreadable=skip_unreadable
-    )
+    dataset = dataset or scoring.own_dataset(classifier)
+    calibration, images, labels = real_images(classifier, dataset, data_dir, skip_unreadable=skip_unreadable)
     with replacing(path) as temporary:
         print(f"converting {model.name} to {to}", flush=True)
         convert(classifier, to, temporary, calibration, verbose=verbose)
@@ -150,7 +145,7 @@ def export(classifier, to, path, *, dataset=None, data_dir=None, skip_unreadable
 def convert(classifier, to, path, calibration, *, verbose=False):
     """Writes a model in another format, unchecked.
 
-    What the model says of itself goes along: class names only where it has any.
+    Its provenance is written with it, and its class names where it has any.
 
     Args:
         classifier: as for `export`.
@@ -158,7 +153,7 @@ def convert(classifier, to, path, calibration, *, verbose=False):
         path: of the new file.
         calibration: uint8 images at the model's size, from whose activations int8 ranges are taken.
         verbose: as for `export`.
-    Raises: ConfigError where a package is missing; RunFailedError where the converter fails, in whatever way.
+    Raises: ConfigError where a package is missing; RunFailedError where the converter fails in any way.
     """
     form = FORMATS[to]
     for module in NEEDED[form.ending]:
@@ -176,7 +171,7 @@ def convert(classifier, to, path, calibration, *, verbose=False):
 
 @contextlib.contextmanager
 def _quiet():
-    """Keeps to themselves what converters write to file descriptor 2, and what they log to a stream opened before."""
+    """Hides what converters write to file descriptor 2, and what they log to a stream opened before."""
     logging.disable(logging.CRITICAL)
     try:
         with silent():
@@ -186,52 +181,38 @@ def _quiet():
 
 
 def _unconvertible(to, error, *, verbose):
-    """What a converter's failure comes to in a sentence; the whole of it goes to standard error if that is wanted."""
+    """A converter's failure in one sentence; `verbose` also prints the traceback."""
     if verbose:
         traceback.print_exception(error, file=sys.stderr)
     text = " ".join(str(error).split())
-    if unknown := sorted({*UNKNOWN.findall(text)}):
-        reason = ", ".join(unknown)
-    else:  # compilers put pages of their own language into a message
+    reason = ", ".join(sorted({*UNKNOWN.findall(text)}))
+    if not reason:  # compilers put pages of their own language into a message
         reason = type(error).__name__ if not text or "loc(" in text else text[:120]
-    hint = "" if verbose else " `--verbose` shows what the converter says."
+    hint = "" if verbose else " `--verbose` shows the converter's messages."
     return RunFailedError(
         f"The model must consist of operations that {to} has. Received: one that can't be converted ({reason}). "
         f"Nothing was written.{hint}"
     )
 
 
-def _own_dataset(classifier):
-    name = classifier.provenance.get("config", {}).get("dataset")
-    if name not in NAMES:
-        known = (
-            f"the model was trained on a folder, {name}" if name else "the model does not say what it was trained on"
-        )
-        raise ConfigError(
-            f"`--dataset` must name the images on which the new file is checked. Received: none; {known}."
-        )
-    return name
-
-
 def real_images(classifier, dataset, data_dir, *, skip_unreadable=False):
-    """Images at the model's size, uint8: `(calibration, validation, labels of these)`, None for other classes."""
+    """Images at the model's size: `(calibration, validation, validation labels)`; no labels where classes differ."""
     count = CHECKED_LARGE if min(classifier.size) >= LARGE else CHECKED
     data = load_dataset(dataset, data_dir=data_dir, decoded_at=classifier.size, skip_unreadable=skip_unreadable)
     for note in data.notes:
-        print(printable(f"{data.label}: {note}"), file=sys.stderr)
+        to_stderr(f"{data.label}: {note}")
     train, val = (take(split, at_most(split, most)) for split, most in ((data.train, CALIBRATED), (data.val, count)))
-    sized = [np.stack([classifier.pixels(np.asarray(image)) for image in split.images]) for split in (train, val)]
+    sized = [np.asarray(inference.at_size(split.images, classifier)) for split in (train, val)]
     return *sized, np.asarray(val.labels) if data.class_names == classifier.class_names else None
 
 
 def compared(original, exported, images, labels):
-    """The `Check` of two classifiers on uint8 images at their size and labels, or None in place of these."""
-    parts = []
-    with tqdm(total=len(images), unit=" images", desc="checking", disable=None, leave=False) as bar:
-        for block in np.array_split(images, math.ceil(len(images) / inference.BATCH)):
-            parts.append([one.probabilities(block) for one in (exported, original)])
-            bar.update(len(block))
-    return check_of(*(np.concatenate(part) for part in zip(*parts, strict=True)), labels)
+    """The `Check` of two classifiers on uint8 images at their size, with labels or None."""
+
+    def both(block):
+        return [one.probabilities(block) for one in (exported, original)]
+
+    return check_of(*inference.in_blocks(both, images, what="checking"), labels)
 
 
 def check_of(new, old, labels):
@@ -242,11 +223,11 @@ def check_of(new, old, labels):
 
 
 def exportable(classifier):
-    """The whole of a classifier as one model of operations that the converters know: uint8 RGB to probabilities."""
+    """The whole classifier as one model, from uint8 RGB to probabilities, of operations that the converters know."""
     model = keras.models.clone_model(classifier.network.model, clone_function=_exportable_layer, recursive=True)
     _copy_weights(classifier.network.model, model)
     _arrays_for_tensors(model)
-    model.trainable = False  # or the graph would hold what moves BatchNorm's statistics
+    model.trainable = False  # or the graph would update BatchNorm's statistics
     if "contract" in classifier.provenance:
         return model
     inputs, x = inference.network_input(classifier, scale=_exportable_scale)
@@ -256,7 +237,7 @@ def exportable(classifier):
 
 
 def _arrays_for_tensors(model):
-    """Makes arrays of a graph's constant tensors: the former become constants of an ONNX graph, the latter inputs."""
+    """Replaces a graph's constant tensors by arrays: ONNX would make inputs of tensors, and constants of arrays."""
     for operation in getattr(model, "operations", ()):
         for node in operation._inbound_nodes:
             held = node.arguments
@@ -270,7 +251,7 @@ def _arrays_for_tensors(model):
 
 
 def _copy_weights(model, copy):
-    """Gives a copy made by `_exportable_layer` its weights, those of models within included."""
+    """Copies a model's weights, nested models included, to a copy made by `_exportable_layer`."""
     for layer in model.layers:
         if isinstance(layer, keras.Model):
             _copy_weights(layer, copy.get_layer(layer.name))
@@ -285,7 +266,7 @@ def _exportable_scale(x, scaling):
 
 
 def _exportable_layer(layer):
-    """The same layer, without what a converter would leave out of the file or does not know."""
+    """The same layer, in operations that a converter knows and keeps."""
     if isinstance(layer, layers.Normalization):
         return _rescaling(layer)
     if isinstance(layer, layers.Resizing) and layer.data_format == "channels_last":
@@ -297,14 +278,14 @@ def _exportable_layer(layer):
 
 
 def _rescaling(layer):
-    """Normalization as Rescaling: its statistics are tensors, which would become further inputs of an ONNX graph."""
+    """Normalization as Rescaling: its statistics are tensors, which would become inputs of an ONNX graph."""
     deviation = np.maximum(np.sqrt(np.asarray(layer.variance, "float64")), keras.config.epsilon())
     factor, mean = 1 / deviation.ravel(), np.asarray(layer.mean, "float64").ravel()
     return layers.Rescaling(factor.tolist(), (-mean * factor).tolist(), dtype=layer.dtype_policy, name=layer.name)
 
 
 def _gelu(x):
-    """GELU by the error function; TensorFlow takes its complement, which ONNX does not have."""
+    """GELU by the error function; TensorFlow uses its complement, which ONNX does not have."""
     return 0.5 * x * (1 + keras.ops.erf(x / math.sqrt(2)))
 
 
@@ -321,9 +302,9 @@ def _to_onnx(model, path, calibration, note):
     gc.collect()  # tf2onnx leaves gigabytes in cycles
     graph = onnx.load(path)
     if unknown := {node.op_type for node in graph.graph.node if not onnx.defs.has(node.op_type, node.domain)}:
-        raise ValueError(", ".join(sorted(unknown)))  # which tf2onnx writes all the same
+        raise ValueError(", ".join(sorted(unknown)))  # tf2onnx writes them all the same
     if len(graph.graph.input) > 1:
-        raise ValueError("the graph holds a constant array; a Rescaling or Normalization layer in its place exports")
+        raise ValueError("the graph holds a constant array; use a Rescaling or Normalization layer in its place")
     if calibration is not None:
         _quantize_onnx(path, calibration)
         graph = onnx.load(path)
@@ -332,7 +313,7 @@ def _to_onnx(model, path, calibration, note):
 
 
 def _quantize_onnx(path, calibration):
-    """Replaces an ONNX file by its int8 form: weights by channel, activations by the ranges that the images reach."""
+    """Replaces an ONNX file by its int8 form: weights per channel, activations by their ranges on the images."""
     import onnx
     from onnxruntime import InferenceSession, quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -340,7 +321,7 @@ def _quantize_onnx(path, calibration):
     (inside,) = InferenceSession(str(path), providers=["CPUExecutionProvider"]).get_inputs()
 
     class Reader(quantization.CalibrationDataReader):
-        blocks = inference.batched(calibration, AT_ONCE)
+        blocks = inference.batched(calibration, CALIBRATED_AT_ONCE)
 
         def get_next(self):
             block = next(self.blocks, None)
@@ -355,11 +336,11 @@ def _quantize_onnx(path, calibration):
             str(path),
             Reader(),
             per_channel=True,
-            reduce_range=True,  # weights of 7 bits: on CPUs with AVX2 alone the sums of 8-bit ones overflow unnoticed
+            reduce_range=True,  # 7-bit weights: on CPUs with AVX2 alone, sums of 8-bit ones overflow silently
             op_types_to_quantize=["Conv", "MatMul", "Gemm", "Relu"],
-            nodes_to_exclude=[name for name in nodes if resizing.SCOPE in name],  # pixels, rounded to 8 bits twice
+            nodes_to_exclude=[name for name in nodes if resizing.SCOPE in name],  # would round pixels to 8 bits twice
             weight_type=quantization.QuantType.QInt8,
-            activation_type=quantization.QuantType.QUInt8,  # signed ones leave onnxruntime's convolutions in float32
+            activation_type=quantization.QuantType.QUInt8,  # with signed ones onnxruntime's convolutions stay float32
         )
 
 

@@ -1,4 +1,4 @@
-"""Finding a saved model: by its path, by a run id, or by an experiment (its newest run whose model is there)."""
+"""Finding a saved model: by its path, a run id, or an experiment (its newest run with a model)."""
 
 from pathlib import Path
 
@@ -23,9 +23,9 @@ def find_model(name, *, root):
 
 
 def saved_model(name, *, root):
-    """The path of the saved model of a run id, or of an experiment: that of its newest run whose model is there.
+    """The path of the saved model of a run, or of an experiment's newest run with a model.
 
-    Raises: ConfigError where there is no such run, or its model is gone.
+    Raises: ConfigError where there is no such run, or its model is missing.
     """
     missing = []
     for record in matching(name, records := finished(root)):
@@ -37,19 +37,16 @@ def saved_model(name, *, root):
 
 
 def recorded(name, *, root):
-    """The record of the finished run that a run id, an experiment (its newest) or a saved model stands for.
-
-    Raises: ConfigError where there is no such run.
-    """
+    """The record of a finished run below `root`, as `record_of` finds it."""
     return record_of(str(name), finished(root))
 
 
 def paired(arguments):
-    """Models of a command line: a `.json` takes the argument behind it as its weights.
+    """Models of a command line: the argument after a `.json` is its weights.
 
     Args:
         arguments: strings such as `["model.json", "weights.h5", "other.onnx"]`.
-    Returns: list of `(model, weights)`; the weights are None for whatever is no `.json`.
+    Returns: list of `(model, weights)`; the weights are None for other models than a `.json`.
     Raises: ConfigError for a `.json` without weights.
     """
     pairs, rest = [], list(arguments)
@@ -58,7 +55,7 @@ def paired(arguments):
         if Path(model).suffix == ".json":
             if not rest or Path(rest[0]).suffix not in WEIGHTS:
                 raise ConfigError(
-                    f"{model} holds an architecture alone and must be followed by its weights, a file that ends in "
+                    f"{model} holds only an architecture and must be followed by its weights, a file that ends in "
                     f"{', '.join(WEIGHTS)}. Received: {rest[0] if rest else 'nothing more'}."
                 )
             weights = rest.pop(0)
@@ -69,7 +66,7 @@ def paired(arguments):
 def single(model, weights):
     """The `(model, weights)` of a command that takes one model; `weights` may be None.
 
-    Raises: ConfigError as `paired`, and for weights behind anything else than a `.json`.
+    Raises: ConfigError as `paired`, and for weights after another model than a `.json`.
     """
     first, *others = paired([model, *([weights] if weights else [])])
     if others:
@@ -83,19 +80,19 @@ def finished(root):
 
 
 def is_model(name):
-    """Whether a name ends as a file with a complete Keras model does."""
+    """Whether a name has the ending of a complete Keras model."""
     return Path(name).suffix in (".keras", ".h5")
 
 
 def record_of(name, records):
-    """The record that a run id, an experiment or a saved model's file stands for; the newest of an experiment."""
+    """The record of a run id, an experiment (its newest) or a saved model's file. Raises ConfigError for none."""
     if (found := next(matching(name, records), None)) is None:
         raise _unknown(name, records)
     return found
 
 
 def matching(name, records):
-    """The records that a run id, an experiment or a saved model's file stands for, the newest first."""
+    """The records of a run id, an experiment or a saved model's file, the newest first."""
     wanted = _owner(Path(name)) if is_model(name) else name
     for record in reversed(records):
         number = f"{record['config'].get('number')}"
@@ -110,14 +107,14 @@ def _unknown(name, records):
 
 
 def known(records):
-    """The newest run ids in a phrase, for messages."""
+    """The newest run ids, for messages."""
     return ", ".join(dict.fromkeys(record["run_id"] for record in records[-5:])) or "none has finished below this root"
 
 
 def _owner(path):
-    """The id of the run that a file's model came from, '' for a file from elsewhere.
+    """The id of the run that a model's file came from, '' for a file from elsewhere.
 
-    Raises: ConfigError where it is no such file.
+    Raises: ConfigError where it can't be read.
     """
     return (artifacts.provenance(path) or {}).get("run_id", "")
 

@@ -23,17 +23,17 @@ from cifar_keras.utils.system import cores
 
 CUSTOM, ARCHITECTURE = "_custom.h5", "_architecture.json"
 EXTRAS = {"onnxruntime": "onnx", "tf2onnx": "onnx", "ai_edge_litert.interpreter": "litert"}
-NOTE = {"class_names": list, "config": dict, "contract": str}  # what is read of a file's provenance
-MAX_BYTES = 64 * 4 * MAX_VALUES  # that onnxruntime may take for what its layers put out: of 64 images, in float32
+NOTE = {"class_names": list, "config": dict, "contract": str}  # the entries of a file's provenance that are used
+MAX_ONNX_BYTES = 64 * 4 * MAX_VALUES  # that onnxruntime may allocate for its layers' outputs: 64 images in float32
 DTYPES = ("uint8", "float32")
-FLOATS = ("float16", "float32", "float64")  # of inputs; they are given float32, which is brought to theirs
+FLOATS = ("float16", "float32", "float64")  # of inputs; all take float32, which is cast
 ONNX_TYPES = {
     "tensor(uint8)": "uint8", "tensor(float16)": "float16", "tensor(float)": "float32", "tensor(double)": "float64",
 }  # fmt: skip
 CHANNELS = (1, 3)  # grey, RGB
-MAX_BATCH = 256  # images that a file may want at a time
+MAX_BATCH = 256  # the largest fixed batch size of a file
 SCALING = (keras.layers.Rescaling, keras.layers.Normalization)
-MIN_DIVISOR = 10  # of pixels in [0, 255]; standard deviations of theirs are around 60, of those in [0, 1] below 1
+MIN_DIVISOR = 10  # of pixels in [0, 255]: their standard deviation is around 60, that of pixels in [0, 1] below 1
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Quantised:
 
     @property
     def ends(self):
-        """The lowest and the highest real number that they can stand for."""
+        """The lowest and the highest real number in their range."""
         limits = np.iinfo(self.dtype)
         return self.scale * (limits.min - self.zero), self.scale * (limits.max - self.zero)
 
@@ -61,7 +61,7 @@ class Quantised:
         return np.float32(self.scale) * (np.asarray(integers, "float32") - self.zero)
 
     def integers(self, values):
-        """The integers for an array: the nearest to real numbers; uint8 pixels as they are, from the lowest on."""
+        """The integers for an array: the nearest ones to real numbers; uint8 pixels shifted to start at the lowest."""
         limits = np.iinfo(self.dtype)
         if values.dtype == np.uint8:
             return (values.astype("int16") + limits.min).astype(self.dtype)
@@ -73,21 +73,21 @@ class Network:
     """A model that classifies images, opened.
 
     Attributes:
-        path: of its file; of its weights where the architecture stands apart.
-        provenance: what the file says of itself; None for one from elsewhere.
+        path: of its file; of its weights where the architecture is in another file.
+        provenance: the facts that the file states; None for one from elsewhere.
         size: `(height, width)` of the images it takes, None where any will do.
         dtype: of the images, 'uint8' or 'float32'. Quantised inputs take both: pixels as they are, or real numbers.
         outputs: how many numbers it puts out for an image; 1 where one number decides between two classes.
         run: takes images `(n, height, width, channels)` of that size and dtype, returns float32 `(n, outputs)`.
         model: the `keras.Model`; None in the other formats.
-        written_by: the program and its version; empty where the file does not say.
+        written_by: the program and its version; empty where the file does not state it.
         channels: 3 for RGB, 1 for grey.
-        channels_first: whether the file itself wants `(n, channels, height, width)`, which `run` makes.
-        batch: how many images the file takes at a time, where it takes one number of them only; `run` takes any.
-        activation: the last one's name, such as 'softmax', 'sigmoid' or 'linear'; None where the file does not say.
+        channels_first: whether the file itself takes `(n, channels, height, width)`; `run` transposes.
+        batch: the file's batch size where it is fixed; `run` takes any number of images.
+        activation: the last one's name, such as 'softmax', 'sigmoid' or 'linear'; None where it is unknown.
         quantised: how the input's integers stand for real numbers; None where it is not quantised.
         quantised_output: the same of the output.
-        architecture: path of the `.json`, where it stands apart.
+        architecture: path of the `.json`, where there is one.
     """
 
     path: Path
@@ -108,23 +108,23 @@ class Network:
 
     @property
     def holds_scaling(self):
-        """Whether the model scales pixels before its first kernel, as one from elsewhere may, models within included.
+        """Whether the model scales pixels before its first kernel, in nested models too.
 
-        What scales later says nothing of pixels: a `Rescaling` of logits by a temperature, for example.
+        Later scaling does not count, such as a `Rescaling` of logits by a temperature.
         """
-        graph = _graph(self.model) if self.model else None
+        graph = graph_of(self.model) if self.model else None
         return graph is not None and _scales_first(graph)[0]
 
 
-def _graph(layer):
-    """The graph of calls that a functional or sequential model stands for; None for anything else."""
+def graph_of(layer):
+    """The graph of calls of a functional or sequential model; None for anything else."""
     if isinstance(layer, keras.Sequential):
         return layer._functional
     return layer if isinstance(layer, keras.Function) else None
 
 
 def _scales_first(graph):
-    """Whether a graph scales its input before any kernel, and whether no kernel stands before its outputs."""
+    """Whether a graph scales its input before any kernel, and whether there is no kernel before its outputs."""
     before, scales = {id(tensor) for tensor in graph.inputs}, False  # tensors that no kernel has touched
     for _, nodes in sorted(graph._nodes_by_depth.items(), reverse=True):
         for node in nodes:
@@ -138,9 +138,9 @@ def _scales_first(graph):
 
 
 def _scales(node):
-    """Whether one call of a layer or an operation scales what it takes, and whether it does so without a kernel."""
+    """Whether one call of a layer or an operation scales its input, and whether it has no kernel."""
     operation = node.operation
-    if (graph := _graph(operation)) is not None:
+    if (graph := graph_of(operation)) is not None:
         return _scales_first(graph)
     if not isinstance(operation, keras.Layer):
         return _shrinks(operation, node.arguments), True
@@ -150,9 +150,9 @@ def _scales(node):
 
 
 def _shrinks(operation, arguments):
-    """Whether an operation divides by a constant that pixels in [0, 255] call for.
+    """Whether an operation divides by a constant large enough for pixels in [0, 255].
 
-    `2 * x - 1` or `(x - 0.5) / 0.5` are for pixels that are in [0, 1] already, so that they state the opposite.
+    `2 * x - 1` and `(x - 0.5) / 0.5` are for pixels that are in [0, 1] already.
     """
     kind, (first, second) = type(operation).__name__, (*arguments.args, None, None)[:2]
     if kind == "Multiply" and isinstance(second, keras.KerasTensor):
@@ -164,13 +164,13 @@ def _shrinks(operation, arguments):
 
 
 def open_network(path, weights=None):
-    """Opens a model's file; a weights-alone `_custom.h5` with the `_architecture.json` beside it.
+    """Opens a model's file; for a `_custom.h5` with weights only, also the `_architecture.json` beside it.
 
     Args:
-        path: of the file, or of a `.json` with the architecture alone.
+        path: of the file, or of a `.json` with only the architecture.
         weights: path of the weights that belong to the `.json`; None for other files.
     Returns: `Network`; its `run` raises ConfigError where the file turns out to be damaged.
-    Raises: ConfigError where the file is none, is damaged, would run code, or holds no classifier of images; where a
+    Raises: ConfigError where the file is missing or damaged, would run code, or holds no classifier of images; where a
         `.json` comes without weights, or another file with them.
     """
     artifacts.refuse_saved_model(Path(path))
@@ -181,22 +181,19 @@ def open_network(path, weights=None):
         _check_note(network.provenance)
 
     def run(images):
-        with artifacts.using(path):  # some damage shows no sooner
+        with artifacts.using(path):  # some damage shows only now
             return _run(network, images)
 
     return dataclasses.replace(network, run=run)
 
 
 def _opener(path, weights):
-    """What opens this file.
-
-    Raises: ConfigError where nothing does.
-    """
+    """What opens this file. Raises ConfigError where nothing does."""
     if path.suffix.lower() == ".json" and weights is not None:
         return functools.partial(_keras, architecture=path)
     if path.suffix.lower() == ".json":
         raise ConfigError(
-            f"{path} holds an architecture alone, so that its weights must be named after it. Received: none. "
+            f"{path} holds only an architecture, so its weights must be named after it. Received: none. "
             f"Give both: {path.name} WEIGHTS.h5."
         )
     if path.suffix.lower() not in OPENERS:
@@ -210,14 +207,14 @@ def _opener(path, weights):
 
 
 def _run(network, images):
-    """What the file itself puts out, as float32 `(n, outputs)`, for images as `Network.run` takes them."""
+    """The file's own output, as float32 `(n, outputs)`, for images as `Network.run` takes them."""
     if network.quantised:
         images = network.quantised.integers(images)
     if network.channels_first:
         images = np.ascontiguousarray(np.moveaxis(images, 3, 1))
     if network.batch is None:
         scores = network.run(images)
-    else:  # its last image fills a last block that is too small
+    else:  # the last image fills up a last block that is too small
         missing = -len(images) % network.batch
         blocks = np.pad(images, [(0, missing), (0, 0), (0, 0), (0, 0)], "edge").reshape(
             -1, network.batch, *images.shape[1:]
@@ -246,16 +243,14 @@ def _keras(path, architecture=None):
     if architecture is None and path.name.endswith(CUSTOM) and beside.is_file():
         architecture = beside
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "When providing `inputs` as a dict")  # `_plain` does away with it
+        warnings.filterwarnings("ignore", "When providing `inputs` as a dict")  # `_plain` removes it
         if architecture is None:
             model = artifacts.load(path)
         else:
             with artifacts.reading(architecture):
                 model = artifacts.rebuild(architecture, path)
-    if len(model.inputs) != 1 or len(model.outputs) != 1:
-        raise _no_classifier(f"{len(model.inputs)} inputs and {len(model.outputs)} outputs")
+    inside, outside = _ends(model.inputs, model.outputs)
     model = _plain(model)
-    (inside,), (outside,) = model.inputs, model.outputs
 
     def run(images):
         return np.asarray(model.predict_on_batch(images), "float32")
@@ -270,7 +265,7 @@ def _keras(path, architecture=None):
 
 
 def _plain(model):
-    """The same model taking and returning a tensor, where its only one stands in a dict or a list."""
+    """The same model taking and returning tensors, where they are in a dict or a list."""
     if not isinstance(model, keras.Function):
         return model
     if all(isinstance(one, keras.KerasTensor) for one in (model._inputs_struct, model._outputs_struct)):
@@ -279,7 +274,7 @@ def _plain(model):
 
 
 def _last_activation(model):
-    """The name of the activation that a model ends with; None where its last layer is of another kind."""
+    """The name of a model's last activation; None where its last layer has none."""
     layer = model.outputs[0]._keras_history.operation
     if isinstance(layer, keras.Model):
         return _last_activation(layer)
@@ -293,13 +288,11 @@ def _onnx(path):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = cores(), 4
     options.add_session_config_entry("session.use_env_allocators", "1")
-    arena = onnxruntime.OrtArenaCfg({"max_mem": MAX_BYTES})
+    arena = onnxruntime.OrtArenaCfg({"max_mem": MAX_ONNX_BYTES})
     kind = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
     onnxruntime.create_and_register_allocator(onnxruntime.OrtMemoryInfo("Cpu", *kind), arena)
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0)
-    if len(session.get_inputs()) != 1 or len(session.get_outputs()) != 1:
-        raise _no_classifier(f"{len(session.get_inputs())} inputs and {len(session.get_outputs())} outputs")
-    (inside,), (outside,) = session.get_inputs(), session.get_outputs()
+    inside, outside = _ends(session.get_inputs(), session.get_outputs())
     _check_output(outside.type.removeprefix("tensor(").removesuffix(")"))
     dtype = ONNX_TYPES.get(inside.type, inside.type)
 
@@ -315,13 +308,11 @@ def _onnx(path):
 def _litert(path):
     with silent():
         interpreter = imported("ai_edge_litert.interpreter").Interpreter(model_path=str(path), num_threads=cores())
-    if len(interpreter.get_input_details()) != 1 or len(interpreter.get_output_details()) != 1:
-        raise _no_classifier("several inputs or outputs")
-    (inside,), (outside,) = interpreter.get_input_details(), interpreter.get_output_details()
+    inside, outside = _ends(interpreter.get_input_details(), interpreter.get_output_details())
     _check_tensors(interpreter)
     with silent():
         interpreter.allocate_tensors()
-    _check_tensors(interpreter)  # the shapes that it came to, whatever the file said
+    _check_tensors(interpreter)  # the actual shapes, which may differ from the stated ones
     state = {"batch": None}
 
     def run(images):
@@ -340,15 +331,12 @@ def _litert(path):
         _check_output(np.dtype(outside["dtype"]).name)
     facts = _facts(*shapes, "uint8" if quantised else np.dtype(inside["dtype"]).name)
     facts |= {"quantised": quantised, "quantised_output": quantised_output}
-    note = artifacts.provenance(path) if zipfile.is_zipfile(path) else None  # whatever case its ending is in
+    note = artifacts.provenance(path) if zipfile.is_zipfile(path) else None  # in upper case too
     return Network(path, note, run=run, **facts)
 
 
 def _quantised(end):
-    """How the integers of one of LiteRT's inputs or outputs stand for real numbers; None where they are none.
-
-    Raises: ConfigError for what is no step above 0.
-    """
+    """The `Quantised` of one of LiteRT's inputs or outputs, or None. Raises ConfigError for a scale of 0 or less."""
     (scale, zero), dtype = end["quantization"], np.dtype(end["dtype"]).name
     if dtype not in ("uint8", "int8") or scale == 0:
         return None
@@ -385,13 +373,13 @@ def _check_note(note):
 
 
 def _facts(inside, outside, dtype):
-    """What shapes and dtype say of a classifier, attributes of `Network` by name.
+    """The attributes of `Network` that follow from shapes and dtype, by name.
 
     Args:
-        inside: shape of the input; what is no number in it is a side of any length.
+        inside: shape of the input; any other value than an int is a side of any length.
         outside: shape of the output.
         dtype: of the input.
-    Raises: ConfigError for what is no classifier of images.
+    Raises: ConfigError where they are not those of a classifier of images.
     """
     inside, outside = ([side if isinstance(side, int) else None for side in shape] for shape in (inside, outside))
     first = len(inside) == 4 and inside[1] in CHANNELS and inside[3] not in CHANNELS
@@ -406,13 +394,16 @@ def _facts(inside, outside, dtype):
     if batch is not None and not 0 < batch <= MAX_BATCH:
         raise _no_classifier(f"an input of {batch} images at a time, at most {MAX_BATCH} are allowed")
     return {
-        "size": size,
-        "dtype": "float32" if dtype in FLOATS else dtype,
-        "outputs": outside[1],
-        "channels": channels,
-        "channels_first": first,
-        "batch": batch,
-    }
+        "size": size, "dtype": "float32" if dtype in FLOATS else dtype, "outputs": outside[1], "channels": channels,
+        "channels_first": first, "batch": batch,
+    }  # fmt: skip
+
+
+def _ends(inputs, outputs):
+    """The only input and the only output. Raises ConfigError where there are more."""
+    if len(inputs) != 1 or len(outputs) != 1:
+        raise _no_classifier(f"{len(inputs)} inputs and {len(outputs)} outputs")
+    return inputs[0], outputs[0]
 
 
 def _no_classifier(received):

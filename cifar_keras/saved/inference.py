@@ -4,32 +4,30 @@ import dataclasses
 import functools
 import itertools
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import keras
 import numpy as np
 from keras import layers
+from tqdm import tqdm
 
 from cifar_keras.config import ConfigError
-from cifar_keras.data.base import Split
-from cifar_keras.data.images import decode, fitted
+from cifar_keras.data.base import Rows, Split
+from cifar_keras.data.images import Lazy, decode, fitted
 from cifar_keras.data.pipeline import evaluation_pipeline
 from cifar_keras.models import blocks
 from cifar_keras.saved import labels, safe_loading
 from cifar_keras.saved.formats import Network, open_network
-from cifar_keras.utils.text import printable
+from cifar_keras.utils.text import shortened, to_stderr
 
 BATCH = 64  # images at a time
 SCALINGS = ("raw", "unit", "half", "zscore", "torch", "caffe")  # none, and those of the zoo's models
 FOR_GREY = ("raw", "unit", "half")  # of them; the others have a figure for each of three channels
-LUMA = np.float32(
-    (19595, 38470, 7471)
-)  # red, green and blue of 65,536 parts of grey: ITU-R 601, rounded as Pillow does
-NEAR = 0.02  # share of its span by which a range may miss that of a scaling and still be taken for it
+LUMA = np.float32((19595, 38470, 7471))  # red, green and blue, of 65,536: ITU-R 601, rounded as Pillow does
+NEAR = 0.02  # how far a range may differ from that of a scaling that it is taken for, as a share of its span
 PROBABILITY, LOGIT = "probability", "logit"  # what one number for two classes may be
-PROBES = 16  # images on which it is seen whether a model puts out probabilities
+PROBES = 16  # images that show whether a model puts out probabilities
 
 VIEWS = (
     # arXiv:2404.00498, section 3.5: mirrored or not, each at rest and one pixel up-left and down-right
@@ -50,34 +48,61 @@ def probabilities(model, images, *, batch_size):
     return model.predict(evaluation_pipeline(split, batch_size=batch_size), verbose=0)
 
 
-def augmented_probabilities(model, images, *, batch_size):
-    """The weighted mean of the probabilities of six views of each image. Arguments and result as `probabilities`."""
-    views = ((Moved(images, move, mirrored), weight) for move, mirrored, weight in VIEWS)
-    return sum(weight * probabilities(model, view, batch_size=batch_size) for view, weight in views)
+def augmented_probabilities(model, images, *, by=probabilities, **options):
+    """The weighted mean of the probabilities of six views of each image.
+
+    Args:
+        model: as `by` takes it.
+        images: as for `probabilities`.
+        by: computes probabilities of a model and images.
+        options: of `by`.
+    """
+    return sum(weight * by(model, moved(images, move, mirrored), **options) for move, mirrored, weight in VIEWS)
 
 
-class Moved:
-    """Images moved by up to a pixel along the diagonal, borders reflected, and mirrored or not; made when indexed.
+def in_blocks(function, images, *, what, batch_size=None):
+    """What a function makes of images, block after block, with a progress bar.
+
+    Args:
+        function: takes uint8 `(n, height, width, 3)`; returns an array with n rows, or a list of such arrays.
+        images: uint8 `(n, height, width, 3)`; anything that an array of indices indexes.
+        what: for the progress bar.
+        batch_size: images at a time; None for `BATCH`.
+    Returns: the array for all images, float32, or the list of them.
+    """
+    parts, count = [], batch_size or BATCH
+    with tqdm(total=len(images), unit=" images", desc=what, disable=None, leave=False) as bar:
+        for start in range(0, len(images), count):
+            block = np.ascontiguousarray(images[np.arange(start, min(start + count, len(images)))])
+            parts.append(function(block))
+            bar.update(len(block))
+    return keras.tree.map_structure(lambda *part: np.concatenate(part).astype("float32", copy=False), *parts)
+
+
+def at_size(images, classifier):
+    """A split's images at the size that a classifier takes; resized ones are made when they are read."""
+    if tuple(images.shape[1:3]) == tuple(classifier.size):
+        return images
+    resized = Lazy(lambda indices: list(map(classifier.pixels, images[indices])), (len(images), *classifier.size, 3))
+    return Rows(resized, np.arange(len(images)))
+
+
+def moved(images, move, mirrored):
+    """Images moved by up to a pixel along the diagonal, with reflected borders, and mirrored or not: `Lazy`.
 
     Args:
         images: uint8 `(n, height, width, 3)`; an array or a memory map.
-        move: -1, 0 or 1 pixels down and to the right that the view begins.
+        move: where the view begins: -1, 0 or 1 pixels down and to the right.
         mirrored: left to right.
     """
+    first, (height, width) = 1 + move, images.shape[1:3]
 
-    def __init__(self, images, move, mirrored):
-        self.images, self.move, self.mirrored = images, move, mirrored
-        self.shape, self.dtype = images.shape, images.dtype
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, key):
-        """`key` is an array of indices."""
-        padded = np.pad(np.asarray(self.images[key]), ((0, 0), (1, 1), (1, 1), (0, 0)), "reflect")
-        first, (height, width) = 1 + self.move, self.shape[1:3]
+    def make(indices):
+        padded = np.pad(np.asarray(images[indices]), ((0, 0), (1, 1), (1, 1), (0, 0)), "reflect")
         view = padded[:, first : first + height, first : first + width]
-        return view[:, :, ::-1] if self.mirrored else view
+        return view[:, :, ::-1] if mirrored else view
+
+    return Lazy(make, images.shape)
 
 
 def load(path, *, weights=None, scaling=None, image_size=None, default_size=None, class_names=None):
@@ -124,7 +149,7 @@ def named(network, class_names=None):
         class_names: as for `load`.
     Returns: `(names, provenance, assumptions)`. The provenance holds `class_names` where they are known, and is empty
         for a file from elsewhere without; else the names are 'class 0' and so on.
-    Raises: ConfigError for names that are not one a class.
+    Raises: ConfigError for names that are not one per class.
     """
     count = max(network.outputs, 2)
     numbered = tuple(f"class {number}" for number in range(count))
@@ -141,35 +166,29 @@ def named(network, class_names=None):
             f"Received: {len(given)} names."
         )
     differs = own and own != given
-    said = (f"names its classes {shortened(own)}; --class-names calls them {shortened(given)}",) if differs else ()
-    return given, note | {"class_names": list(given)}, said
+    assumed = (f"names its classes {shortened(own)}; --class-names calls them {shortened(given)}",) if differs else ()
+    return given, note | {"class_names": list(given)}, assumed
 
 
 def print_assumptions(classifier):
-    """Prints what a model's file left open and was assumed, a line each, on standard error."""
+    """Prints what was assumed where the model's file left it open, one line each, on standard error."""
     for assumed in classifier.assumptions:
-        print(printable(f"{classifier.network.path.name} {assumed}"), file=sys.stderr)
+        to_stderr(f"{classifier.network.path.name} {assumed}")
 
 
 def print_unstated_scaling(classifier, *, or_else=""):
-    """Prints on standard error that nobody knows how a model's pixels are scaled, and what can be done about it."""
-    print(
+    """Prints on standard error that the scaling of a model's pixels is unknown, and how to state it."""
+    to_stderr(
         f"{classifier.network.path.name} does not state how its pixels are scaled. They are given as they are, in "
-        f"[0, 255]. If that is wrong: --input-scaling {'|'.join(classifier.scalings)}{or_else}.",
-        file=sys.stderr,
+        f"[0, 255]. If that is wrong: --input-scaling {'|'.join(classifier.scalings)}{or_else}."
     )
-
-
-def shortened(names, most=10):
-    """Names in one line, at most so many."""
-    return ", ".join(names[:most]) + (f", ... ({len(names)})" if len(names) > most else "")
 
 
 def _pixels_known(classifier, scaling):
     """The classifier with its scaling, and what was assumed about its pixels."""
-    network, said = classifier.network, []
+    network, assumed = classifier.network, []
     if network.channels == 1:
-        said.append("takes grey images; RGB becomes grey by ITU-R 601 luma, as Pillow's mode L")
+        assumed.append("takes grey images; RGB becomes grey by ITU-R 601 luma, as Pillow's mode L")
     if network.quantised and scaling is None and "contract" not in classifier.provenance:
         low, high = network.quantised.ends
         known = scaling_of_range(low, high, classifier.scalings)
@@ -177,9 +196,9 @@ def _pixels_known(classifier, scaling):
         shifted = " minus 128" if network.quantised.dtype == "int8" else ""
         pixels = f"pixels go in as they are{shifted}" if scaling in ("raw", None) else "pixels are scaled so"
         meaning = f"that is {known!r}: {pixels}" if known else f"the range of no scaling here: as a guess, {pixels}"
-        said.append(f"takes {network.quantised.dtype} for {low:.4g} to {high:.4g}, {meaning}")
+        assumed.append(f"takes {network.quantised.dtype} for {low:.4g} to {high:.4g}, {meaning}")
         classifier = dataclasses.replace(classifier, range_known=known is not None)
-    return classifier.scaled(scaling or "raw"), said
+    return classifier.scaled(scaling or "raw"), assumed
 
 
 def scaling_of_range(low, high, scalings=SCALINGS):
@@ -202,7 +221,7 @@ def _span(scaling):
 
 
 def _outputs_known(classifier):
-    """The classifier with whatever makes probabilities of its outputs, and what was assumed about them."""
+    """The classifier whose outputs are probabilities, and what was assumed about them."""
     network = classifier.network
     if "contract" in classifier.provenance and network.outputs > 1:
         return classifier, ()
@@ -215,10 +234,10 @@ def _outputs_known(classifier):
         logits = bool(scores.min() < 0 or np.abs(scores.sum(axis=1) - 1).max() > 1e-2)
     if not logits:
         return classifier, ()
-    said = "puts out numbers that are no probabilities; a softmax is taken of them"
+    assumed = "puts out numbers that are no probabilities; a softmax is taken of them"
     if network.activation == "sigmoid":
-        said = "puts out a sigmoid for each class; a softmax is taken of them, which keeps their order only"
-    return dataclasses.replace(classifier, logits=True), (said,)
+        assumed = "puts out a sigmoid for each class; a softmax is taken of them, which keeps their order only"
+    return dataclasses.replace(classifier, logits=True), (assumed,)
 
 
 def _of_two_classes(classifier, scores):
@@ -229,7 +248,7 @@ def _of_two_classes(classifier, scores):
     network, second = classifier.network, classifier.class_names[1]
     if network.activation == "softmax":
         raise ConfigError(
-            f"{network.path} must tell two classes apart. Received: a softmax of one number, which is always 1. "
+            f"{network.path} must distinguish two classes. Received: a softmax of one number, which is always 1. "
             "End the model with a sigmoid, or with two outputs."
         )
     if network.quantised_output or network.activation in ("sigmoid", "hard_sigmoid", "linear"):
@@ -241,8 +260,8 @@ def _of_two_classes(classifier, scores):
         unit = bool(scores.min() >= 0 and scores.max() <= 1)
         source = f"a guess: on {len(scores)} test patterns it lies between {scores.min():.3g} and {scores.max():.3g}"
     kind = PROBABILITY if unit else LOGIT
-    said = f"puts out one number, the {kind} of {second!r}, the second class, by Keras' convention ({source})"
-    return dataclasses.replace(classifier, network=_both(network, unit), single=kind), (said,)
+    assumed = f"puts out one number, the {kind} of {second!r}, the second class, by Keras' convention ({source})"
+    return dataclasses.replace(classifier, network=_both(network, unit), single=kind), (assumed,)
 
 
 def _both(network, unit):
@@ -289,17 +308,17 @@ def _probes(size):
 
 @dataclass(frozen=True)
 class Classifier:
-    """A saved model, whatever its format, that takes images, whatever theirs.
+    """A saved model of any format that takes images of any format.
 
     Attributes:
         network: the opened file.
-        class_names: one a class, 'class 0' and so on where the file names none.
+        class_names: one per class, 'class 0' and so on where the file names none.
         provenance: what the file says of itself: run id, class names, configuration; empty for one from elsewhere.
         size: `(height, width)` that images are brought to.
-        logits: whether a softmax is still to come.
+        logits: whether a softmax must follow.
         scaling: of `SCALINGS`, 'raw' where the model scales by itself.
         scale: takes uint8 pixels, returns what the network takes.
-        assumptions: what the file left open and was assumed, a sentence each that continues its name.
+        assumptions: what was assumed where the file left it open; each sentence continues the file's name.
         range_known: whether the range of a quantised input is that of a scaling.
         single: what the file's only number is, `PROBABILITY` or `LOGIT` of the second class; None where it puts out a
             number for each class. `network.run` then gives both probabilities, `network.model` still the one number.
@@ -325,7 +344,7 @@ class Classifier:
             batch_size: images at a time.
         Returns: float32 `(n, classes)`.
         Raises: images.ImageError for an image that can't be decoded; ConfigError where the model can't be run, or needs
-            more than `formats.MAX_BYTES` in onnxruntime, which a smaller `batch_size` mends.
+            more than `formats.MAX_ONNX_BYTES`: then take a smaller `batch_size`.
         """
         images = [images] if isinstance(images, str | bytes | os.PathLike) else images
         parts = [self.probabilities(np.stack(block)) for block in batched(map(self.pixels, images), batch_size)]
@@ -377,8 +396,8 @@ class Classifier:
     @property
     def states_scaling(self):
         """Whether the file itself says how pixels are scaled: by contract, layers that do it, or the input's type."""
-        told = "contract" in self.provenance or self.network.holds_scaling or self.range_known
-        return told or self.scalings == ("raw",)
+        stated = "contract" in self.provenance or self.network.holds_scaling or self.range_known
+        return stated or self.scalings == ("raw",)
 
 
 def _holds(ends, span):

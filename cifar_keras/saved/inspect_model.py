@@ -1,14 +1,12 @@
-"""`cifar-keras inspect`: what a saved model is, told from its file."""
+"""`cifar-keras inspect`: a description of a saved model, read from its file."""
 
 from tabulate import tabulate
 
 from cifar_keras.saved import inference
-from cifar_keras.utils.text import printable
+from cifar_keras.utils.text import printable, shortened
 
-SHOWN = 20  # class names
+MOST_NAMES = 20  # of classes
 FACTS = ("run_id", "dataset", "exported_from")  # of the provenance
-
-
 OUTPUTS = {  # of several numbers, by the last activation
     "softmax": ", probabilities (softmax)",
     "linear": ", logits",
@@ -18,7 +16,7 @@ ONE_OUTPUT = {  # of one number
     "sigmoid": "the probability of the second class (sigmoid)",
     "hard_sigmoid": "the probability of the second class (hard sigmoid)",
     "linear": "the logit of the second class (no sigmoid in the file)",
-    "softmax": "a softmax of one number, which is always 1: it tells no classes apart",
+    "softmax": "a softmax of one number, which is always 1: it distinguishes no classes",
 }
 
 
@@ -28,7 +26,7 @@ def text(network, *, class_names=None):
     Args:
         network: `formats.Network`.
         class_names: as for `inference.load`.
-    Raises: ConfigError for names that are not one a class.
+    Raises: ConfigError for names that are not one per class.
     """
     note = network.provenance or {}
     apart = "" if network.architecture is None else f", architecture {network.architecture}"
@@ -62,14 +60,14 @@ def _input(network):
 
 def _scaling(network):
     if "contract" in (network.provenance or {}):
-        return "in [0, 255], it scales by itself"
+        return "in [0, 255], the model scales them"
     if network.quantised:
         return _quantised(network.quantised)
     if network.holds_scaling:
-        return "layers of its own scale"
+        return "scaled by the model's own layers"
     if network.dtype == "uint8":
         return "pixels as they are, in [0, 255]"
-    return "it does not say how scaled: see `--input-scaling` of `cifar-keras predict`"
+    return "scaling not stated: see `--input-scaling` of `cifar-keras predict`"
 
 
 def _quantised(quantised):
@@ -83,15 +81,15 @@ def _quantised(quantised):
 
 def _output(network):
     quantised = network.quantised_output
-    integers = (
-        f", quantised as {quantised.dtype} for {quantised.ends[0]:.4g} to {quantised.ends[1]:.4g}" if quantised else ""
-    )
+    low, high = quantised.ends if quantised else (0, 0)
+    integers = f", quantised as {quantised.dtype} for {low:.4g} to {high:.4g}" if quantised else ""
     if network.outputs == 1:
-        unknown = "the probability of the second class, or its logit: its values tell when it predicts"
-        return f"1 number an image: {ONE_OUTPUT.get(network.activation, unknown)}{integers}"
+        unknown = "the probability of the second class, or its logit: `predict` decides by its values"
+        return f"1 number per image: {ONE_OUTPUT.get(network.activation, unknown)}{integers}"
     if "output" in (network.provenance or {}).get("contract", ""):
-        return f"{network.outputs} numbers an image: float32 probabilities"
-    return f"{network.outputs} numbers an image{OUTPUTS.get(network.activation, ', probabilities or logits')}{integers}"
+        return f"{network.outputs} numbers per image: float32 probabilities"
+    kind = OUTPUTS.get(network.activation, ", probabilities or logits")
+    return f"{network.outputs} numbers per image{kind}{integers}"
 
 
 def _classes(network, class_names):
@@ -99,15 +97,15 @@ def _classes(network, class_names):
     own = (network.provenance or {}).get("class_names")
     if "class_names" not in note:
         return f"{len(names)}, not named"
-    said = f"{len(names)}: {inference.shortened(names, SHOWN)}"
+    listed = f"{len(names)}: {shortened(names, MOST_NAMES)}"
     if class_names is None:
-        return said
+        return listed
     differs = own is not None and tuple(own) != names
-    return f"{said} (by --class-names{'; the file has ' + inference.shortened(own, SHOWN) if differs else ''})"
+    return f"{listed} (by --class-names{'; the file has ' + shortened(own, MOST_NAMES) if differs else ''})"
 
 
 def _layers(model):
-    """A line a layer, and how many weights there are."""
+    """One line per layer, and the number of weights."""
     if model is None:
         return ["the layers of this format are not listed"]
     rows = [(one.name, type(one).__name__, _shape(one.output), f"{one.count_params():,}") for one in model.layers]

@@ -1,7 +1,7 @@
-"""What a model's file may contain, and Keras 2's configurations in Keras 3's words. No code stored in a file is run.
+"""What a model's file may contain, and Keras 2's configurations in Keras 3's terms. No code stored in a file is run.
 
 A model is a description (its configuration, JSON) and weights. The description is read here before Keras builds
-anything from it: whatever is no stock layer, or would bring code or files of its own, is refused by name.
+anything from it: everything but stock layers, and all code and files that come with a model, is refused by name.
 """
 
 import copy
@@ -13,27 +13,26 @@ import keras
 
 from cifar_keras.config import ConfigError
 
-MODELS = {"Functional": "Functional", "Model": "Functional", "Sequential": "Sequential"}  # by the names files use
+MODEL_CLASSES = {
+    "Functional": "Functional",
+    "Model": "Functional",
+    "Sequential": "Sequential",
+}  # by the names files use
 MODULES = {"Functional": "keras.src.models.functional", "Sequential": "keras"}
-CODE = "would run code or read files that come with the model"
+CODE = (
+    "Lambda", "__lambda__", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer", "StringLookup",
+    "IntegerLookup", "IndexLookup", "TextVectorization",
+)  # fmt: skip
 REFUSED = {
-    "Lambda": CODE,
-    "__lambda__": CODE,
-    "TFSMLayer": CODE,
-    "TorchModuleWrapper": CODE,
-    "JaxLayer": CODE,
-    "FlaxLayer": CODE,
-    "StringLookup": CODE,
-    "IntegerLookup": CODE,
-    "IndexLookup": CODE,
-    "TextVectorization": CODE,
-    "TFOpLambda": "is an operation of TensorFlow, which Keras 3 can't load as a layer",
-    "SlicingOpLambda": "is an operation of TensorFlow, which Keras 3 can't load as a layer",
+    **dict.fromkeys(CODE, "would run code or read files that come with the model"),
+    **dict.fromkeys(
+        ("TFOpLambda", "SlicingOpLambda"), "is an operation of TensorFlow, which Keras 3 can't load as a layer"
+    ),
 }
-HOMES = ("keras", "builtins")  # modules that a description may name, and what lies below the first
-ONLY_TRAINING = ("_initializer", "_regularizer", "_constraint")  # endings of settings that inference has no use for
-RENAMED = {("LeakyReLU", "alpha"): "negative_slope"}
-LEFT_OUT = {  # what is stored but no argument of Keras 3, with the one value that may be left out; any for ...
+HOMES = ("keras", "builtins")  # modules that a description may name, with their submodules
+ONLY_TRAINING = ("_initializer", "_regularizer", "_constraint")  # endings of settings that inference does not need
+KERAS3_ARGUMENTS = {("LeakyReLU", "alpha"): "negative_slope"}
+LEFT_OUT = {  # stored settings that Keras 3 does not have, with the value at which each may be ignored; ... for any
     "batch_input_shape": ...,  # `_sequential` makes an InputLayer of it
     "groups": 1,
     "implementation": ...,
@@ -43,7 +42,7 @@ LEFT_OUT = {  # what is stored but no argument of Keras 3, with the one value th
     "time_major": False,
     "trainable": ...,
 }
-POLICIES = ("Policy", "PolicyV1", "DTypePolicy", "FloatDTypePolicy")  # whose name says all
+POLICIES = ("Policy", "PolicyV1", "DTypePolicy", "FloatDTypePolicy")  # defined by their names
 SIXTEEN = re.compile(r"(mixed_)?b?float16|half")  # also within `int8_from_mixed_bfloat16`
 OPERATIONS = ("keras.src.ops.", "keras.ops")
 MAX_VALUES = 2**25  # that one layer may put out for one image: 128 MiB in float32, 8 GiB for 64 images
@@ -86,23 +85,23 @@ def _check_object(kind, entry):
 def _refusal(name, kind, reason):
     return ConfigError(
         f"The model must consist of stock Keras layers. Received: {name!r} ({kind}), which {reason}. "
-        "Save it without that layer from the program that defines it; scaling can be said here by `--input-scaling`."
+        "Save it without that layer from the program that defines it; scaling can be given here by `--input-scaling`."
     )
 
 
 def to_keras3(config):
-    """A model's description in the words of Keras 3, whichever of Keras 2 or 3 wrote it. Pure.
+    """A model's description in the terms of Keras 3, whether Keras 2 or 3 wrote it. Pure.
 
-    What only training needs (optimiser, loss, metrics, initialisers, regularisers, constraints) is left out unseen.
-    Whatever the layers computed in, they compute in float32.
+    Settings of training (optimiser, loss, metrics, initialisers, regularisers, constraints) are left out unread. All
+    layers compute in float32, whatever they were trained in.
 
     Args:
         config: the description in a `.h5` or `.keras`, or of `model.to_json()`; it is not changed.
-    Returns: what `keras.saving.deserialize_keras_object` takes.
-    Raises: ConfigError as `checked` does, or naming a layer or a setting that Keras 3 does not know.
+    Returns: a configuration for `keras.saving.deserialize_keras_object`.
+    Raises: ConfigError as `checked`, or naming a layer or a setting that Keras 3 does not know.
     """
     kind = config["class_name"]
-    if kind not in MODELS and not hasattr(keras.layers, str(kind)):
+    if kind not in MODEL_CLASSES and not hasattr(keras.layers, str(kind)):
         raise ConfigError(
             f"The model must be made of layers that the file describes. Received: a subclassed model, {kind}, whose "
             "code is not in the file. In the program that defines it, build it with `keras.Sequential` or "
@@ -114,7 +113,7 @@ def to_keras3(config):
 
 
 def in_float32(config):
-    """A description whose layers compute in float32, and that says nothing of training. Pure.
+    """A description whose layers compute in float32, without compilation. Pure.
 
     Args:
         config: as Keras of any version writes it.
@@ -136,9 +135,9 @@ def _in_float32(value, of_type):
 def _entry(entry):
     """A layer or a model."""
     kind = entry["class_name"]
-    if kind in MODELS:
-        inner = _functional(entry["config"]) if MODELS[kind] == "Functional" else _sequential(entry["config"])
-        described = {"class_name": MODELS[kind], "module": MODULES[MODELS[kind]]}
+    if kind in MODEL_CLASSES:
+        inner = _functional(entry["config"]) if MODEL_CLASSES[kind] == "Functional" else _sequential(entry["config"])
+        described = {"class_name": MODEL_CLASSES[kind], "module": MODULES[MODEL_CLASSES[kind]]}
     elif str(entry.get("module")).startswith(OPERATIONS):
         return entry  # of Keras 3, as `x + 1` makes it; some are named as layers are
     else:
@@ -151,8 +150,8 @@ def _entry(entry):
 def _functional(config):
     """A graph of layers.
 
-    A single input or output is no list of one, or a model within would hand on a list. Calls of models within count
-    from 0, but for a `Functional` among the outputs, where Keras 3 subtracts the 1 that Keras 2 began with by itself.
+    A single input or output is not put into a list, or a nested model would return a list. Calls of nested models count
+    from 0, except for a `Functional` among the outputs: Keras 2 counted from 1 there, and Keras 3 itself subtracts it.
     """
     layers = [_entry(layer) for layer in config["layers"]]
     ends = {name: _single(config[name]) for name in ("input_layers", "output_layers")}
@@ -174,7 +173,7 @@ def _single(ends):
 
 
 def _is_link(value):
-    """Whether this is Keras 2's way to name an output: `[layer, call, tensor]`, with arguments or without."""
+    """Whether this names an output in Keras 2's form: `[layer, call, tensor]`, with or without arguments."""
     return isinstance(value, list) and len(value) in (3, 4) and isinstance(value[0], str) and isinstance(value[1], int)
 
 
@@ -197,29 +196,26 @@ def _renumbered(value, starts):
 
 
 def _sequential(config):
-    """A stack of layers, with an input layer where the first one held the shape."""
+    """A stack of layers, with an input layer added where the first layer held the shape."""
     entries = config if isinstance(config, list) else config["layers"]  # a bare list before Keras 2.2.3
     layers, first = [_entry(layer) for layer in entries], entries[0]["config"]
     whole = config if isinstance(config, dict) else {}
     shape = first.get("batch_input_shape") if isinstance(first, dict) else None
-    shape = shape or whole.get("build_input_shape")  # of a stack that saw its first images in training
-    if shape and entries[0]["class_name"] not in (*MODELS, "InputLayer"):
+    shape = shape or whole.get("build_input_shape")  # of a stack that was built by its first images
+    if shape and entries[0]["class_name"] not in (*MODEL_CLASSES, "InputLayer"):
         settings = {"batch_shape": [None, *shape[1:]], "dtype": "float32", "name": "input"}
         layers.insert(0, _entry({"class_name": "InputLayer", "config": settings}))
     return {"name": whole.get("name"), "layers": layers}
 
 
 def _settings(kind, config):
-    """The arguments of a layer.
-
-    Raises: ConfigError for a layer or an argument that Keras 3 does not have.
-    """
+    """The arguments of a layer. Raises ConfigError for a layer or an argument that Keras 3 does not have."""
     layer = getattr(keras.layers, kind, None)
     if not inspect.isclass(layer):
         raise _refusal(config.get("name"), kind, "Keras 3 does not have")
     known, found = _arguments(layer), {}
     for name, value in config.items():
-        name = RENAMED.get((kind, name), name)
+        name = KERAS3_ARGUMENTS.get((kind, name), name)
         if name == "batch_input_shape" and kind == "InputLayer":
             name = "batch_shape"
         if name.endswith(ONLY_TRAINING) or name == "activity_regularizer":
@@ -232,7 +228,7 @@ def _settings(kind, config):
 
 
 def _arguments(layer):
-    """The names that a layer's constructor takes; what it hands on, its base classes take."""
+    """The names of a layer's constructor arguments, including those that it passes to its base classes."""
     names = set()
     for base in layer.__mro__:
         parameters = inspect.signature(base.__init__).parameters.values()
@@ -243,7 +239,7 @@ def _arguments(layer):
 
 
 def _value(name, value):
-    """An argument's value: layers within a layer, policies by name, an axis as a number."""
+    """An argument's value: nested layers, policies by name, an axis as a number."""
     if isinstance(value, dict) and value.get("class_name") in POLICIES:
         return value["config"]["name"]
     if isinstance(value, dict) and hasattr(keras.layers, value.get("class_name", "")):
@@ -252,7 +248,7 @@ def _value(name, value):
 
 
 def build(config):
-    """The model of a description in Keras 3's words, which is not changed; float32 where it names no type."""
+    """The model of a description in Keras 3's terms, which is not changed; float32 where it names no type."""
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("float32")
     try:
@@ -262,14 +258,14 @@ def build(config):
 
 
 def check_size(config, stored_bytes):
-    """Refuses a description that needs more memory than its file justifies, before any of it is taken.
+    """Refuses a description that needs more memory than its file justifies, before any is allocated.
 
     Args:
-        config: in Keras 3's words.
+        config: in Keras 3's terms.
         stored_bytes: the size of the file with the weights.
     Raises: ConfigError for more weights than bytes, or a layer that puts out more than `MAX_VALUES` for an image.
     """
-    with keras.StatelessScope(initialize_variables=False):  # shapes alone: no variable gets its memory
+    with keras.StatelessScope(initialize_variables=False):  # shapes only: no variable is allocated
         model = build(config)
         if (weights := model.count_params()) > stored_bytes:
             raise ConfigError(
@@ -280,7 +276,7 @@ def check_size(config, stored_bytes):
 
 
 def check_outputs(model, size):
-    """Refuses a model that takes images of any size where it needs too much memory for one.
+    """Refuses a model that takes images of any size where it needs too much memory for this one.
 
     Args:
         model: a `keras.Model` whose input leaves height and width open.
@@ -292,10 +288,9 @@ def check_outputs(model, size):
 
 
 def _check_outputs(model):
-    """Looks at every call of every layer and operation, those of models within included."""
-    for layer in {
-        id(one): one for part in model._flatten_layers() for one in getattr(part, "operations", [part])
-    }.values():
+    """Checks every call of every layer and operation, nested models included."""
+    found = (one for part in model._flatten_layers() for one in getattr(part, "operations", [part]))
+    for layer in {id(one): one for one in found}.values():
         for output in keras.tree.flatten([node.output_tensors for node in layer._inbound_nodes]):
             if (values := math.prod(side or 1 for side in output.shape[1:])) > MAX_VALUES:
                 raise ConfigError(

@@ -1,24 +1,25 @@
-"""Which input scaling a model from elsewhere wants: tried on labelled images, and never chosen inside the noise."""
+"""Which input scaling a model from elsewhere needs: tried on labelled images, and chosen only beyond their noise."""
 
 import numpy as np
 
 from cifar_keras.metrics import mcnemar
 from cifar_keras.saved import labels
 
-LEVEL = 0.05  # a difference that chance makes more often than this is none
+SIGNIFICANCE = 0.05  # a larger p is no difference
+TRIED = 200  # labelled images on which scalings are compared
 
 
 def best(classifier, outcomes, *, classes):
-    """The classifier with the scaling that gets most of some labelled images right, where that can be told.
+    """The classifier with the scaling that gets most of some labelled images right, where they show it.
 
     Where the model names no classes, its outputs may be in another order than assumed, which would hide the right
-    scaling: then each scaling counts with the order that fits it, if that one fits far better.
+    scaling. Then each scaling counts with the order that fits it, if that order fits far better.
 
     Args:
         classifier: `inference.Classifier`.
         outcomes: takes a classifier, returns true and predicted classes, int `(n,)` each.
         classes: how many there are.
-    Returns: `(classifier, sentence)`; the sentence is None, and the classifier as it was, without any image.
+    Returns: `(classifier, sentence)`; without any image the classifier as it was, and None.
     """
     assumed = "class_names" not in classifier.provenance
     right, notes, truth = {}, {}, np.empty(0, int)
@@ -46,23 +47,24 @@ def chosen_scaling(right, guessing):
     Args:
         right: scaling -> bool `(n,)`, whether each image got its class; n above 0.
         guessing: the share that the commonest class alone would get right, in [0, 1].
-    Returns: `(scaling, sentence)`. The sentence says where the best is not distinguishable (at 5%) from another one, by
-        McNemar's exact test, or does not beat guessing, by a binomial test times the scalings tried; then 'raw' is
-        returned.
+    Returns: `(scaling, sentence)`. The sentence names the scalings that are not distinguishable from the best one (at
+        5%, McNemar's exact test). It is 'raw' where none beats guessing, by a binomial test times the scalings tried.
     """
     from scipy import stats
 
     best, *others = sorted(right, key=lambda scaling: -np.sum(right[scaling]))
     count, total = int(np.sum(right[best])), len(right[best])
     above, below = (stats.binomtest(count, total, guessing, alternative=side).pvalue for side in ("greater", "less"))
-    if above * len(right) >= LEVEL:
+    if above * len(right) >= SIGNIFICANCE:
         named = "|".join(scaling for scaling in right if scaling != "raw")
-        order = " All lie below it: the classes are probably in another order." if below * len(right) < LEVEL else ""
+        order = (
+            " All lie below it: the classes are probably in another order." if below * len(right) < SIGNIFICANCE else ""
+        )
         return "raw", (
             f"None beats guessing ({guessing:.1%}, the commonest class).{order} Used: raw, for want of a better one; "
-            f"more images would tell, or state it: --input-scaling {named}"
+            f"give more images, or state it: --input-scaling {named}"
         )
-    tied = [other for other in others if mcnemar(right[best], right[other]).p >= LEVEL]
+    tied = [other for other in others if mcnemar(right[best], right[other]).p >= SIGNIFICANCE]
     if not tied:
         return best, f"Used: {best}"
     are = "are" if len(tied) > 1 else "is"

@@ -1,12 +1,11 @@
-"""Weights in an HDF5 file, in whichever layout Keras wrote them: checked, and put into the model they belong to.
+"""Weights in an HDF5 file, in any of Keras' layouts: checked, and put into their model.
 
 By layer (`.h5`): a group for each layer, by name. In containers (`.keras` and `.weights.h5`, since Keras 2.13): groups
-numbered by class in the order of the layers, as in `layers/conv2d_1`. Each value must find its place, or none is used.
+numbered by class in the order of the layers, as in `layers/conv2d_1`. Every value must match, or none is used.
 """
 
 import math
 import re
-import sys
 import tempfile
 import warnings
 from collections import Counter, defaultdict
@@ -17,22 +16,23 @@ import keras
 import numpy as np
 
 from cifar_keras.config import ConfigError
+from cifar_keras.utils.text import to_stderr
 
 CONTAINERS = ("layers", "_layer_checkpoint_dependencies")  # the second in Keras 2.13 and 2.14
 WEIGHTS = "model.weights.h5"
 LEAST_BYTES = 2**20  # a small file may have chunks larger than itself
-MAX_EXPANSION = 10  # times its size that a file may unpack to; weights hardly compress
+MAX_EXPANSION = 10  # how many times its size a file may unpack to; weights hardly compress
 STATISTICS = ("moving_mean", "moving_variance")
-RENAMED = {"depthwise_kernel": "kernel", "model": "functional"}  # in Keras 2, and in 3
+KERAS3_NAMES = {"depthwise_kernel": "kernel", "model": "functional"}  # by those of Keras 2
 
 
 def check(file, stored_bytes):
-    """Refuses weights that stand in other files, are no numbers, or would take far more memory than their file.
+    """Refuses weights that are in other files, are no numbers, or would take far more memory than their file.
 
     Args:
         file: an open `h5py.File`.
         stored_bytes: its size.
-    Raises: ConfigError for one of these.
+    Raises: ConfigError for any of these.
     """
     links = []
     file.visititems_links(lambda name, link: links.append(name) if not isinstance(link, h5py.HardLink) else None)
@@ -51,7 +51,7 @@ def _holds_numbers(dtype):
 
 
 def _check_total(datasets, stored_bytes):
-    # To read one value HDF5 unpacks a whole chunk, which may be far larger than what it is a part of.
+    # To read one value HDF5 unpacks a whole chunk, which may be far larger than its dataset.
     values = ((item.size or 0, math.prod(item.chunks or ())) for item in datasets)
     claimed = sum(max(pair) * item.dtype.itemsize for pair, item in zip(values, datasets, strict=True))
     most = MAX_EXPANSION * max(stored_bytes, LEAST_BYTES)
@@ -70,7 +70,7 @@ def fill(model, config, file, *, stored_bytes):
 
     Args:
         model: built from `config`; its weights are overwritten.
-        config: the description in Keras 3's words, layers in the order in which the file's program had them.
+        config: the description in Keras 3's terms, with the layers in the order of the program that wrote the file.
         file: an open `h5py.File` that `check` has passed.
         stored_bytes: its size.
     Raises: ConfigError where the file holds fewer weights than the model needs, more, or others.
@@ -116,10 +116,10 @@ def _weights(group):
 
 
 def _paired(needed, stored):
-    """Which stored layer is which of the model's: by name, or by rank where the names differ in their numbers alone.
+    """The stored layer of each of the model's: by name, or by rank where the names differ only in their numbers.
 
-    Keras numbers a layer `conv2d_7` by what else its program built before, so that a second run of a notebook's cell
-    gives an equal network other names.
+    Keras numbers a layer `conv2d_7` by all that its program built before, so running a notebook's cell twice gives an
+    equal network other names.
     """
     if set(needed) == set(stored):
         return {name: name for name in needed}
@@ -129,12 +129,11 @@ def _paired(needed, stored):
             f"The weights must be those of the architecture's layers. Received: {len(stored)} layers' for "
             f"{len(needed)}; first difference: {min(set(stored) ^ set(needed))!r}."
         )
-    pairs = {mine[place]: theirs[place] for place in mine}
+    pairs = {mine[rank]: theirs[rank] for rank in mine}
     first = next(name for name in pairs if pairs[name] != name)
-    print(
+    to_stderr(
         f"The weights' layers have other numbers than the architecture's: {pairs[first]!r} was taken for {first!r}, "
-        "and so on in their order.",
-        file=sys.stderr,
+        "and so on in their order."
     )
     return pairs
 
@@ -144,15 +143,12 @@ def _ranked(names):
     kinds = defaultdict(list)
     for name in names:
         kind, number = re.fullmatch(r"(.*?)(?:_(\d+))?", name, re.DOTALL).groups()
-        kinds[RENAMED.get(kind, kind)].append((int(number or 0), name))
+        kinds[KERAS3_NAMES.get(kind, kind)].append((int(number or 0), name))
     return {(kind, rank): name for kind, found in kinds.items() for rank, (_, name) in enumerate(sorted(found))}
 
 
 def _assign(layer, stored):
-    """Puts stored weights into a layer.
-
-    Raises: ConfigError where shapes differ.
-    """
+    """Puts stored weights into a layer. Raises ConfigError where shapes differ."""
     variables = _as_stored(layer, list(stored))
     mine, theirs = ([tuple(item.shape) for item in items] for items in (variables, stored.values()))
     if mine != theirs:
@@ -165,10 +161,10 @@ def _assign(layer, stored):
 
 
 def _as_stored(layer, names):
-    """The layer's variables in the order in which theirs are stored.
+    """The layer's variables in the order in which they are stored.
 
-    Names tell where they can: what was frozen when the file was written decides the order, and statistics have the
-    shape of scales. Else it is the order that Keras stores: what trains, then the rest.
+    Names decide where possible, as the order depends on which layers were frozen at saving, and statistics have the
+    same shape as scales. Otherwise it is Keras' own order: trainable weights, then the rest.
     """
     usual = layer.trainable_weights + layer.non_trainable_weights
     for depth in (2, 1):
@@ -182,8 +178,8 @@ def _as_stored(layer, names):
 
 
 def _ending(name, depth):
-    """The last parts of a weight's name, in Keras 3's words."""
-    return "/".join(RENAMED.get(part, part) for part in name.removesuffix(":0").split("/")[-depth:])
+    """The last parts of a weight's name, in Keras 3's terms."""
+    return "/".join(KERAS3_NAMES.get(part, part) for part in name.removesuffix(":0").split("/")[-depth:])
 
 
 def _values(dataset):
@@ -198,21 +194,21 @@ def _values(dataset):
 
 
 def _fill_from_containers(model, config, file, stored_bytes):
-    """Brings the groups into the order of Keras 3, which then reads them: it knows what is within a layer."""
-    places = list(_places(model, config["config"], file, "layers"))
-    _check_total([item for source, _ in places for item in _datasets(file[source])], stored_bytes)
+    """Copies the groups into the order of Keras 3, which then reads them, as it knows the inside of each layer."""
+    groups = list(_groups(model, config["config"], file, "layers"))
+    _check_total([item for source, _ in groups for item in _datasets(file[source])], stored_bytes)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / WEIGHTS
         with h5py.File(path, "w") as target:
-            for source, to in places:
+            for source, to in groups:
                 file.copy(source, target, to)
-        with warnings.catch_warnings():  # of what it would skip, which raises right after
+        with warnings.catch_warnings():  # about what it would skip, which then raises
             warnings.simplefilter("ignore")
             model.load_weights(path)
 
 
-def _places(model, config, group, to):
-    """Where the file holds a layer's weights, and where Keras 3 looks for them: pairs of names."""
+def _groups(model, config, group, to):
+    """Pairs of names: the group with a layer's weights in the file, and the one that Keras 3 reads."""
     container = group[next(name for name in CONTAINERS if name in group)]
     stored = {name for name in container if _datasets(container[name])}
     entries = {entry["config"]["name"]: entry for entry in config["layers"]}
@@ -222,16 +218,13 @@ def _places(model, config, group, to):
         if (source := sources[layer.name]) not in stored:
             continue
         if isinstance(layer, keras.Model):
-            yield from _places(layer, entries[layer.name]["config"], container[source], f"{to}/{target}/layers")
+            yield from _groups(layer, entries[layer.name]["config"], container[source], f"{to}/{target}/layers")
         else:
             yield container[source].name, f"{to}/{target}"
 
 
 def _sources(layers, container, stored):
-    """The groups of layers, by the layers' names.
-
-    Raises: ConfigError where the groups are not those of the layers.
-    """
+    """The groups of layers, by the layers' names. Raises ConfigError where the groups are not those of the layers."""
     for twice in (False, True):
         names = _numbered(layers, twice=twice)
         needed = {name for name, layer in zip(names, layers, strict=True) if layer.weights}
@@ -245,7 +238,7 @@ def _sources(layers, container, stored):
 
 
 def _numbered(layers, *, twice=False):
-    """Names of groups: the class, and from the second on a number. Keras 2.13 counts a layer with weights `twice`."""
+    """Names of groups: the class, from the second on with a number. Keras 2.13 counts a layer with weights `twice`."""
     names, seen = [], Counter()
     for layer in layers:
         kind = _snake_case(type(layer).__name__)

@@ -23,10 +23,10 @@ def keras_cache(kind: str) -> Path:
     return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / kind
 
 
-def places(data_dir: StrPath | None, kind: str) -> list[Path]:
+def search_paths(data_dir: StrPath | None, kind: str) -> list[Path]:
     """The folders to search for a published file, in order: `--data-dir`, CIFAR_KERAS_DATA, Keras' cache."""
     given = (data_dir, os.environ.get("CIFAR_KERAS_DATA"))
-    return [*(Path(place).expanduser() for place in given if place), keras_cache(kind)]
+    return [*(Path(path).expanduser() for path in given if path), keras_cache(kind)]
 
 
 def suffix(config):

@@ -1,10 +1,9 @@
 """How times, and text from elsewhere, are printed."""
 
 import re
+import sys
 
-AHEAD = (
-    "CIFAR_KERAS_AHEAD"  # environment variable: how much of the study remains after this run, for its progress lines
-)
+AHEAD = "CIFAR_KERAS_AHEAD"  # environment variable: what remains of the study after this run, for progress lines
 
 
 def duration(seconds):
@@ -12,6 +11,16 @@ def duration(seconds):
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def shortened(names, most=10):
+    """Names in one line: the first `most`, then how many there are in all."""
+    return ", ".join(names[:most]) + (f", ... ({len(names)})" if len(names) > most else "")
+
+
+def to_stderr(text):
+    """Prints printable text on standard error."""
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 def printable(text):
