@@ -10,6 +10,7 @@ import io
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import h5py
 import keras
@@ -18,6 +19,7 @@ from keras import layers
 from cifar_keras.config import ConfigError
 from cifar_keras.saved import safe_loading, stored_weights
 from cifar_keras.utils.files import replacing, write_json, write_text
+from cifar_keras.utils.paths import Paths, StrPath
 
 MEMBER, CONFIG, METADATA = "provenance.json", "config.json", "metadata.json"  # of a `.keras`; the last two are Keras'
 ATTRIBUTE = "provenance"
@@ -27,7 +29,7 @@ SIXTEEN = ("float16", "bfloat16")
 CONTRACT = "input: RGB in [0, 255], uint8 (batch, height, width, 3); output: float32 probabilities (batch, classes)"
 
 
-def for_inference(model):
+def for_inference(model: keras.Model) -> keras.Model:
     """The same layers with a softmax after the logits: float32 under every precision policy, flat, uncompiled."""
     probabilities = layers.Softmax(dtype="float32", name="probabilities")(model.output)
     model = keras.Model(model.input, probabilities, name=model.name)
@@ -38,7 +40,7 @@ def for_inference(model):
     return rebuilt
 
 
-def save(model, paths, *, provenance, history):
+def save(model: keras.Model, paths: Paths, *, provenance: dict[str, Any], history: dict[str, list[Any]]) -> None:
     """Writes the checkpoint, the architecture, both `.h5` and the history, each whole or not at all.
 
     Args:
@@ -76,7 +78,7 @@ def _weights_alone(complete, path):
         target.attrs[ATTRIBUTE] = source.attrs[ATTRIBUTE]
 
 
-def load(path):
+def load(path: StrPath) -> keras.Model:
     """Loads a saved model for inference, in float32. No stored code is run.
 
     Args:
@@ -190,7 +192,7 @@ def using(path):
         ) from error
 
 
-def provenance(path):
+def provenance(path: Path) -> dict[str, Any] | None:
     """The provenance stored in a file of this project, or None for a file from elsewhere.
 
     Raises: ConfigError where the file can't be read.

@@ -29,6 +29,7 @@ from cifar_keras.models import blocks
 from cifar_keras.saved import artifacts, inference, resizing, scoring
 from cifar_keras.saved.formats import imported
 from cifar_keras.utils.files import replacing
+from cifar_keras.utils.paths import StrPath
 from cifar_keras.utils.runtime import silent
 from cifar_keras.utils.text import to_stderr
 
@@ -84,14 +85,14 @@ class Check:
     accuracy: tuple[float, float] | None
 
     @property
-    def lost(self):
+    def lost(self) -> float | None:
         """Accuracy lost by the exported model, as a share of the images; None without labels."""
         return self.accuracy and round((self.accuracy[1] - self.accuracy[0]) * self.images) / self.images
 
-    def within(self, form):
+    def within(self, form: Format) -> bool:
         """Whether it stays in the bounds of a `Format`."""
-        unlabelled = self.accuracy is None
-        alike = self.agreement >= form.agreement if unlabelled else self.lost <= max(form.loss, 1 / self.images)
+        lost = self.lost
+        alike = self.agreement >= form.agreement if lost is None else lost <= max(form.loss, 1 / self.images)
         return alike and self.difference <= form.difference
 
     def __str__(self):
@@ -102,7 +103,16 @@ class Check:
         )
 
 
-def export(classifier, to, path, *, dataset=None, data_dir=None, skip_unreadable=False, verbose=False):
+def export(
+    classifier: inference.Classifier,
+    to: str,
+    path: StrPath | None,
+    *,
+    dataset: str | None = None,
+    data_dir: StrPath | None = None,
+    skip_unreadable: bool = False,
+    verbose: bool = False,
+) -> tuple[Path, Check]:
     """Writes a model in another format, whole or not at all, after checking it on validation images.
 
     Args:

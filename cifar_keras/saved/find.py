@@ -1,17 +1,19 @@
 """Finding a saved model: by its path, a run id, or an experiment (its newest run with a model)."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cifar_keras import results
 from cifar_keras.config import ConfigError, RunConfig
 from cifar_keras.saved import artifacts
 from cifar_keras.saved.formats import OPENERS
-from cifar_keras.utils.paths import Paths
+from cifar_keras.utils.paths import Paths, StrPath
 
 WEIGHTS = (".h5", ".hdf5", ".keras")  # endings of files with the weights of a `.json`
 
 
-def find_model(name, *, root):
+def find_model(name: str, *, root: StrPath) -> Path:
     """The path of the model that a path, a run id or an experiment names.
 
     Raises: ConfigError where there is none.
@@ -22,7 +24,7 @@ def find_model(name, *, root):
     return saved_model(name, root=root)
 
 
-def saved_model(name, *, root):
+def saved_model(name: str, *, root: StrPath) -> Path:
     """The path of the saved model of a run, or of an experiment's newest run with a model.
 
     Raises: ConfigError where there is no such run, or its model is missing.
@@ -36,12 +38,12 @@ def saved_model(name, *, root):
     raise missing[0] if missing else _unknown(name, records)
 
 
-def recorded(name, *, root):
+def recorded(name: str, *, root: StrPath) -> dict[str, Any]:
     """The record of a finished run below `root`, as `record_of` finds it."""
     return record_of(str(name), finished(root))
 
 
-def paired(arguments):
+def paired(arguments: Sequence[str]) -> list[tuple[str, str | None]]:
     """Models of a command line: the argument after a `.json` is its weights.
 
     Args:
@@ -63,7 +65,7 @@ def paired(arguments):
     return pairs
 
 
-def single(model, weights):
+def single(model: str, weights: str | None) -> tuple[str, str | None]:
     """The `(model, weights)` of a command that takes one model; `weights` may be None.
 
     Raises: ConfigError as `paired`, and for weights after another model than a `.json`.
@@ -74,12 +76,12 @@ def single(model, weights):
     return first
 
 
-def finished(root):
+def finished(root: StrPath) -> list[dict[str, Any]]:
     """The records of runs that finished below `root`, the oldest first."""
     return [record for record in results.read(root) if record["status"] == "finished"]
 
 
-def is_model(name):
+def is_model(name: StrPath) -> bool:
     """Whether a name has the ending of a complete Keras model."""
     return Path(name).suffix in (".keras", ".h5")
 

@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -18,6 +19,7 @@ from cifar_keras.config import ConfigError
 from cifar_keras.data.images import MAX_PIXELS
 from cifar_keras.saved import artifacts
 from cifar_keras.saved.safe_loading import MAX_VALUES
+from cifar_keras.utils.paths import StrPath
 from cifar_keras.utils.runtime import silent
 from cifar_keras.utils.system import cores
 
@@ -56,11 +58,11 @@ class Quantised:
         limits = np.iinfo(self.dtype)
         return self.scale * (limits.min - self.zero), self.scale * (limits.max - self.zero)
 
-    def real(self, integers):
+    def real(self, integers: Any) -> np.ndarray:
         """The real numbers, float32, of an array of integers."""
         return np.float32(self.scale) * (np.asarray(integers, "float32") - self.zero)
 
-    def integers(self, values):
+    def integers(self, values: np.ndarray) -> np.ndarray:
         """The integers for an array: the nearest ones to real numbers; uint8 pixels shifted to start at the lowest."""
         limits = np.iinfo(self.dtype)
         if values.dtype == np.uint8:
@@ -107,7 +109,7 @@ class Network:
     architecture: Path | None = None
 
     @property
-    def holds_scaling(self):
+    def holds_scaling(self) -> bool:
         """Whether the model scales pixels before its first kernel, in nested models too.
 
         Later scaling does not count, such as a `Rescaling` of logits by a temperature.
@@ -163,7 +165,7 @@ def _shrinks(operation, arguments):
     return bool((size <= 1 / MIN_DIVISOR).all() if kind == "Multiply" else (size >= MIN_DIVISOR).all())
 
 
-def open_network(path, weights=None):
+def open_network(path: StrPath, weights: StrPath | None = None) -> Network:
     """Opens a model's file; for a `_custom.h5` with weights only, also the `_architecture.json` beside it.
 
     Args:

@@ -4,8 +4,9 @@ import dataclasses
 import functools
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 import keras
 import numpy as np
@@ -19,12 +20,13 @@ from cifar_keras.data.pipeline import evaluation_pipeline
 from cifar_keras.models import blocks
 from cifar_keras.saved import labels, safe_loading
 from cifar_keras.saved.formats import Network, open_network
+from cifar_keras.utils.paths import StrPath
 from cifar_keras.utils.text import shortened, to_stderr
 
 BATCH = 64  # images at a time
 SCALINGS = ("raw", "unit", "half", "zscore", "torch", "caffe")  # none, and those of the zoo's models
 FOR_GREY = ("raw", "unit", "half")  # of them; the others have a figure for each of three channels
-LUMA = np.float32((19595, 38470, 7471))  # red, green and blue, of 65,536: ITU-R 601, rounded as Pillow does
+LUMA = np.array((19595, 38470, 7471), "float32")  # red, green and blue, of 65,536: ITU-R 601, rounded as Pillow does
 NEAR = 0.02  # how far a range may differ from that of a scaling that it is taken for, as a share of its span
 PROBABILITY, LOGIT = "probability", "logit"  # what one number for two classes may be
 PROBES = 16  # images that show whether a model puts out probabilities
@@ -35,7 +37,7 @@ VIEWS = (
 )  # fmt: skip
 
 
-def probabilities(model, images, *, batch_size):
+def probabilities(model: keras.Model, images: Any, *, batch_size: int) -> np.ndarray:
     """Class probabilities of images, streamed in batches.
 
     Args:
@@ -105,7 +107,15 @@ def moved(images, move, mirrored):
     return Lazy(make, images.shape)
 
 
-def load(path, *, weights=None, scaling=None, image_size=None, default_size=None, class_names=None):
+def load(
+    path: StrPath,
+    *,
+    weights: StrPath | None = None,
+    scaling: str | None = None,
+    image_size: int | None = None,
+    default_size: int | None = None,
+    class_names: str | Sequence[str] | None = None,
+) -> "Classifier":
     """Loads any saved model for prediction; no code stored in a file is run.
 
     Args:
@@ -335,7 +345,7 @@ class Classifier:
     range_known: bool = False
     single: str | None = None
 
-    def predict(self, images, *, batch_size=BATCH):
+    def predict(self, images: Any, *, batch_size: int = BATCH) -> np.ndarray:
         """Class probabilities of images.
 
         Args:
@@ -350,11 +360,11 @@ class Classifier:
         parts = [self.probabilities(np.stack(block)) for block in batched(map(self.pixels, images), batch_size)]
         return np.concatenate([np.empty((0, len(self.class_names)), "float32"), *parts])
 
-    def pixels(self, image):
+    def pixels(self, image: Any) -> np.ndarray:
         """One image at the model's size, uint8 `(height, width, 3)`: shorter side resized, the centre cut out."""
         return fitted(image, self.size) if isinstance(image, np.ndarray) else decode(image, size=self.size)
 
-    def probabilities(self, pixels):
+    def probabilities(self, pixels: np.ndarray) -> np.ndarray:
         """Class probabilities, float32 `(n, classes)`, of uint8 images `(n, height, width, 3)` at the model's size.
 
         Raises: ConfigError where the model puts out NaN or infinity.
@@ -362,19 +372,19 @@ class Classifier:
         scores = self.scores(pixels)
         return _softmax(scores) if self.logits else scores
 
-    def scores(self, pixels):
+    def scores(self, pixels: np.ndarray) -> np.ndarray:
         """What the network puts out, float32; arguments and errors as `probabilities`."""
         scores = np.asarray(self.network.run(self.scaled_pixels(pixels)), "float32")
         if not np.isfinite(scores).all():
             raise ConfigError(f"{self.network.path} must put out finite numbers. Received: NaN or infinity.")
         return scores
 
-    def scaled_pixels(self, pixels):
+    def scaled_pixels(self, pixels: np.ndarray) -> np.ndarray:
         """What the network is given for uint8 RGB images at its size."""
         pixels = grey(pixels) if self.network.channels == 1 else pixels
         return np.asarray(self.scale(pixels)) if self.scale else pixels.astype(self.network.dtype)
 
-    def scaled(self, scaling):
+    def scaled(self, scaling: str) -> Self:
         """The same classifier with another of its `scalings`."""
         if scaling not in self.scalings:
             raise ConfigError(
@@ -385,7 +395,7 @@ class Classifier:
         return dataclasses.replace(self, scaling=scaling, scale=scale)
 
     @functools.cached_property
-    def scalings(self):
+    def scalings(self) -> tuple[str, ...]:
         """Those of `SCALINGS` that the input can hold: integers hold pixels as they are, or what their range covers."""
         network = self.network
         names = FOR_GREY if network.channels == 1 else SCALINGS
@@ -394,7 +404,7 @@ class Classifier:
         return ("raw",) if network.dtype == "uint8" else names
 
     @property
-    def states_scaling(self):
+    def states_scaling(self) -> bool:
         """Whether the file itself says how pixels are scaled: by contract, layers that do it, or the input's type."""
         stated = "contract" in self.provenance or self.network.holds_scaling or self.range_known
         return stated or self.scalings == ("raw",)

@@ -3,6 +3,7 @@
 import functools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -85,7 +86,7 @@ class Images:
         return self.data if self.name in NAMES else self._read(decoded_at=(height, width))
 
 
-def own_dataset(classifier):
+def own_dataset(classifier: inference.Classifier) -> str:
     """The dataset that a model was trained on, where it has a name.
 
     Raises: ConfigError where it has none.
@@ -127,7 +128,7 @@ class Score:
     augmented: float | None = None
 
 
-def score(model, name, classifier, images, asked):
+def score(model: str, name: str, classifier: inference.Classifier, images: Images, asked: Asked) -> Score:
     """The `Score` of a classifier on `Images`; its notes are also printed.
 
     Raises: ConfigError where its outputs can't be the dataset's classes, or it turns out to be damaged.
@@ -156,7 +157,7 @@ def score(model, name, classifier, images, asked):
     return Score(model, name, path, run_id, classifier.scaling, found, order.others, tuple(notes), augmented)
 
 
-def probabilities(classifier, images, *, what):
+def probabilities(classifier: inference.Classifier, images: Any, *, what: str) -> np.ndarray:
     """Class probabilities of a split's images of any size, float32 `(n, outputs)`; arguments as for `in_blocks`."""
     return inference.in_blocks(classifier.probabilities, inference.at_size(images, classifier), what=what)
 
