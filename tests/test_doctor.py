@@ -17,7 +17,7 @@ from cifar_keras.data import cifar
 from cifar_keras.models import weights
 from cifar_keras.training import tensorboard
 from cifar_keras.utils import runtime, system
-from cifar_keras.utils.paths import PROJECT, places
+from cifar_keras.utils.paths import PROJECT, search_paths
 
 INTEL_OLD, INTEL_NEW = {"avx2", "fma", "avx512f"}, {"avx2", "fma", "avx512f", "avx512_vnni"}
 
@@ -55,7 +55,7 @@ def test_without_data_every_place_is_named_in_order_and_the_remedy_too(monkeypat
     names = ["CIFAR-10", "CIFAR-100", "resnet50, ImageNet", "resnet18, ImageNet"]
     assert [finding.name for finding in missing] == names
     for finding, kind in zip(missing, ("datasets", "datasets", "models", "models"), strict=True):
-        positions = [finding.value.index(str(place)) for place in places(tmp_path / "given", kind)]
+        positions = [finding.value.index(str(place)) for place in search_paths(tmp_path / "given", kind)]
         assert len(positions) == 3 and positions == sorted(positions)
         assert finding.value.count("(no such folder)") == 2
         assert "https://" in finding.advice

@@ -122,7 +122,7 @@ def locked():
     return {name: [version for other, version in pins if other == name] for name, _ in pins}
 
 
-@pytest.mark.parametrize("extra", ["", *METADATA["optional-dependencies"].keys() - {"gpu"}])
+@pytest.mark.parametrize("extra", ["", *sorted(METADATA["optional-dependencies"].keys() - {"gpu"})])
 def test_the_lock_satisfies_the_ranges_of_pyproject(extra):
     versions = locked()
     for text in METADATA["optional-dependencies"][extra] if extra else METADATA["dependencies"]:

@@ -134,7 +134,7 @@ def load(
     network = open_network(path, weights)
     note = network.provenance or {}
     side = image_size or default_size
-    if (size := network.size or side and (side, side)) is None:
+    if (size := network.size or ((side, side) if side else None)) is None:
         raise ConfigError(f"`--image-size` must be given, as {path} takes images of any size. Received: none.")
     if image_size not in (None, *size):
         raise ConfigError(f"`--image-size` must be the model's, {size[0]} x {size[1]}. Received: {image_size}.")
