@@ -299,6 +299,7 @@ class RunConfig:
     training: Training
     row: dict  # the model's row with the variant's overrides
     overrides: dict  # what the command line changed, as in `--epochs 3`: it becomes part of every name
+    classes: tuple[str, ...] | None = None  # those that `--classes` chose, in the dataset's order; None: all
 
     @classmethod
     def restored(cls, values):
@@ -312,6 +313,8 @@ class RunConfig:
         A part of recipe or row that is None leaves no trace: added later, it does not rename the runs before.
         """
         values = dataclasses.asdict(self)
+        if self.classes is None:
+            del values["classes"]
         values["training"] = {name: value for name, value in values["training"].items() if value is not None}
         described = ("images_per_second", "source")
         values["row"] = {name: v for name, v in self.row.items() if name not in described and v is not None}

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from cifar_keras.config import ConfigError, Limits
 from cifar_keras.data import cifar, folder, shapes
-from cifar_keras.data.base import Dataset, Rows, Split
+from cifar_keras.data.base import Dataset, Rows, Split, subset_slug
 
-__all__ = ["CIFAR10", "NAMES", "Dataset", "Rows", "Split", "load"]
+__all__ = ["CIFAR10", "NAMES", "Dataset", "Rows", "Split", "load", "options_of"]
 
 NAMES = (*cifar.ARCHIVES, *shapes.KINDS)  # of the datasets that have one; the others are paths of folders
 CIFAR10 = ("cifar10", "cifar10-jpeg")  # slugs of data that show CIFAR-10's images: published figures apply to these
@@ -51,3 +51,18 @@ def load(name, *, data_dir=None, image_size=None, classes=None, limits=None, dec
         "`dataset` must be 'cifar10', 'cifar100', 'shapes', 'shapes100' or the path of an image folder. "
         f"Received: {str(name)!r}. A folder needs train/<class>/*.png|jpg."
     )
+
+
+def options_of(config, class_names):
+    """What `--dataset` and `--classes` were for a run.
+
+    Args:
+        config: its `config.RunConfig`. Older ones have no `classes`; the slug made of their class names shows a choice.
+        class_names: those in the run's record.
+    Returns: `(name, classes)`; the name is None for a folder of images, the classes are None where all were used.
+    """
+    classes = config.classes
+    if classes is None and config.dataset.endswith(subset_slug("", class_names)):
+        classes = class_names
+    slugs = {subset_slug(name, classes) if classes else name: name for name in NAMES}
+    return slugs.get(config.dataset), classes

@@ -137,7 +137,7 @@ class Dataset:
             splits[name] = dataclasses.replace(split, labels=numbers[split.labels])
         return dataclasses.replace(
             self,
-            slug=f"{self.slug}-{_joined(chosen)}",
+            slug=subset_slug(self.slug, chosen),
             label=f"{self.label}, {len(chosen)} classes ({', '.join(chosen)})",
             fingerprint=hashlib.sha256(f"{self.fingerprint} {chosen}".encode()).hexdigest(),
             class_names=chosen,
@@ -151,12 +151,12 @@ class Dataset:
         return dataclasses.replace(self, train=take(self.train, np.sort(np.concatenate(drawn))))
 
 
-def _joined(names):
-    """Class names as part of a file name: all of them where they are short, else a digest."""
+def subset_slug(slug, names):
+    """The slug of some of a dataset's classes: with all their names where these are short, else with a digest."""
     text = "+".join(names)
     if len(text) <= 48 and re.fullmatch(r"[\w+]+", text, re.ASCII):
-        return text
-    return f"{len(names)}classes-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+        return f"{slug}-{text}"
+    return f"{slug}-{len(names)}classes-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
 def take(split, indices):
