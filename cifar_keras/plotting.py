@@ -164,7 +164,7 @@ def _curve(panel, history, metric, best_epoch):
         label = f"kept: epoch {best_epoch}, val {shown}"
         panel.plot(best_epoch, value, "*", color=GREEN, markersize=13, markeredgecolor="white", label=label)
     if metric == "accuracy":
-        panel.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
+        shares(panel.yaxis)
 
 
 def _mark_stages(panel, history):
@@ -229,6 +229,11 @@ def figure_of(path, title, *, size):
         yield figure
         with replacing(path) as temporary:
             figure.savefig(temporary, dpi=DPI, format="png")
+
+
+def shares(axis):
+    """Shows an axis in percent."""
+    axis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
 
 
 def without_frame(panel, grid):

@@ -8,6 +8,7 @@ from test_table import record
 
 from cifar_keras.config import Experiment, Stage, Training
 from cifar_keras.report import summary
+from cifar_keras.results.groups import Group
 
 RECIPE = Training("simple_cnn", (Stage(2, 1e-3),))
 NAMES = ["cat", "dog", "frog"]
@@ -148,8 +149,9 @@ def test_a_pretrained_network_stands_beside_those_from_scratch(tmp_path):
 
 def test_the_last_epochs_weights_are_what_the_gap_is_about():
     _, (plain, rich) = gap_runs(train=0.75)
-    assert summary.gaps([rich])["test"] == 0.72 and summary.gaps([plain])["test"] == 0.71
-    assert summary.gaps([plain])["gap_inference"] == pytest.approx(0.24)
+    rich, plain = Group((rich,)), Group((plain,))
+    assert summary.gaps(rich)["test"] == 0.72 and summary.gaps(plain)["test"] == 0.71
+    assert summary.gaps(plain)["gap_inference"] == pytest.approx(0.24)
 
 
 def test_accuracy_by_class_stands_beside_the_published(tmp_path):
@@ -232,7 +234,7 @@ def test_labelled_images_are_counted_not_read_from_the_name(tmp_path):
     made, runs = transfer({"finetune_50": (0.6,), "finetune_250": (0.6,), "scratch_50": (0.5,)})
     for one in runs:
         one["train_images"] = 3 * 40
-    (family,) = (family for family in summary.families(made, runs) if family.cells)
+    (family,) = (family for family in summary.families(made, runs) if family.groups)
     assert [(method, count) for method, count, *_ in summary.transfer_points(family)] == [
         ("finetune", 40), ("scratch", 40),
     ]  # fmt: skip

@@ -6,7 +6,7 @@ import pytest
 from cifar_keras.commands.study import Entry
 from cifar_keras.config import ConfigError, Experiment, Stage, Training
 from cifar_keras.report import table
-from cifar_keras.results.groups import minutes
+from cifar_keras.results.groups import Group
 
 
 def record(**changes):
@@ -171,7 +171,7 @@ def test_minutes_are_left_out_where_other_work_shared_the_cores():
     shared = record(seed=1, cpu_seconds=4500.0, cores=2)
     unknown = record(seed=2)
     on_gpu = record(seed=3, cpu_seconds=100.0, cores=None)
-    assert [minutes([one]) for one in (alone, unknown, on_gpu)] == ["42", "42", "42"]
-    assert minutes([shared]) == minutes([alone, shared]) == ""
+    assert [Group((one,)).minutes for one in (alone, unknown, on_gpu)] == ["42", "42", "42"]
+    assert Group((shared,)).minutes == Group((alone, shared)).minutes == ""
     (row,), _ = table.collated([shared])
     assert row["minutes"] == "-" and " min" not in table.summarised([shared], [])

@@ -9,8 +9,8 @@ from pathlib import Path
 from tabulate import tabulate
 
 from cifar_keras.config import ConfigError
-from cifar_keras.results.groups import KEY, age, from_record, key_of
-from cifar_keras.results.matching import UNKNOWN, Group, changes, compared, read, sections
+from cifar_keras.results.groups import KEY, UNKNOWN, Group, age, from_record
+from cifar_keras.results.matching import changes, compared, read, sections
 
 WIDTH = 118
 ON_INTERVALS = (
@@ -84,17 +84,17 @@ def against_previous(record, earlier_records, root):
     Returns: text, or None where no run of the same experiment, variant, dataset, budget, weights and overrides finished
         earlier.
     """
-    run, *others = map(from_record, (record, *earlier_records))
+    run, *others = (Group((from_record(one),), Path(root) / "results") for one in (record, *earlier_records))
     earlier = [
         other
         for other in others
-        if other["status"] == "finished"
-        and age(other) < age(run)
-        and (key_of(other), other["overrides"]) == (key_of(run), run["overrides"])
+        if other.first["status"] == "finished"
+        and age(other.first) < age(run.first)
+        and (other.key, other.overrides) == (run.key, run.overrides)
     ]
     if not earlier:
         return None
-    pair = compared(*(Group((one,), Path(root) / "results") for one in (max(earlier, key=age), run)))
+    pair = compared(max(earlier, key=lambda group: age(group.first)), run)
     return f"previous run {_signed(pair.difference.value, 4)} ({pair.verdict})"
 
 

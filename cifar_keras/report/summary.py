@@ -12,9 +12,8 @@ from cifar_keras import metrics
 from cifar_keras.config import RunConfig, published_of
 from cifar_keras.data import CIFAR10
 from cifar_keras.report import summary_plots
-from cifar_keras.report.table import DASH, newest_recipes
-from cifar_keras.results import overrides
-from cifar_keras.results.groups import average, minutes
+from cifar_keras.report.table import DASH
+from cifar_keras.results.groups import newest_recipes
 from cifar_keras.utils.files import write_text
 from cifar_keras.utils.paths import stem
 
@@ -24,41 +23,41 @@ WORDS = {"frozen_norm": "BatchNorm", None: "inference"}  # for readers: a column
 
 @dataclass(frozen=True)
 class Family:
-    """The runs of one experiment that are compared: on the same data, under one budget, from the same weights.
+    """The groups of one experiment that are compared: on the same data, under one budget, from the same weights.
 
     Attributes:
         experiment: `config.Experiment`.
         name: of its files.
-        cells: rows of the newest recipe, one a seed, by variant, in the experiment's order; empty before the first run.
-        source: what those start from that are no baselines.
+        groups: `results.groups.Group` by variant, in the experiment's order; empty before the first run.
+        source: the weights that all but the baselines start from.
     """
 
     experiment: object
     name: str
-    cells: dict
+    groups: dict
     source: str = "none"
 
     @property
     def first(self):
-        """Any run: what all share."""
-        return next(iter(self.cells.values()))[0]
+        """The first run, for what all of them share."""
+        return next(iter(self.groups.values())).first
 
     @property
     def title(self):
         """What was run on what."""
-        if not self.cells:
+        if not self.groups:
             return f"{self.experiment.key}: {self.experiment.about}, not yet run"
         first, more = self.first, []
         if first["budget"] != "full":
             more.append(f"budget {first['budget']}")
         if self.source not in ("none", first["weights_called_for"]):
             more.append(f"from {self.source}")
-        more.append(overrides(first))
+        more.append(first["overrides"])
         return ", ".join((f"{first['experiment']}: {first['dataset']}", *(part for part in more if part)))
 
     def published(self, variant, split="test"):
         """What the source reported of official CIFAR-10; None where it did not, and beside other data."""
-        if self.cells and self.first["config"]["dataset"] not in CIFAR10:
+        if self.groups and self.first["config"]["dataset"] not in CIFAR10:
             return None
         return published_of(self.experiment.published, variant).get(split)
 
@@ -77,7 +76,7 @@ def write(experiment, records, root):
     folder, written = Path(root) / "results", []
     for family in families(experiment, records) if experiment.summary else ():
         path = folder / f"{family.name}.md"
-        if family.cells:
+        if family.groups:
             _, draw = KINDS[experiment.summary]
             draw(family, folder / figure_name(family))
         write_text(path, text_of(family))
@@ -97,7 +96,7 @@ def figure_name(family):
 def text_of(family):
     """A family's table and sentences, as Markdown."""
     parts = [f"# {family.title}", _table(overview(family))]
-    if family.cells:
+    if family.groups:
         text, _ = KINDS[family.experiment.summary]
         parts += [*text(family), f"![{family.title}]({figure_name(family)})", _provenance(family)]
     return "\n\n".join(parts) + "\n"
@@ -107,8 +106,8 @@ def families(experiment, records):
     """The `Family`s of an experiment; a baseline that starts at random stands beside runs from any weights."""
     found = {}
     for group in newest_recipes(records):
-        if group[0]["experiment"] == experiment.key and group[0]["variant"] in experiment.variants:
-            config = RunConfig.restored(group[0]["config"])
+        if group.first["experiment"] == experiment.key and group.first["variant"] in experiment.variants:
+            config = RunConfig.restored(group.config)
             changes = {name: value for name, value in config.overrides.items() if name != "weights"}
             key = (config.dataset, config.budget, tuple(sorted(changes.items())))
             found.setdefault(key, []).append((config, is_baseline(group), group))
@@ -118,45 +117,48 @@ def families(experiment, records):
     for members in found.values():
         sources = {config.weights: config for config, baseline, _ in members if not baseline}
         for source, first in (sources or {"none": members[0][0]}).items():
-            cells = {c.variant: group for c, baseline, group in members if baseline or c.weights == source}
-            ordered = {variant: cells[variant] for variant in experiment.variants if variant in cells}
+            groups = {c.variant: group for c, baseline, group in members if baseline or c.weights == source}
+            ordered = {variant: groups[variant] for variant in experiment.variants if variant in groups}
             name = stem(dataclasses.replace(first, variant="best", seed=0))
             yield Family(experiment, name, ordered, source)
 
 
-def is_baseline(runs):
-    """Whether these start at random whatever the command line says."""
-    return (runs[0]["config"]["training"] or {}).get("weights") == "none"
+def is_baseline(group):
+    """Whether these runs start from random weights, whatever `--weights` names."""
+    return (group.config["training"] or {}).get("weights") == "none"
 
 
 def overview(family):
-    """The table of all variants: a dict a row, dashes where nothing was run."""
-    return [_overview_row(family, variant, family.cells.get(variant)) for variant in family.experiment.variants]
+    """The table of all variants: one dict per row, with dashes for what has not been run."""
+    return [_overview_row(family, variant, family.groups.get(variant)) for variant in family.experiment.variants]
 
 
-def _overview_row(family, variant, runs):
+def _overview_row(family, variant, group):
     row = {"variant": variant, "published": percent(family.published(variant))}
-    if runs is None:
+    if group is None:
         return row | dict.fromkeys(("test [95% interval]", "seeds", "train", "images", "epochs", "minutes"), DASH)
-    row["test [95% interval]"] = accuracy(runs)
-    if average(runs, "tta_accuracy") is not None:
-        row["test-time augmentation"] = percent(average(runs, "tta_accuracy"))
-    if average(runs, "coarse_accuracy") is not None:
-        row["superclasses"] = percent(average(runs, "coarse_accuracy"))
-    row |= {"seeds": str(len(runs)), "train": percent(average(runs, "train_accuracy"))}
-    row |= {"images": f"{runs[0]['train_images']:,}", "epochs": str(runs[0]["epochs"])}
-    return row | {"minutes": minutes(runs) or DASH}
+    row["test [95% interval]"] = accuracy(group)
+    for heading, column in {"test-time augmentation": "tta_accuracy", "superclasses": "coarse_accuracy"}.items():
+        if (value := group.average(column)) is not None:
+            row[heading] = percent(value)
+    return row | {
+        "seeds": str(len(group.runs)),
+        "train": percent(group.average("train_accuracy")),
+        "images": f"{group.first['train_images']:,}",
+        "epochs": str(group.first["epochs"]),
+        "minutes": group.minutes or DASH,
+    }
 
 
-def accuracy(runs):
+def accuracy(group):
     """'71.3% [70.4, 72.2]': Wilson for one seed, Student's t for several."""
-    estimate = metrics.accuracy_interval([run["test_accuracy"] for run in runs], runs[0]["test_n"])
+    estimate = group.estimate
     return f"{100 * estimate.value:.1f}% [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
 
 
-def class_means(runs):
-    """Accuracy by class name, mean over seeds, of the classes that have test images."""
-    columns = zip(runs[0]["class_names"], *(run["class_accuracy"] for run in runs), strict=True)
+def class_means(group):
+    """Mean accuracy over seeds by class name, for the classes that have test images."""
+    columns = zip(group.first["class_names"], *(run["class_accuracy"] for run in group.runs), strict=True)
     return {name: mean(values) for name, *values in columns if None not in values}
 
 
@@ -175,7 +177,7 @@ def _table(rows):
 
 
 def _provenance(family):
-    runs = [run for group in family.cells.values() for run in group]
+    runs = [run for group in family.groups.values() for run in group.runs]
     values = {name: ", ".join(sorted({str(run[name]) for run in runs})) for name in ("device", "keras", "git_commit")}
     weights = ", ".join(sorted({run["weights"] for run in runs}))
     return (
@@ -207,7 +209,7 @@ def word(name):
 def factorial_text(family):
     """The main effect of each factor, and what may be concluded."""
     columns, levels = factors(family.experiment)
-    cells = {levels[variant]: runs for variant, runs in family.cells.items()}
+    cells = {levels[variant]: group for variant, group in family.groups.items()}
     if len(cells) < len(family.experiment.variants):
         return [f"{len(cells)} of {len(family.experiment.variants)} cells have been run: no effects yet."]
     effects = {word(column): _effect(cells, place) for place, column in enumerate(columns)}
@@ -225,23 +227,23 @@ def factorial_text(family):
 def _effect(cells, place):
     """One factor's two levels and the mean change from the first to the second, None where data differ."""
     low, high = dict.fromkeys(levels[place] for levels in cells)
-    pairs = [(cells[(*k[:place], low, *k[place + 1 :])], runs) for k, runs in cells.items() if k[place] == high]
+    pairs = [(cells[(*k[:place], low, *k[place + 1 :])], group) for k, group in cells.items() if k[place] == high]
     pairs = [(a, b) for a, b in pairs if _data(a) == _data(b)]
     if not pairs:
         return low, high, None
-    change = mean(average(b, "test_accuracy") - average(a, "test_accuracy") for a, b in pairs)
-    half = 1.96 * sum(_variance(runs) for pair in pairs for runs in pair) ** 0.5 / len(pairs)
+    change = mean(b.estimate.value - a.estimate.value for a, b in pairs)
+    half = 1.96 * sum(_variance(group) for pair in pairs for group in pair) ** 0.5 / len(pairs)
     return low, high, metrics.Estimate(change, change - half, change + half, "normal")
 
 
-def _data(runs):
-    return runs[0]["train_images"], runs[0]["test_n"]
+def _data(group):
+    return group.first["train_images"], group.test_n
 
 
-def _variance(runs):
-    """Of a mean accuracy, from the draw of the test images."""
-    p = average(runs, "test_accuracy")
-    return p * (1 - p) / runs[0]["test_n"]
+def _variance(group):
+    """The variance of a mean accuracy, from the draw of the test images."""
+    p = group.estimate.value
+    return p * (1 - p) / group.test_n
 
 
 def said_of(estimate):
@@ -274,7 +276,7 @@ def _reproduced(family):
     for variant in family.experiment.variants:
         if (published := family.published(variant)) is None:
             continue
-        estimates = {name: _estimate(runs) for name, runs in family.cells.items()}
+        estimates = {name: group.estimate for name, group in family.groups.items()}
         holding = [name for name, e in estimates.items() if e.low <= published <= e.high]
         yield (
             f"The published {published:.2f} ({variant}; here {percent(estimates[variant].value)}) lies in the "
@@ -282,22 +284,18 @@ def _reproduced(family):
         )
 
 
-def _estimate(runs):
-    return metrics.accuracy_interval([run["test_accuracy"] for run in runs], runs[0]["test_n"])
-
-
 # --- the gap between train and test, measured both ways ---
 
 
-def gaps(runs):
+def gaps(group):
     """Accuracies and gaps of the last epoch's weights (where not scored, of the selected ones), means over seeds.
 
     Returns: dict with 'running' (the metric that `fit` shows), 'train' (inference mode, no augmentation), 'test',
         'gap_running' and 'gap_inference', shares.
     """
-    train = average(runs, "last_train_accuracy") or average(runs, "train_accuracy")
-    test = average(runs, "last_test_accuracy") or average(runs, "test_accuracy")
-    running = mean(run["history"]["accuracy"][-1] for run in runs)
+    train = group.average("last_train_accuracy") or group.average("train_accuracy")
+    test = group.average("last_test_accuracy") or group.average("test_accuracy")
+    running = mean(run["history"]["accuracy"][-1] for run in group.runs)
     return {
         "running": running, "train": train, "test": test, "gap_running": running - test, "gap_inference": train - test,
     }  # fmt: skip
@@ -306,8 +304,8 @@ def gaps(runs):
 def gap_text(family):
     """Both gaps of each variant; what of a published gap is the metric; accuracy by class beside the published."""
     rows = []
-    for variant, runs in family.cells.items():
-        g = gaps(runs)
+    for variant, group in family.groups.items():
+        g = gaps(group)
         rows.append(
             {
                 "variant": variant,
@@ -316,7 +314,7 @@ def gap_text(family):
                 "test": percent(g["test"]),
                 "gap, running": points(g["gap_running"]),
                 "gap, inference": points(g["gap_inference"]),
-                "best epoch by val": ", ".join(str(run["best_epoch"]) for run in runs),
+                "best epoch by val": ", ".join(str(run["best_epoch"]) for run in group.runs),
             }
         )
     note = (
@@ -328,11 +326,11 @@ def gap_text(family):
 
 def _artefacts(family):
     """A sentence on each variant of which the source reported train and test."""
-    for variant, runs in family.cells.items():
+    for variant, group in family.groups.items():
         train, test = (family.published(variant, split) for split in ("train", "test"))
         if train is None or test is None:
             continue
-        g = gaps(runs)
+        g = gaps(group)
         metric = g["gap_inference"] - g["gap_running"]
         yield (
             f"**{variant}**: the running metric gives a gap of {points(g['gap_running'])} points, the same network in "
@@ -345,10 +343,9 @@ def _artefacts(family):
 def _by_class(family):
     """Accuracy by class of the variants for which the source reported some."""
     for variant, published in family.experiment.published_classes.items():
-        runs = family.cells.get(variant)
-        known = [name for name in published if runs and name in runs[0]["class_names"]]
-        if known:
-            means = sorted(class_means(runs).items(), key=lambda pair: -pair[1])
+        group = family.groups.get(variant)
+        if group and set(published) & set(group.first["class_names"]):
+            means = sorted(class_means(group).items(), key=lambda pair: -pair[1])
             rows = [{"class": name, "published": percent(published.get(name)), "here": percent(value)}
                     for name, value in means]  # fmt: skip
             yield f"## Accuracy by class, {variant}"
@@ -361,8 +358,8 @@ def _by_class(family):
 def selection_text(family):
     """What reporting the last epoch, the one that val selects, and the one that test selects makes of one run."""
     rows = []
-    for variant, runs in family.cells.items():
-        for run in runs:
+    for variant, group in family.groups.items():
+        for run in group.runs:
             followed = run["history"].get("test_accuracy")
             rows.append(
                 {
@@ -385,13 +382,13 @@ def selection_text(family):
 
 
 def transfer_points(family):
-    """`(method, labelled images a class, whether from scratch, runs)`; variants that saw the same images count once."""
+    """`(method, labelled images per class, whether from scratch, group)`; variants on the same images count once."""
     found = {}
-    for variant, runs in family.cells.items():
-        asked = (runs[0]["config"]["training"] or {}).get("per_class")
-        labelled = runs[0]["train_images"] // len(runs[0]["class_names"])
+    for variant, group in family.groups.items():
+        asked = (group.config["training"] or {}).get("per_class")
+        labelled = group.first["train_images"] // len(group.first["class_names"])
         method = variant.removesuffix(f"_{asked}")
-        found.setdefault((method, labelled), (method, labelled, is_baseline(runs), runs))
+        found.setdefault((method, labelled), (method, labelled, is_baseline(group), group))
     return sorted(found.values(), key=lambda point: point[1])
 
 
@@ -400,25 +397,25 @@ def transfer_text(family):
     if family.source == "none":
         return ["Nothing was transferred: every network here starts at random."]
     placed = transfer_points(family)
-    bases = {labelled: runs for _, labelled, baseline, runs in placed if baseline}
-    pairs = [(m, n, bases[n], runs) for m, n, baseline, runs in placed if not baseline and n in bases]
+    bases = {labelled: group for _, labelled, baseline, group in placed if baseline}
+    pairs = [(m, n, bases[n], group) for m, n, baseline, group in placed if not baseline and n in bases]
     if not pairs:
         return ["No variant has been run beside the network from scratch yet."]
-    rows = [{"labelled a class": f"{n:,}", "method": m, **_against(base, runs)} for m, n, base, runs in pairs]
+    rows = [{"labelled a class": f"{n:,}", "method": m, **_against(base, group)} for m, n, base, group in pairs]
     note = (
         "Minus the network from random weights, on the same labelled images and for as many epochs, in points. The "
         "intervals cover the draw of labelled images and initial weights, of one source network and one test set; "
         "several comparisons are not corrected for."
     )
-    most = max(pairs, key=lambda pair: (pair[1], average(pair[3], "test_accuracy")))
+    most = max(pairs, key=lambda pair: (pair[1], pair[3].estimate.value))
     return ["## What transfer adds", note, _table(rows), *_gains(most[1], most[0], *most[2:])]
 
 
-def _against(base, runs):
-    """The paired difference over the seeds that both have; of one seed, with the images' interval."""
-    ours, theirs = ({run["seed"]: run["test_accuracy"] for run in group} for group in (runs, base))
-    seeds, n = sorted(ours.keys() & theirs.keys()), runs[0]["test_n"]
-    row = {"test": accuracy(runs), "from scratch": accuracy(base)}
+def _against(base, group):
+    """The paired difference over the seeds that both have; for one seed, with the interval over images."""
+    ours, theirs = ({run["seed"]: run["test_accuracy"] for run in side.runs} for side in (group, base))
+    seeds, n = sorted(ours.keys() & theirs.keys()), group.test_n
+    row = {"test": accuracy(group), "from scratch": accuracy(base)}
     if not seeds:
         return row | {"difference [95%]": DASH, "transfer": DASH}
     if len(seeds) > 1:
@@ -430,9 +427,9 @@ def _against(base, runs):
     return row | {"difference [95%]": f"{said_of(d)} ({behind})", "transfer": verdict}
 
 
-def _gains(count, method, base, runs):
+def _gains(count, method, base, group):
     """The classes that gain most and least."""
-    ours, theirs = class_means(runs), class_means(base)
+    ours, theirs = class_means(group), class_means(base)
     changes = sorted(((ours[name] - theirs[name], name) for name in ours), reverse=True)
     shown = changes if len(changes) <= 10 else [*changes[:5], *changes[-5:]]
     yield f"## Which classes gain: {method}, {count:,} labelled images a class"
