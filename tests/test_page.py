@@ -162,7 +162,7 @@ def test_the_page_shows_what_was_measured_and_says_what_is_missing(built):
 
 def test_one_experiment_alone_makes_no_report(tmp_path):
     store(tmp_path, run("exp4_scratch", 0.9, 2000))
-    with pytest.raises(ConfigError, match="two of them or more.*Received: 1"):
+    with pytest.raises(ConfigError, match="two or more of them.*Received: 1"):
         page.build(tmp_path, entries())
 
 

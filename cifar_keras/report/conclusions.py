@@ -24,8 +24,7 @@ def of_one(group, previous):
     Returns: list of str.
     """
     run, e = group.first, group.estimate
-    interval = f"[{100 * e.low:.1f}, {100 * e.high:.1f}]"
-    found = [f"Of {group.test_n:,} test images, {e.value:.1%} are classified correctly {interval}."]
+    found = [f"Of {group.test_n:,} test images, {e.value:.1%} are classified correctly {e.bounds()}."]
     if (published := run.get("published_test")) is not None:
         place = "below it" if published < e.low else "above it" if published > e.high else "within the interval"
         found[0] += f" The published figure, {published:.1%}, lies {place}."
@@ -51,17 +50,13 @@ def _standing(group):
     return f"{seed}." if not why else f"{seed}. The run is no result of the study: {_list(why)}."
 
 
-def _named(group):
-    e = group.estimate
-    return f"{group.name} ({e.value:.1%} [{100 * e.low:.1f}, {100 * e.high:.1f}])"
-
-
 def _best(first, second):
     pair = compared(second, first)
     d, chance = pair.difference, "unlikely to be" if pair.distinguishable else "may be"
     return (
-        f"The most accurate model on these data is {_named(first)}, followed by {_named(second)}: the difference of "
-        f"{100 * d.value:.1f} points [{100 * d.low:.1f}, {100 * d.high:.1f}] {chance} due to chance."
+        f"The most accurate model on these data is {first.name} ({first.estimate.accuracy()}), followed by "
+        f"{second.name} ({second.estimate.accuracy()}): the difference of {100 * d.value:.1f} points {d.bounds()} "
+        f"{chance} due to chance."
     )
 
 

@@ -232,23 +232,15 @@ def overview(groups, entries, rebuilt):
     for entry in sorted(entries, key=lambda entry: natural(entry.key)):
         group = groups.get(entry.key)
         published = (group.first if group else {"published_test": entry.published.get("test")})["published_test"]
-        rows.append(
-            {
-                "model": entry.key.partition("_")[2].replace("_", " "),
-                "published": None if published is None else f"{published:.0%}",
-                "published recipe, run here": _accuracy(rebuilt.get(entry.key)),
-                "ours": _accuracy(group),
-                "how": group and _how(group),
-            }
-        )
+        row = {"model": entry.key.partition("_")[2].replace("_", " "), "published": _whole_percent(published)}
+        for heading, own in {"published recipe, run here": rebuilt.get(entry.key), "ours": group}.items():
+            row[heading] = own.estimate.accuracy() if own else "not run"
+        rows.append(row | {"how": group and _how(group)})
     return rows
 
 
-def _accuracy(group):
-    if group is None:
-        return "not run"
-    e = group.estimate
-    return f"{e.value:.1%} [{100 * e.low:.1f}, {100 * e.high:.1f}]"
+def _whole_percent(share):
+    return None if share is None else f"{share:.0%}"
 
 
 def _how(group):
@@ -351,16 +343,13 @@ def splits(run):
         "test": "read once, after training", "tta": "the same, mean over six views", "coarse": "superclasses",
         "last_train": "the last epoch's weights, on train", "last_test": "the last epoch's weights, on test",
     }  # fmt: skip
-    lines = []
+    rows = []
     for name, words in what.items():
         if (value := run.get(f"{name}_accuracy")) is not None:
             n = run["train_n" if "train" in name else "val_n" if name == "val" else "test_n"]
-            low, high = metrics.wilson(value, n)
-            published = run.get(f"published_{name}")
-            line = {"accuracy on": name.replace("_", " "), "here": f"{value:.1%} [{100 * low:.1f}, {100 * high:.1f}]"}
-            lines.append(line | {"images": n, "published": None if published is None else f"{published:.0%}"})
-            lines[-1]["how"] = words
-    return lines
+            row = {"accuracy on": name.replace("_", " "), "here": metrics.with_interval(value, n), "images": n}
+            rows.append(row | {"published": _whole_percent(run.get(f"published_{name}")), "how": words})
+    return rows
 
 
 def recipe(run):

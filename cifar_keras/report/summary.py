@@ -137,7 +137,7 @@ def _overview_row(family, variant, group):
     row = {"variant": variant, "published": percent(family.published(variant))}
     if group is None:
         return row | dict.fromkeys(("test [95% interval]", "seeds", "train", "images", "epochs", "minutes"), DASH)
-    row["test [95% interval]"] = accuracy(group)
+    row["test [95% interval]"] = group.estimate.accuracy()
     for heading, column in {"test-time augmentation": "tta_accuracy", "superclasses": "coarse_accuracy"}.items():
         if (value := group.average(column)) is not None:
             row[heading] = percent(value)
@@ -148,12 +148,6 @@ def _overview_row(family, variant, group):
         "epochs": str(group.first["epochs"]),
         "minutes": group.minutes or DASH,
     }
-
-
-def accuracy(group):
-    """'71.3% [70.4, 72.2]': Wilson for one seed, Student's t for several."""
-    estimate = group.estimate
-    return f"{100 * estimate.value:.1f}% [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
 
 
 def class_means(group):
@@ -214,7 +208,11 @@ def factorial_text(family):
         return [f"{len(cells)} of {len(family.experiment.variants)} cells have been run: no effects yet."]
     effects = {word(column): _effect(cells, place) for place, column in enumerate(columns)}
     table = [
-        {"factor": name, "change": f"{word(low)} -> {word(high)}", "effect on test, points": said_of(estimate)}
+        {
+            "factor": name,
+            "change": f"{word(low)} -> {word(high)}",
+            "effect on test, points": estimate.points() if estimate else DASH,
+        }
         for name, (low, high, estimate) in effects.items()
     ]
     note = (
@@ -244,13 +242,6 @@ def _variance(group):
     """The variance of a mean accuracy, from the draw of the test images."""
     p = group.estimate.value
     return p * (1 - p) / group.test_n
-
-
-def said_of(estimate):
-    """'+1.3 [+0.2, +2.4]' in points, a dash for None."""
-    if estimate is None:
-        return DASH
-    return f"{points(estimate.value)} [{points(estimate.low)}, {points(estimate.high)}]"
 
 
 def conclusion(family, effects):
@@ -415,7 +406,7 @@ def _against(base, group):
     """The paired difference over the seeds that both have; for one seed, with the interval over images."""
     ours, theirs = ({run["seed"]: run["test_accuracy"] for run in side.runs} for side in (group, base))
     seeds, n = sorted(ours.keys() & theirs.keys()), group.test_n
-    row = {"test": accuracy(group), "from scratch": accuracy(base)}
+    row = {"test": group.estimate.accuracy(), "from scratch": base.estimate.accuracy()}
     if not seeds:
         return row | {"difference [95%]": DASH, "transfer": DASH}
     if len(seeds) > 1:
@@ -424,7 +415,7 @@ def _against(base, group):
         d = metrics.difference_unpaired(theirs[seeds[0]], n, ours[seeds[0]], n)
     behind = f"{d.kind}, {len(seeds)} seed{'s' * (len(seeds) > 1)}"
     verdict = "helps" if d.low > 0 else "hurts" if d.high < 0 else "can't be told from zero"
-    return row | {"difference [95%]": f"{said_of(d)} ({behind})", "transfer": verdict}
+    return row | {"difference [95%]": f"{d.points()} ({behind})", "transfer": verdict}
 
 
 def _gains(count, method, base, group):

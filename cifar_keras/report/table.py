@@ -93,7 +93,7 @@ def _row(group):
         "dataset": first["dataset"],
         "weights": first["weights"],
         "published test": _percent(first.get("published_test")),
-        "test [95% interval] (n)": f"{_percent(group.estimate.value, '.1f')} {_interval(group)} ({group.test_n:,})",
+        "test [95% interval] (n)": f"{group.estimate.accuracy()}{_spread(group)} ({group.test_n:,})",
         "seeds": str(len(group.runs)),
         "train (n)": _accuracy(group, "train"),
         "val (n)": _accuracy(group, "val"),
@@ -124,10 +124,8 @@ def _accuracy(group, split):
     return f"{_percent(value, '.1f')} ({n:,})" if value is not None and n else DASH
 
 
-def _interval(group):
-    """'[89.0, 90.2]', for several seeds with their spread: '[89.3, 89.9] sd 0.12'."""
-    spread = "" if group.spread is None else f" sd {100 * group.spread:.2f}"
-    return f"[{100 * group.estimate.low:.1f}, {100 * group.estimate.high:.1f}]{spread}"
+def _spread(group):
+    return "" if group.spread is None else f" sd {100 * group.spread:.2f}"
 
 
 def render(rows, form):
@@ -186,8 +184,9 @@ def docstring_result(records, key):
 
 def _sentence(group):
     first, accuracy = group.first, _percent(group.estimate.value, ".1f")
+    interval = f"{group.estimate.bounds()}{_spread(group)}"
     parts = (
-        f"{first['variant']}: {accuracy} of {group.test_n:,} test images {_interval(group)}",
+        f"{first['variant']}: {accuracy} of {group.test_n:,} test images {interval}",
         f"{len(group.runs)} seed{'s' if len(group.runs) > 1 else ''}",
         first["dataset"],
         f"{group.minutes} min" if group.minutes else "",
