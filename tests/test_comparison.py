@@ -219,6 +219,14 @@ def test_rows_that_differ_in_a_key_do_not_meet(column):
     assert meetings([row(run_id="a")], [row(run_id="b", **{column: "other"})]) == ([], ["a"], ["b"])
 
 
+def test_a_precision_other_than_float32_stands_in_the_title(tmp_path, capsys):
+    a = save(tmp_path / "A.csv", row(), row(run_id="2", precision="mixed_float16", config=CONFIG))
+    comparison.run([a, save(tmp_path / "B.csv", row(precision="mixed_float16"))])
+    text = capsys.readouterr().out
+    assert "\nexp4_scratch best, CIFAR-10, full, weights none, mixed_float16\n" in text
+    assert "\n\nonly in A.csv\n\n" in text and "weights none\n" in text
+
+
 def test_single_groups_meet_whatever_their_recipe():
     a, b = row(run_id="a", config=CONFIG), row(run_id="b", overrides="epochs=3", epochs=3)
     assert meetings([a], [b]) == ([("a", "b")], [], [])
@@ -241,7 +249,8 @@ def test_of_several_groups_those_with_equal_overrides_meet_the_newest_recipes_fi
     "change",
     [
         {"overrides": "epochs=3"},
-        {"config": CONFIG | {"precision": "mixed_float16"}},
+        {"precision": "mixed_float16"},
+        {"config": CONFIG | {"deterministic": True}},
         {"config": None, "epochs": 12},
         {"fingerprint": "other"},
         {"test_n": 1000},

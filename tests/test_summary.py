@@ -136,6 +136,16 @@ def test_options_and_images_tell_tables_apart(tmp_path):
     assert whole.startswith("# exp6_made_up: CIFAR-10 (JPEG)\n")
 
 
+def test_each_precision_has_a_table_of_its_own(tmp_path):
+    made, runs = gap_runs(train=0.75)
+    mixed = run("plain", 0.6, precision="mixed_bfloat16", config={"overrides": {"precision": "mixed_bfloat16"}})
+    chosen_for_the_machine = run("rich", 0.65, precision="mixed_bfloat16")
+    found = written(tmp_path, made, [*runs, mixed, chosen_for_the_machine])
+    assert list(found) == ["exp6_cifar10-jpeg.md", "exp6_cifar10-jpeg_precision=mixed_bfloat16.md"]
+    *_, text = found.values()
+    assert text.startswith("# exp6_made_up: CIFAR-10 (JPEG), mixed_bfloat16\n") and "60.0%" in text and "65.0%" in text
+
+
 def test_a_pretrained_network_stands_beside_those_from_scratch(tmp_path):
     """In the order in which they are run: all of them meet in one table in the end."""
     scratch = run("five", 0.8, config={"training": {"weights": "none"}})

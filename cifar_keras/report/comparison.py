@@ -139,9 +139,9 @@ def _plural(count, noun):
 
 
 def _title(group, *, overrides):
-    experiment, variant, dataset, budget, weights = group.key
-    changed = f", {overrides}" if overrides else ""
-    return f"{experiment} {variant}, {dataset}, {budget}{changed}, weights {weights}"
+    experiment, variant, dataset, budget, weights, _ = group.key
+    parts = (f"{experiment} {variant}", dataset, budget, overrides, f"weights {weights}", group.precision_note)
+    return ", ".join(filter(None, parts))
 
 
 def _listing(groups, markdown):

@@ -119,9 +119,9 @@ def _chosen(groups):
 
 def rebuilt(groups, root):
     """The runs of the published recipe that compare with the best ones, where there are any: `{key: Group}`."""
-    alike = ("experiment", "fingerprint", "budget", "weights", "overrides")
-    found = {tuple(g.first[column] for column in alike): g for g in _groups(root, PUBLISHED)}
-    own = {key: tuple(group.first[column] for column in alike) for key, group in groups.items()}
+    alike = ("experiment", "fingerprint", "budget", "weights", "precision", "overrides")
+    found = {tuple(g.first.get(column) for column in alike): g for g in _groups(root, PUBLISHED)}
+    own = {key: tuple(group.first.get(column) for column in alike) for key, group in groups.items()}
     return {key: found[values] for key, values in own.items() if values in found}
 
 
@@ -244,11 +244,11 @@ def _whole_percent(share):
 
 
 def _how(group):
-    """Images, budget, overrides, weights (for a model's file, its experiment) and seeds."""
+    """Images, budget, overrides, weights (for a model's file, its experiment), precision and seeds."""
     run, seeds = group.first, len(group.runs)
     weights = run["weights"] if run["weights"] in MODES else f"of {run['weights'].partition('_')[0]}"
     parts = [f"{group.test_n:,} images", f"budget {run['budget']}", group.overrides, f"weights {weights}"]
-    return ", ".join(filter(None, [*parts, f"{seeds} seeds" if seeds > 1 else ""]))
+    return ", ".join(filter(None, [*parts, group.precision_note, f"{seeds} seeds" if seeds > 1 else ""]))
 
 
 def cost(groups):
@@ -308,8 +308,10 @@ def _again(group):
         parts.append(f"--budget {run['budget']}")
     if run["weights"] != run["weights_called_for"]:
         parts.append(f"--weights {run['weights'] if run['weights'] in MODES else 'FILE'}")
-    changed = (run["config"].get("overrides") or {}).items()
-    parts += [f"--{name}" if value is True else f"--{name} {value}" for name, value in changed if name != "weights"]
+    changed = dict(run["config"].get("overrides") or {})
+    if group.precision_note:
+        changed["precision"] = group.precision_note
+    parts += [f"--{name}" if v is True else f"--{name} {v}" for name, v in changed.items() if name != "weights"]
     return [" ".join([*parts, *_seed(block)]) for block in _blocks([run["seed"] for run in group.runs])]
 
 

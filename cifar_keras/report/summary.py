@@ -23,7 +23,7 @@ WORDS = {"frozen_norm": "BatchNorm", None: "inference"}  # for readers: a column
 
 @dataclass(frozen=True)
 class Family:
-    """The groups of one experiment that are compared: on the same data, under one budget, from the same weights.
+    """The groups of one experiment that are compared: same data, budget, precision and starting weights.
 
     Attributes:
         experiment: `config.Experiment`.
@@ -52,7 +52,7 @@ class Family:
             more.append(f"budget {first['budget']}")
         if self.source not in ("none", first["weights_called_for"]):
             more.append(f"from {self.source}")
-        more.append(first["overrides"])
+        more += [first["overrides"], next(iter(self.groups.values())).precision_note]
         return ", ".join((f"{first['experiment']}: {first['dataset']}", *(part for part in more if part)))
 
     def published(self, variant, split="test"):
@@ -107,11 +107,10 @@ def families(experiment, records):
     found = {}
     for group in newest_recipes(records):
         if group.first["experiment"] == experiment.key and group.first["variant"] in experiment.variants:
-            config = RunConfig.restored(group.config)
-            changes = {name: value for name, value in config.overrides.items() if name != "weights"}
-            key = (config.dataset, config.budget, tuple(sorted(changes.items())))
+            config = _naming(group)
+            key = (config.dataset, config.budget, group.first["overrides"], group.precision_note)
             found.setdefault(key, []).append((config, is_baseline(group), group))
-    if experiment.about not in [dataset for dataset, _, _ in found]:
+    if experiment.about not in [dataset for dataset, *_ in found]:
         name = f"exp{experiment.number}_{experiment.about}"
         yield Family(experiment, name.removesuffix(f"_{CIFAR10[0]}"), {})  # as `paths.stem` does
     for members in found.values():
@@ -121,6 +120,15 @@ def families(experiment, records):
             ordered = {variant: groups[variant] for variant in experiment.variants if variant in groups}
             name = stem(dataclasses.replace(first, variant="best", seed=0))
             yield Family(experiment, name, ordered, source)
+
+
+def _naming(group):
+    """The configuration that names a table: a precision other than float32 is part of the name, chosen or not."""
+    config = RunConfig.restored(group.config)
+    overrides = {name: value for name, value in config.overrides.items() if name != "precision"}
+    if group.precision_note:
+        overrides["precision"] = group.precision_note
+    return dataclasses.replace(config, overrides=overrides)
 
 
 def is_baseline(group):

@@ -13,8 +13,17 @@ from cifar_keras.results.groups import natural, newest_recipes
 
 DASH = "-"
 HEADINGS = (
-    *("experiment", "variant", "budget", "dataset", "weights", "published test", "test [95% interval] (n)", "seeds"),
-    *("train (n)", "val (n)", "parameters", "minutes", "hardware"),
+    *(
+        "experiment",
+        "variant",
+        "budget",
+        "dataset",
+        "weights",
+        "precision",
+        "published test",
+        "test [95% interval] (n)",
+    ),
+    *("seeds", "train (n)", "val (n)", "parameters", "minutes", "hardware"),
 )
 NOT_IN_A_TERMINAL = ("seeds", "train (n)", "parameters", "hardware")  # the text rendering stays narrow without these
 NOT_YET = "not yet run"
@@ -70,7 +79,13 @@ def _summary(row):
     names = ("experiment", "variant", "dataset", "test [95% interval] (n)", "published test")
     time = "" if row["minutes"] == DASH else f"{row['minutes']} min, "
     cost = f"{time}{row['hardware']}, {row['seeds']} seed{'s' * (row['seeds'] != '1')}"
+    cost += "" if _plain_precision([row]) else f", {row['precision']}"
     return {name: row[name] for name in names} | {"experiment": _link(row["experiment"]), "training": cost}
+
+
+def _plain_precision(rows):
+    """Whether all rows are in float32, as far as that is known: a narrow table then has no column for it."""
+    return {row["precision"] for row in rows} <= {"float32", DASH}
 
 
 def _link(key):
@@ -92,6 +107,7 @@ def _row(group):
         "budget": f"{first['budget']}, {group.overrides}" if group.overrides else first["budget"],
         "dataset": first["dataset"],
         "weights": first["weights"],
+        "precision": first.get("precision") or DASH,
         "published test": _percent(first.get("published_test")),
         "test [95% interval] (n)": f"{group.estimate.accuracy()}{_spread(group)} ({group.test_n:,})",
         "seeds": str(len(group.runs)),
@@ -110,7 +126,7 @@ def _empty_row(entry, variant):
 
 def _order(row):
     """By experiment, of which the second comes before the tenth, then by name."""
-    names = ("experiment", "variant", "budget", "dataset", "weights")
+    names = ("experiment", "variant", "budget", "dataset", "weights", "precision")
     return natural(row["experiment"]), *(row[heading] for heading in names)
 
 
@@ -146,7 +162,8 @@ def render(rows, form):
     if form == "markdown":
         return tabulate([_markdown(row) for row in rows], headers="keys", tablefmt="github", disable_numparse=True)
     # Wrapped here, since tabulate's own wrapping reads '1,000' as a number and fails.
-    kept = [heading for heading in rows[0] if heading not in NOT_IN_A_TERMINAL]
+    left_out = (*NOT_IN_A_TERMINAL, "precision") if _plain_precision(rows) else NOT_IN_A_TERMINAL
+    kept = [heading for heading in rows[0] if heading not in left_out]
     rows = [{textwrap.fill(heading, 14): textwrap.fill(row[heading], 20) for heading in kept} for row in rows]
     return tabulate(rows, headers="keys", tablefmt="simple", disable_numparse=True)
 
@@ -189,6 +206,7 @@ def _sentence(group):
         f"{first['variant']}: {accuracy} of {group.test_n:,} test images {interval}",
         f"{len(group.runs)} seed{'s' if len(group.runs) > 1 else ''}",
         first["dataset"],
+        group.precision_note,
         f"{group.minutes} min" if group.minutes else "",
         group.seen("device", ""),
     )

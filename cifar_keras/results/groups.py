@@ -13,9 +13,9 @@ from cifar_keras import metrics
 from cifar_keras.config import ConfigError
 from cifar_keras.results import COLUMNS, overrides
 
-KEY = ("experiment", "variant", "dataset", "budget", "weights")  # what a run is about, before any detail
+KEY = ("experiment", "variant", "dataset", "budget", "weights", "precision")  # what a run is about, before any detail
 CONFIGURATION = (  # the columns that describe a configuration, where there is no record with all of it
-    *("model", "pixels", "epochs", "train_images", "precision", "deterministic", "batch_size", "overrides"),
+    *("model", "pixels", "epochs", "train_images", "deterministic", "batch_size", "overrides"),
 )
 NEEDED = (  # in a CSV from elsewhere; older versions lack some of the others
     *("run_id", "utc", "experiment", "variant", "budget", "dataset", "fingerprint", "seed", "weights"),
@@ -150,6 +150,11 @@ class Group:
         return self.first["overrides"]
 
     @property
+    def precision_note(self):
+        """The precision if it is not float32, for tables that have no column for it; else ''."""
+        return "" if self.first.get("precision") in (None, "float32") else self.first["precision"]
+
+    @property
     def config(self):
         """The configuration of the first seed; None without a record."""
         return self.first.get("config")
@@ -237,7 +242,7 @@ def newest_recipes(records, folder=None):
 
 def key_of(run):
     """The values by which runs are matched."""
-    return tuple(run[column] for column in KEY)
+    return tuple(run.get(column) for column in KEY)  # a CSV from elsewhere may lack the precision
 
 
 def age(run):
@@ -254,7 +259,8 @@ def recipe(run):
     """All that may not differ within a group besides the seed, as text."""
     config = run.get("config") or {column: run.get(column) for column in CONFIGURATION}
     data = (run["fingerprint"], run.get("test_n"), run["overrides"])
-    return json.dumps([*data, {**config, "seed": None}], sort_keys=True)
+    stated = dict.fromkeys(("seed", "overrides", "classes"))  # `data` has the last two; older runs lack `classes`
+    return json.dumps([*data, config | stated], sort_keys=True)
 
 
 def _shared_cores(run):

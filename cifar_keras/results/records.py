@@ -69,9 +69,9 @@ COLUMNS = {
 
 
 def overrides(record):
-    """What the command line changed besides the weights, which have their own column: 'epochs=3', mostly ''."""
+    """What the command line changed besides weights and precision, which have their own columns: 'epochs=3' or ''."""
     changed = (record.get("config") or {}).get("overrides") or {}
-    return ", ".join(f"{key}={value}" for key, value in sorted(changed.items()) if key != "weights")
+    return ", ".join(f"{key}={value}" for key, value in sorted(changed.items()) if key not in ("weights", "precision"))
 
 
 def write(root, record, *, predictions=None):
