@@ -138,7 +138,7 @@ class Experiment:
         variants: recipes by name. `best` is the default where there is one, else all of them run.
         published: accuracies that the source reported: {"train": 0.46, "val": 0.43, "test": 0.42}; of several
             variants, such a dict by the variant's name.
-        summary: how the variants are compared in a table and a figure of their own, a key of `report.summary.KINDS`;
+        summary: how the variants are compared in a table and a figure of their own, a key of `report.summaries.KINDS`;
             None: in the table of all results alone.
         published_classes: per-class test accuracies that the source reported, by variant and class name.
         about: slug of the dataset that the question is about; its table stands there before there is a run on it.

@@ -33,7 +33,7 @@ from cifar_keras.data.base import Dataset, stratified, take
 from cifar_keras.data.pipeline import steps_per_epoch
 from cifar_keras.models.weights import load_backbone, resolve
 from cifar_keras.models.zoo import ModelRow, build, initialise_from_data, row_of, set_trainable
-from cifar_keras.report import comparison, summary
+from cifar_keras.report import comparison, summaries
 from cifar_keras.saved import artifacts
 from cifar_keras.saved.inference import augmented_probabilities, probabilities
 from cifar_keras.training import features, tensorboard
@@ -83,7 +83,7 @@ def run(experiment, options):
             record = carried_out(job, resume, progress, tracking=options.track)
         resume.clear()
     if experiment.summary:
-        summary.write(experiment, results.read(options.root), options.root)
+        summaries.write(experiment, results.read(options.root), options.root)
     print(last_line(record, options.root))
     return record
 

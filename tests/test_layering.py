@@ -23,7 +23,10 @@ ORDER = {
         *("base", "errors", "calibration", "embeddings", "model_comparison", "flatten", "gradcam", "activations"),
         *("elsewhere", "", "analyse"),
     ),
-    "report": ("table", "summary_plots", "summary", "comparison", "conclusions", "page"),
+    "report": (
+        *("table", "summaries.base", "summaries.factorial", "summaries.gap", "summaries.selection"),
+        *("summaries.transfer", "summaries", "comparison", "conclusions", "page"),
+    ),
     "runner": (),
     "commands": ("doctor", "predict", "evaluate", "study"),
     "cli": (),
@@ -34,7 +37,7 @@ WITHOUT_TENSORFLOW = (
     *("config", "utils.text", "utils.paths", "utils.files", "utils.cache", "options", "metrics", "plotting"),
     *("data.base", "data.images", "data.cifar", "data.layout", "data.folder", "data.shapes", "data"),
     *("results.records", "results", "results.groups", "results.matching", "saved.labels"),
-    *("report.table", "report.summary", "report.comparison", "report.conclusions", "report.page", "commands.study"),
+    *("report.table", "report.summaries", "report.comparison", "report.conclusions", "report.page", "commands.study"),
 )
 CONVERTERS = ("saved.resizing", "saved.export")
 ONLY_KERAS = ("models.", "training.optim", "training.train", "training.features", "saved.", "runner")

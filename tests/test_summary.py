@@ -7,7 +7,7 @@ import pytest
 from test_table import record
 
 from cifar_keras.config import Experiment, Stage, Training
-from cifar_keras.report import summary
+from cifar_keras.report import summaries
 from cifar_keras.results.groups import Group
 
 RECIPE = Training("simple_cnn", (Stage(2, 1e-3),))
@@ -35,7 +35,7 @@ def run(variant, test, *, seed=0, config=None, **changes):
 
 
 def written(tmp_path, made, runs):
-    paths = summary.write(made, runs, tmp_path)
+    paths = summaries.write(made, runs, tmp_path)
     texts = {path.name: path.read_text() for path in paths}
     assert texts.pop("exp6.md").startswith("# exp6_made_up: cifar10, not yet run")  # official data: dashes
     return texts
@@ -160,8 +160,8 @@ def test_a_pretrained_network_stands_beside_those_from_scratch(tmp_path):
 def test_the_last_epochs_weights_are_what_the_gap_is_about():
     _, (plain, rich) = gap_runs(train=0.75)
     rich, plain = Group((rich,)), Group((plain,))
-    assert summary.gaps(rich)["test"] == 0.72 and summary.gaps(plain)["test"] == 0.71
-    assert summary.gaps(plain)["gap_inference"] == pytest.approx(0.24)
+    assert summaries.gap.gaps(rich)["test"] == 0.72 and summaries.gap.gaps(plain)["test"] == 0.71
+    assert summaries.gap.gaps(plain)["gap_inference"] == pytest.approx(0.24)
 
 
 def test_accuracy_by_class_stands_beside_the_published(tmp_path):
@@ -244,7 +244,7 @@ def test_labelled_images_are_counted_not_read_from_the_name(tmp_path):
     made, runs = transfer({"finetune_50": (0.6,), "finetune_250": (0.6,), "scratch_50": (0.5,)})
     for one in runs:
         one["train_images"] = 3 * 40
-    (family,) = (family for family in summary.families(made, runs) if family.groups)
-    assert [(method, count) for method, count, *_ in summary.transfer_points(family)] == [
+    (family,) = (family for family in summaries.families(made, runs) if family.groups)
+    assert [(method, count) for method, count, *_ in summaries.transfer.points_of(family)] == [
         ("finetune", 40), ("scratch", 40),
     ]  # fmt: skip
