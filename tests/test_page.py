@@ -248,6 +248,24 @@ def test_the_page_of_one_run_holds_its_result_recipe_classes_and_how_to_run_it_a
     assert f"{again} --limit 90" in text and "cifar-keras report 1 --root" in text
 
 
+@pytest.mark.parametrize(
+    ("dataset", "classes", "options"),
+    [
+        ("cifar10", None, ""),
+        ("cifar10-jpeg", None, " --dataset DIR"),
+        ("shapes100", None, " --dataset shapes100"),
+        ("shapes-ring+star", ["ring", "star"], " --dataset shapes --classes ring,star"),
+        ("shapes-ring+star", None, " --dataset shapes --classes ring,star"),  # an older record
+        ("imagenet-2classes-abcdef", None, " --dataset DIR"),  # the name of a folder
+    ],
+)
+def test_the_command_names_the_data_and_the_classes_that_were_chosen(dataset, classes, options, tmp_path):
+    config = {"dataset": dataset, "overrides": {}} | ({"classes": classes} if classes else {})
+    one = group(run("exp4_scratch", 0.9, 1, config=config, class_names=["ring", "star"], precision="mixed_float16"))
+    first, _ = page.commands({"exp4_scratch": one}, tmp_path)
+    assert first == f"python experiments/exp4_scratch.py{options} --precision mixed_float16"
+
+
 def test_the_page_of_one_run_needs_nothing_else_and_shows_loss_and_accuracy(alone):
     parser = Outside()
     parser.feed(alone)

@@ -1,4 +1,4 @@
-"""The report: the study, or one run, on a self-contained page, from the records and what `explain` has left."""
+"""The report: the study, or one run, on one self-contained page, from the records and the files of `explain`."""
 
 import io
 import json
@@ -16,9 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from cifar_keras import metrics, results
-from cifar_keras.config import BEST, BUDGETS, PUBLISHED, ConfigError
+from cifar_keras.config import BEST, BUDGETS, PUBLISHED, ConfigError, RunConfig
+from cifar_keras.data import options_of
 from cifar_keras.explain.base import DATE, drawn
-from cifar_keras.plotting import ON_CURVES, curves_on, shares, without_frame
+from cifar_keras.plotting import ON_CURVES, curves_on, shares, short, without_frame
 from cifar_keras.report.comparison import against_previous
 from cifar_keras.report.conclusions import of_one, sentences
 from cifar_keras.report.table import DASH, counts
@@ -29,17 +30,13 @@ from cifar_keras.utils.text import duration
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 TICKS = (1, 3, 10, 30, *(60 * minutes for minutes in (1, 2, 5, 10, 20, 60, 180, 600, 1800)))  # seconds of training
-WORDS = {2: "Two", 3: "Three", 4: "Four"}
-MODES = ("imagenet", "none")  # where weights come from if not from a file
-SUBSET = re.compile(
-    r"(.+?)-([^-]*\+.*|\d+classes-\w{6})"
-)  # the slug of a dataset's classes, as `Dataset.only` makes it
-EMBEDDED = ("cifar10", "cifar100", "shapes", "shapes100")  # datasets that go by their names
+NUMERALS = {2: "Two", 3: "Three", 4: "Four"}
+NOT_FROM_A_FILE = ("imagenet", "none")  # weights
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure of the page: SVG, what it shows, and a caption."""
+    """A figure of the page: SVG, alternative text, and a caption."""
 
     svg: str
     description: str
@@ -51,7 +48,7 @@ def build(root, entries, *, dataset=None):
 
     Args:
         root: folder that holds `results/`.
-        entries: the study's experiments, anything with `key`, `question` and `published`.
+        entries: the study's experiments, as `commands.study.Entry`.
         dataset: the value of `--dataset`, for the commands that repeat the runs.
     Returns: the path.
     Raises: ConfigError if fewer than two of the study's experiments have finished runs.
@@ -129,7 +126,7 @@ def render(groups, entries, root, *, dataset=None):
     """The page as HTML. Arguments as for `build`, and from `study_groups`."""
     questions = {entry.key: entry.question for entry in entries}
     return _filled(
-        title=f"{WORDS[len(groups)]} models on {next(iter(groups.values())).first['dataset']}",
+        title=f"{NUMERALS[len(groups)]} models on {next(iter(groups.values())).first['dataset']}",
         subtitle=_subtitle(groups, entries),
         opening=opening(groups),
         overview=overview(groups, entries, rebuilt(groups, root)),
@@ -169,7 +166,7 @@ def render_run(record, root, *, question="", dataset=None):
 
 
 def _filled(**parts):
-    """The template with its parts."""
+    """The template, filled in."""
     loader = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
     template = loader.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(figure=figure_html, table=table_html, **parts)
@@ -195,24 +192,24 @@ def figure_html(picture):
 
 
 def table_html(rows):
-    """Dicts heading -> number or text as a table, numbers to the right."""
+    """Dicts heading -> number or text as an HTML table, with numbers aligned right."""
     if not rows:
         return markupsafe.Markup('<p class="missing">Nothing to show.</p>')
     headings = list(dict.fromkeys(heading for row in rows for heading in row))
     numeric = {h for h in headings if all(isinstance(row.get(h), int | float | type(None)) for row in rows)}
 
-    def cell(row, heading, tag="td"):
-        value = heading if tag == "th" else _cell(row.get(heading))
-        kind = ' class="number"' if heading in numeric else ""
-        return f"<{tag}{kind}>{markupsafe.escape(value)}</{tag}>"
+    def line(tag, texts):
+        kinds = (' class="number"' if heading in numeric else "" for heading in headings)
+        cells = (f"<{tag}{kind}>{markupsafe.escape(text)}</{tag}>" for kind, text in zip(kinds, texts, strict=True))
+        return f"<tr>{''.join(cells)}</tr>"
 
-    head = "".join(cell({}, heading, "th") for heading in headings)
-    body = "".join(f"<tr>{''.join(cell(row, heading) for heading in headings)}</tr>" for row in rows)
-    whole = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    body = "".join(line("td", [_shown(row.get(heading)) for heading in headings]) for row in rows)
+    whole = f"<table><thead>{line('th', headings)}</thead><tbody>{body}</tbody></table>"
     return markupsafe.Markup(f'<div class="table">{whole}</div>')
 
 
-def _cell(value):
+def _shown(value):
+    """A value as the text of a table's cell."""
     if value is None or value == "":
         return DASH
     if isinstance(value, float):
@@ -232,7 +229,7 @@ def overview(groups, entries, rebuilt):
     for entry in sorted(entries, key=lambda entry: natural(entry.key)):
         group = groups.get(entry.key)
         published = (group.first if group else {"published_test": entry.published.get("test")})["published_test"]
-        row = {"model": entry.key.partition("_")[2].replace("_", " "), "published": _whole_percent(published)}
+        row = {"model": entry.experiment.name.replace("_", " "), "published": _whole_percent(published)}
         for heading, own in {"published recipe, run here": rebuilt.get(entry.key), "ours": group}.items():
             row[heading] = own.estimate.accuracy() if own else "not run"
         rows.append(row | {"how": group and _how(group)})
@@ -244,10 +241,10 @@ def _whole_percent(share):
 
 
 def _how(group):
-    """Images, budget, overrides, weights (for a model's file, its experiment), precision and seeds."""
+    """Images, budget, overrides, weights, precision and seeds."""
     run, seeds = group.first, len(group.runs)
-    weights = run["weights"] if run["weights"] in MODES else f"of {run['weights'].partition('_')[0]}"
-    parts = [f"{group.test_n:,} images", f"budget {run['budget']}", group.overrides, f"weights {weights}"]
+    weights = f"weights {short(run['weights'], 24)}"
+    parts = [f"{group.test_n:,} images", f"budget {run['budget']}", group.overrides, weights]
     return ", ".join(filter(None, [*parts, group.precision_note, f"{seeds} seeds" if seeds > 1 else ""]))
 
 
@@ -307,7 +304,7 @@ def _again(group):
     if run["budget"] != "full":
         parts.append(f"--budget {run['budget']}")
     if run["weights"] != run["weights_called_for"]:
-        parts.append(f"--weights {run['weights'] if run['weights'] in MODES else 'FILE'}")
+        parts.append(f"--weights {run['weights'] if run['weights'] in NOT_FROM_A_FILE else 'FILE'}")
     changed = dict(run["config"].get("overrides") or {})
     if group.precision_note:
         changed["precision"] = group.precision_note
@@ -317,10 +314,9 @@ def _again(group):
 
 def _data(run):
     """The options that name a run's images."""
-    subset = SUBSET.fullmatch(slug := run["config"]["dataset"])
-    slug = subset[1] if subset else slug
-    named = [] if slug == "cifar10" else [f"--dataset {slug if slug in EMBEDDED else 'DIR'}"]
-    return named + ([f"--classes {shlex.quote(','.join(run['class_names']))}"] if subset else [])
+    name, classes = options_of(RunConfig.restored(run["config"]), run.get("class_names") or ())
+    named = [] if name == "cifar10" else [f"--dataset {name or 'DIR'}"]
+    return named + ([f"--classes {shlex.quote(','.join(classes))}"] if classes else [])
 
 
 def _blocks(seeds):
@@ -339,7 +335,7 @@ def _seed(block):
 
 
 def splits(run):
-    """Accuracy on each split with its interval, beside what was published."""
+    """Accuracy on each split with its interval, beside the published one."""
     what = {
         "train": "a fixed subset, without augmentation", "val": "selected the epoch, hence slightly too high",
         "test": "read once, after training", "tta": "the same, mean over six views", "coarse": "superclasses",
@@ -355,21 +351,25 @@ def splits(run):
 
 
 def recipe(run):
-    """The stages, then the rest of the recipe and the model's row."""
-    training, row = run["config"].get("training", {}), run["config"].get("row", {})
+    """Tables of the stages, of the rest of the recipe, and of the model."""
+    training, model = run["config"].get("training", {}), run["config"].get("row", {})
     stages = [{"stage": str(i), **_plain(one)} for i, one in enumerate(training.get("stages", ()), start=1)]
     rest = {name: value for name, value in training.items() if name != "stages"}
-    return [stages, _upright(_plain(rest)), _upright(_plain({f"model: {name}": value for name, value in row.items()}))]
+    return [
+        stages,
+        _upright(_plain(rest)),
+        _upright(_plain({f"model: {name}": value for name, value in model.items()})),
+    ]
 
 
 def configuration(run):
-    """What else the run was told."""
+    """The rest of the configuration."""
     names = ("experiment", "variant", "budget", "seed", "weights", "precision", "deterministic", "limits", "overrides")
     return _upright(_plain({name: run["config"].get(name) for name in names}))
 
 
 def _plain(values):
-    """Names and values of a configuration as people write them."""
+    """Names and values of a configuration as text for readers."""
     return {name.replace("_", " "): _word(value) for name, value in values.items()}
 
 
@@ -384,12 +384,12 @@ def _word(value):
 
 
 def _upright(values):
-    """One row of a table as two columns, which a phone shows whole."""
-    return [{"what": name, "value": _cell(value)} for name, value in values.items()]
+    """A dict as a table of two columns, which fits on a phone."""
+    return [{"what": name, "value": _shown(value)} for name, value in values.items()]
 
 
 def by_class(run, stored):
-    """Accuracy of each class, with its images where predictions are stored; empty where nothing is known."""
+    """Accuracy of each class, and its number of images if predictions are stored; empty if nothing is known."""
     names = run.get("class_names") or ()
     if stored is None:
         known = run.get("class_accuracy") or ()
@@ -403,7 +403,7 @@ def _sizes(run, stored):
 
 
 def _on_balance(run, stored):
-    """A sentence where classes differ in size by more than a fifth."""
+    """A sentence for classes whose sizes differ by more than a fifth."""
     if stored is None or not metrics.imbalanced(sizes := _sizes(run, stored)):
         return []
     balanced = metrics.balanced_accuracy(metrics.confusion(*stored))
@@ -416,7 +416,7 @@ def _on_balance(run, stored):
 
 @drawn
 def run_curves(run):
-    """Loss and accuracy by epoch; a run without a history says so."""
+    """Loss and accuracy by epoch."""
     figure = Figure(figsize=(8.5, 3.4), layout="constrained")
     if (history := run.get("history")) is None:
         figure.text(0.5, 0.5, "no history kept", ha="center")
@@ -440,22 +440,22 @@ def model_section(key, group, question):
     return {"key": key, "name": group.name, "question": question, "sections": sections, "missing": missing}
 
 
-def _stored(place, name):
-    facts = json.loads((place / f"{name}.json").read_text(encoding="utf-8"))
+def _stored(folder, name):
+    facts = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     figures = []
     for figure, text in facts["figures"].items():
-        svg = (place / f"{name}_{figure}.svg").read_text(encoding="utf-8")
-        figures.append(Picture(themed(svg, f"{place.name}-{name}-{figure}"), text, text))
+        svg = (folder / f"{name}_{figure}.svg").read_text(encoding="utf-8")
+        figures.append(Picture(themed(svg, f"{folder.name}-{name}-{figure}"), text, text))
     plain = {key: value for key, value in facts["numbers"].items() if isinstance(value, int | float | str)}
     return facts | {"figures": figures, "scalars": [plain] if len(plain) > 2 else []}
 
 
 def themed(svg, prefix):
-    """A transparent matplotlib SVG that stands inside a page: black follows the page's ink, identifiers of its own.
+    """A transparent matplotlib SVG for use inside a page: black becomes the page's text colour, identifiers are unique.
 
     Args:
-        svg: as matplotlib writes it.
-        prefix: unique on the page; `url(#...)` and `href="#..."` would else find another figure's shapes.
+        svg: from matplotlib.
+        prefix: unique on the page, so that `url(#...)` and `href="#..."` find no other figure's shapes.
     """
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)

@@ -29,7 +29,7 @@ def _whole(text):
     return int(text.removesuffix(".0"))  # other programs write 10000.0 where a column has gaps
 
 
-KINDS = {  # column: (cast, check, words); the others are text, among them versions and digits that look like numbers
+TYPES = {  # column: (cast, check, its name); all others are text, such as versions and fingerprints
     **dict.fromkeys(
         ("seed", "pixels", "epochs", "best_epoch", "train_n", "train_images", "val_n", "parameters",
          "parameters_trainable", "batch_size", "cores"),
@@ -98,13 +98,13 @@ def _value(column, text, where):
     """A text as a value of its column's type."""
     if not text:
         return "" if column == "overrides" else None
-    cast, check, words = KINDS.get(column, (str, bool, "text"))
+    cast, check, name = TYPES.get(column, (str, bool, "text"))
     try:
         if check(value := cast(text)):
             return value
     except ValueError:
         pass  # no such value either
-    raise ConfigError(f"{where}: `{column}` must be {words}. Received: {text!r}.")
+    raise ConfigError(f"{where}: `{column}` must be {name}. Received: {text!r}.")
 
 
 def _config(path):
