@@ -8,12 +8,12 @@ recipe spread by 0.2 points. tests/test_evaluate.py holds these same functions t
 
 import argparse
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
 from cifar_keras import metrics
 from cifar_keras.results import matching
+from cifar_keras.results.groups import Group
 
 SPREAD = 0.002  # standard deviation of a recipe's accuracy over seeds
 CORRELATION = 0.5  # of being right, between two models over images
@@ -86,10 +86,10 @@ def falsely_on_other_images(random, *, counts, images=(10_000, 10_000)):
 
 
 def group(accuracies, n, *, fingerprint="the same"):
-    """A `matching.Group` of which nothing but accuracies and data is known."""
+    """A `Group` with no more than accuracies and data."""
     known = {"run_id": "-", "test_n": n, "fingerprint": fingerprint}
     runs = (known | {"seed": seed, "test_accuracy": float(p)} for seed, p in enumerate(accuracies))
-    return matching.Group(tuple(runs), Path("nowhere"))
+    return Group(tuple(runs))
 
 
 COVERAGE = {

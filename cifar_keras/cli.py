@@ -77,9 +77,9 @@ def one(experiment, options):
 def tables(experiment, options):
     """Writes the experiment's own table and figure from its records, if it has any."""
     from cifar_keras import results
-    from cifar_keras.report import summary
+    from cifar_keras.report import summaries
 
-    for path in summary.write(experiment, results.read(options.root), options.root):
+    for path in summaries.write(experiment, results.read(options.root), options.root):
         print(path)
     return 0
 

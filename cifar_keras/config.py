@@ -141,7 +141,7 @@ class Experiment:
         variants: recipes by name. `best` is the default where there is one; otherwise all of them run.
         published: accuracies that the source reported: {"train": 0.46, "val": 0.43, "test": 0.42}; for several
             variants, one such dict per variant name.
-        summary: how a table and a figure of the experiment's own compare the variants, a key of `report.summary.KINDS`;
+        summary: how a table and a figure of the experiment's own compare the variants, a key of `report.summaries.KINDS`;
             None: the variants stand only in the table of all results.
         published_classes: per-class test accuracies that the source reported, by variant and class name.
         about: slug of the dataset that the question is about. Its table exists before there is a run on it.
@@ -305,9 +305,7 @@ class RunConfig:
     limits: Limits
     training: Training
     row: dict[str, Any]  # the model's row with the variant's overrides
-    overrides: dict[
-        str, Any
-    ]  # what the command line changed, as in `--epochs 3`, a named precision among it: part of every name
+    overrides: dict[str, Any]  # what the command line changed, as in `--epochs 3` or `--precision X`: part of the name
     classes: tuple[str, ...] | None = None  # those that `--classes` chose, in the dataset's order; None: all
 
     @classmethod

@@ -1,6 +1,6 @@
-"""Metrics and what their intervals say: NumPy in, numbers out. Every difference is the second minus the first.
+"""Metrics, intervals and tests: NumPy in, numbers out. Every difference is the second minus the first.
 
-SciPy is imported inside functions: it takes a second to load, which `--help` and `list` need not spend.
+SciPy is imported inside functions: it takes a second to load, which `--help` and `list` should not wait for.
 """
 
 import math
@@ -34,20 +34,43 @@ class Estimate:
         """Whether zero lies outside the interval."""
         return self.low > 0 or self.high < 0
 
+    def accuracy(self, digits=1):
+        """An accuracy with its interval, in percent: '71.3% [70.4, 72.2]'."""
+        return f"{percent(self.value, digits)}% {self.bounds(digits)}"
+
+    def points(self, digits=1):
+        """A difference with its interval, in percentage points: '+1.3 [+0.2, +2.4]'."""
+        return f"{percent(self.value, digits, '+')} {self.bounds(digits, '+')}"
+
+    def bounds(self, digits=1, sign=""):
+        """The interval alone, in percent: '[70.4, 72.2]'."""
+        return f"[{percent(self.low, digits, sign)}, {percent(self.high, digits, sign)}]"
+
 
 @dataclass(frozen=True)
 class McNemar:
     """The exact test of two classifiers on the same images.
 
     Attributes:
-        p: two-sided, of the images that one alone gets right being split as unevenly where both are equally good.
-        only_a: images that the first alone gets right.
-        only_b: images that the second alone gets right.
+        p: two-sided. If both were equally good, images that only one of them classifies correctly would be split at
+            least as unevenly with this probability.
+        only_a: number of images that only the first classifies correctly.
+        only_b: number of images that only the second classifies correctly.
     """
 
     p: float
     only_a: int
     only_b: int
+
+
+def percent(value, digits=1, sign=""):
+    """A share in percent, '71.3', or with `sign="+"` a difference in percentage points, '+1.3'; zero is never -0."""
+    return f"{round(100 * value, digits) + 0.0:{sign}.{digits}f}"
+
+
+def with_interval(accuracies, n, digits=1):
+    """An accuracy with its 95% interval, as text: '71.3% [70.4, 72.2]'; arguments as for `accuracy_interval`."""
+    return accuracy_interval(accuracies, n).accuracy(digits)
 
 
 def accuracy(labels, probabilities):
@@ -68,7 +91,7 @@ def coarse_accuracy(labels, probabilities, superclass):
 
 
 def class_accuracy(labels, probabilities, *, classes):
-    """The share of each class's images that are recognised, float64 `(classes,)`; NaN where there is no image."""
+    """Accuracy of each class, float64 `(classes,)`; NaN for a class without images."""
     right = np.argmax(probabilities, axis=1) == labels
     counts = np.bincount(labels, minlength=classes)
     with np.errstate(invalid="ignore"):
@@ -76,7 +99,7 @@ def class_accuracy(labels, probabilities, *, classes):
 
 
 def cross_entropy(labels, probabilities):
-    """Mean negative log-likelihood in nats; probabilities below float32's smallest step from zero count as that."""
+    """Mean negative log-likelihood in nats; probabilities are clipped at float32's smallest normal number."""
     chosen = probabilities[np.arange(len(labels)), labels].astype("float64")
     return float(-np.mean(np.log(np.maximum(chosen, np.finfo("float32").tiny))))
 
@@ -89,10 +112,10 @@ def confusion(labels, probabilities):
 
 
 def balanced_accuracy(matrix):
-    """The mean over classes of the share that is recognised: chance is 1 / classes, whatever their sizes.
+    """The mean accuracy over classes: chance is 1 / classes, whatever their sizes.
 
     Args:
-        matrix: counts `(classes, predicted classes)`, as from `confusion`; classes without images are passed over.
+        matrix: counts `(classes, predicted classes)`, as from `confusion`; classes without images are skipped.
     Returns: float in [0, 1]; NaN without any image.
     """
     matrix = np.asarray(matrix)
@@ -111,9 +134,9 @@ def majority_share(counts):
 
 
 def imbalanced(counts):
-    """Whether classes differ by more than a fifth, so that balanced accuracy belongs beside accuracy.
+    """Whether class sizes differ by more than a fifth, so that balanced accuracy belongs beside accuracy.
 
-    A difference of one image is what remains of equal classes when they are split, and does not count.
+    A difference of one image does not count, since splitting equal classes may leave one.
 
     Args:
         counts: images of each class, `(classes,)`; a class without any counts as one of size zero.
@@ -168,14 +191,15 @@ def seeds_interval(values, *, confidence=0.95):
 def accuracy_interval(values, n, *, confidence=0.95):
     """The mean accuracy of one seed or several: `wilson` for one, `seeds_interval` for several.
 
-    Seeds that all gave the same value say nothing about their spread, so they count as one.
+    Seeds that all gave the same value carry no information on their spread, so they count as one.
 
     Args:
-        values: accuracies in [0, 1], one a seed.
-        n: test images that each was measured on.
+        values: an accuracy in [0, 1], or a list of one per seed.
+        n: number of test images.
         confidence: share of repetitions that the interval is to cover.
     Returns: `Estimate`, bounds in [0, 1].
     """
+    values = values if isinstance(values, list | tuple) else [values]
     if len(set(values)) > 1:
         return seeds_interval(values, confidence=confidence)
     return Estimate(values[0], *wilson(values[0], n, confidence=confidence), "Wilson")
@@ -184,8 +208,8 @@ def accuracy_interval(values, n, *, confidence=0.95):
 def difference_unpaired(p1, n1, p2, n2, *, confidence=0.95):
     """The difference of two accuracies measured on two samples of images.
 
-    The hybrid score interval of Newcombe (Statistics in Medicine 17, 1998, 873-890, method 10). On the same images it
-    holds too, and is wider than need be wherever both err on the same ones.
+    The hybrid score interval of Newcombe (Statistics in Medicine 17, 1998, 873-890, method 10). It also holds on one
+    sample of images, but is wider than necessary where both make the same errors.
 
     Args:
         p1: the first accuracy, in [0, 1].
@@ -219,12 +243,12 @@ def difference_paired(correct_a, correct_b, *, confidence=0.95):
 
 
 def mcnemar(correct_a, correct_b):
-    """McNemar's exact test (Psychometrika 12, 1947): do two classifiers err equally often on the same images?
+    """McNemar's exact test (Psychometrika 12, 1947) of whether two classifiers are equally accurate on the same images.
 
     Args:
         correct_a: bool `(images,)`, whether the first got each image right.
         correct_b: the same of the second.
-    Returns: `McNemar`; p is 1 where no image tells them apart.
+    Returns: `McNemar`; p is 1 if both classify the same images correctly.
     """
     from scipy import stats
 
@@ -234,11 +258,11 @@ def mcnemar(correct_a, correct_b):
 
 
 def holm(p_values):
-    """Holm's step-down correction (Scandinavian Journal of Statistics 6, 1979) of the p of several comparisons.
+    """Holm's step-down correction (Scandinavian Journal of Statistics 6, 1979) of several p-values.
 
     Args:
-        p_values: of each comparison, in [0, 1], in any order.
-    Returns: list of corrected ones in the same order: below 0.05, they hold together at that level.
+        p_values: one per comparison, in [0, 1], in any order.
+    Returns: list of corrected p-values in the same order; those below 0.05 are significant together at that level.
     """
     corrected, largest = [0.0] * len(p_values), 0.0
     for place, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
@@ -248,18 +272,18 @@ def holm(p_values):
 
 
 def difference_seeds(a, b, *, test_sets=None, confidence=0.95):
-    """The difference of two mean accuracies over seeds; it covers the draw of the seeds, on one test set.
+    """The difference of two mean accuracies over seeds; the interval covers the draw of the seeds, on one test set.
 
     Two seeds or more on both sides: Welch's t (Biometrika 34, 1947). One against m: Student's t with the variance of
-    the m (df = m - 1), which takes the one to spread as they do. Where no side varies the interval has no width.
+    the m (df = m - 1), assuming that the one spreads like them. If neither side varies the interval has no width.
 
-    Seeds know nothing of a change of test images, so where these differ the variance that either set brings, of its
-    binomial draw, is added to that of the seeds; the degrees of freedom follow (Satterthwaite, Biometrics 2, 1946).
+    The spread over seeds does not include that over test images. Where the test sets differ, the binomial variance of
+    each set is added to that of the seeds; the degrees of freedom follow (Satterthwaite, Biometrics 2, 1946).
 
     Args:
-        a: accuracies of the first side in [0, 1], one a seed.
-        b: the same of the second; two or more on one side at least.
-        test_sets: images in each side's test set where these are two sets; None where both were measured on one.
+        a: accuracies of the first side in [0, 1], one per seed.
+        b: the same of the second; at least one side has two or more.
+        test_sets: number of images in each side's test set; None if both sides used the same one.
         confidence: share of repetitions that the interval is to cover.
     Returns: `Estimate` of the mean of `b` minus that of `a`, bounds in [-1, 1].
     """
@@ -280,12 +304,12 @@ def difference_seeds(a, b, *, test_sets=None, confidence=0.95):
 
 
 def difference_seeds_paired(a, b, *, confidence=0.95):
-    """The mean difference of runs that share a seed, and with it data and order; it covers the draw of the seeds.
+    """The mean difference of runs that share a seed, hence data and order; the interval covers the draw of seeds.
 
     Student's t of the differences (Biometrika 6, 1908).
 
     Args:
-        a: accuracies of the first side in [0, 1], one a seed; two or more.
+        a: accuracies of the first side in [0, 1], one per seed; two or more.
         b: the same of the second, of the same seeds in the same order.
         confidence: share of repetitions that the interval is to cover.
     Returns: `Estimate` of the mean of `b - a`, bounds in [-1, 1].
@@ -297,19 +321,19 @@ def difference_seeds_paired(a, b, *, confidence=0.95):
 
 
 def _bounded(value, low, high, kind, *, lowest):
-    """An `Estimate` whose bounds stay within [lowest, 1]."""
+    """An `Estimate` with its bounds clipped to [lowest, 1]."""
     return Estimate(float(value), max(lowest, float(low)), min(1.0, float(high)), kind)
 
 
 def _student(df, confidence):
-    """Student's t that `confidence` of all values lie within, either side of zero."""
+    """The two-sided critical value of Student's t."""
     from scipy import stats
 
     return float(stats.t.ppf((1 + confidence) / 2, df))
 
 
 def _bca(values, confidence):
-    """The BCa bootstrap's bounds of a mean, of values that vary; the same ones every time."""
+    """The bounds of the BCa bootstrap for the mean of values that vary; reproducible."""
     from scipy import stats
 
     interval = stats.bootstrap(
@@ -320,7 +344,7 @@ def _bca(values, confidence):
 
 
 def _newcombe(first, second, phi, kind, confidence):
-    """Newcombe's hybrid: the Wilson bounds' distances, as the sides of a triangle whose angle has the cosine `phi`."""
+    """Newcombe's hybrid interval: distances to the Wilson bounds, combined with the correlation `phi` of the errors."""
     (p1, n1), (p2, n2) = first, second
     (l1, u1), (l2, u2) = wilson(p1, n1, confidence=confidence), wilson(p2, n2, confidence=confidence)
 

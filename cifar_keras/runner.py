@@ -7,7 +7,7 @@ from cifar_keras import metrics, results
 from cifar_keras.config import CifarKerasError, ConfigError, RunConfig, RunFailedError
 from cifar_keras.job import built, describe, headline, prepare
 from cifar_keras.outcome import conclude, draw, facts, last_epoch, now
-from cifar_keras.report import comparison, summary
+from cifar_keras.report import comparison, summaries
 from cifar_keras.training import features, tensorboard
 from cifar_keras.training.train import Follow, Resume, evaluation_batch, fit
 from cifar_keras.utils import runtime
@@ -43,7 +43,7 @@ def run(experiment, options):
             record = carried_out(job, resume, progress, tracking=options.track)
         resume.clear()
     if experiment.summary:
-        summary.write(experiment, results.read(options.root), options.root)
+        summaries.write(experiment, results.read(options.root), options.root)
     print(last_line(record, options.root))
     return record
 

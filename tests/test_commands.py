@@ -13,7 +13,7 @@ from test_table import record
 
 from cifar_keras.commands import study
 from cifar_keras.config import ConfigError
-from cifar_keras.report import summary
+from cifar_keras.report import summaries
 from cifar_keras.utils.paths import PROJECT
 
 EXPERIMENT = '''"""Exp {number}: question {number}?
@@ -284,9 +284,9 @@ def test_the_projects_own_tables_are_fresh():
     records = study.results.read(PROJECT)
     for entry in study.experiments():
         experiment = entry.experiment
-        for family in summary.families(experiment, records) if experiment.summary else ():
+        for family in summaries.families(experiment, records) if experiment.summary else ():
             path = PROJECT / "results" / f"{family.name}.md"
-            assert path.read_text(encoding="utf-8") == summary.text_of(family), "run `cifar-keras collate --write`"
+            assert path.read_text(encoding="utf-8") == summaries.text_of(family), "run `cifar-keras collate --write`"
 
 
 def test_the_readme_shows_the_study_alone_and_other_experiments_their_own_tables(tmp_path):

@@ -12,7 +12,7 @@ from cifar_keras import results
 from cifar_keras.config import ConfigError
 from cifar_keras.report import comparison
 from cifar_keras.results import matching as model
-from cifar_keras.results.groups import KEY, read_csv
+from cifar_keras.results.groups import KEY, grouped, read_csv
 
 CONFIG = {
     "seed": 0, "fingerprint": "f10d" * 16, "precision": "float32", "overrides": {}, "limits": {"train": None},
@@ -76,7 +76,7 @@ def pair_of(tmp_path, rows_a, rows_b):
 
 def meetings(rows_a, rows_b):
     """What `matched` makes of rows: run ids in pairs, only in the first, only in the second."""
-    sides = [model.groups([{"config": None} | r for r in rows], "nowhere") for rows in (rows_a, rows_b)]
+    sides = [grouped({"config": None} | r for r in rows) for rows in (rows_a, rows_b)]
     pairs, *alone = model.matched(*sides)
     return [(a.runs[0]["run_id"], b.runs[0]["run_id"]) for a, b in pairs], *(
         [group.runs[0]["run_id"] for group in side] for side in alone
@@ -219,6 +219,14 @@ def test_rows_that_differ_in_a_key_do_not_meet(column):
     assert meetings([row(run_id="a")], [row(run_id="b", **{column: "other"})]) == ([], ["a"], ["b"])
 
 
+def test_a_precision_other_than_float32_stands_in_the_title(tmp_path, capsys):
+    a = save(tmp_path / "A.csv", row(), row(run_id="2", precision="mixed_float16", config=CONFIG))
+    comparison.run([a, save(tmp_path / "B.csv", row(precision="mixed_float16"))])
+    text = capsys.readouterr().out
+    assert "\nexp4_scratch best, CIFAR-10, full, weights none, mixed_float16\n" in text
+    assert "\n\nonly in A.csv\n\n" in text and "weights none\n" in text
+
+
 def test_single_groups_meet_whatever_their_recipe():
     a, b = row(run_id="a", config=CONFIG), row(run_id="b", overrides="epochs=3", epochs=3)
     assert meetings([a], [b]) == ([("a", "b")], [], [])
@@ -241,7 +249,8 @@ def test_of_several_groups_those_with_equal_overrides_meet_the_newest_recipes_fi
     "change",
     [
         {"overrides": "epochs=3"},
-        {"config": CONFIG | {"precision": "mixed_float16"}},
+        {"precision": "mixed_float16"},
+        {"config": CONFIG | {"deterministic": True}},
         {"config": None, "epochs": 12},
         {"fingerprint": "other"},
         {"test_n": 1000},
@@ -252,7 +261,7 @@ def test_recipes_and_data_are_never_averaged(change):
     config = {"config": change.get("config", CONFIG)}
     first = {"config": CONFIG} if config["config"] else config
     rows = [row(run_id="a", seed=0) | first, row(run_id="b", seed=1) | config | change]
-    assert sorted(len(group.runs) for group in model.groups(rows, "nowhere")) == [1, 1]
+    assert sorted(len(group.runs) for group in grouped(rows)) == [1, 1]
 
 
 def test_the_newest_finished_run_of_each_seed_counts():
@@ -262,7 +271,7 @@ def test_the_newest_finished_run_of_each_seed_counts():
         row(run_id="other", seed=1, test_accuracy=0.9, config=CONFIG | {"seed": 1}),
         row(run_id="failed", utc="2026-01-04", test_accuracy=None, status="failed"),
     ]
-    (group,) = model.groups([{"config": CONFIG} | r for r in rows], "nowhere")
+    (group,) = grouped({"config": CONFIG} | r for r in rows)
     assert [run["run_id"] for run in group.runs] == ["new", "other"] and group.estimate.value == pytest.approx(0.85)
 
 

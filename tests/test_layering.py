@@ -24,7 +24,10 @@ ORDER = {
         *("base", "errors", "calibration", "embeddings", "model_comparison", "flatten", "gradcam", "activations"),
         *("elsewhere", "", "analyse"),
     ),
-    "report": ("table", "summary_plots", "summary", "comparison", "conclusions", "page"),
+    "report": (
+        *("table", "summaries.base", "summaries.factorial", "summaries.gap", "summaries.selection"),
+        *("summaries.transfer", "summaries", "comparison", "conclusions", "page"),
+    ),
     "job": (),
     "outcome": (),
     "runner": (),
@@ -34,20 +37,11 @@ ORDER = {
 }
 PACKAGE = PROJECT / "cifar_keras"
 WITHOUT_TENSORFLOW = (
-    *(
-        "config",
-        "utils.text",
-        "utils.paths",
-        "utils.system",
-        "utils.files",
-        "utils.cache",
-        "options",
-        "metrics",
-        "plotting",
-    ),
+    *("config", "utils.text", "utils.paths", "utils.system", "utils.files", "utils.cache"),
+    *("options", "metrics", "plotting"),
     *("data.base", "data.images", "data.cifar", "data.layout", "data.folder", "data.shapes", "data"),
     *("results.records", "results", "results.groups", "results.matching", "saved.labels"),
-    *("report.table", "report.summary", "report.comparison", "report.conclusions", "report.page", "commands.study"),
+    *("report.table", "report.summaries", "report.comparison", "report.conclusions", "report.page", "commands.study"),
 )
 CONVERTERS = ("saved.resizing", "saved.export")
 ONLY_KERAS = ("models.", "training.optim", "training.train", "training.features", "saved.", "job", "outcome", "runner")

@@ -13,8 +13,7 @@ from test_table import entry, record
 from cifar_keras.config import ConfigError
 from cifar_keras.explain import errors
 from cifar_keras.report import conclusions, page
-from cifar_keras.results.groups import from_record
-from cifar_keras.results.matching import Group
+from cifar_keras.results.groups import Group, from_record
 
 NOWHERE = Path("nowhere")
 KEYS = ("exp1_frozen", "exp2_augment_224", "exp3_finetune", "exp4_scratch")
@@ -36,32 +35,37 @@ def group(*runs, folder=NOWHERE):
     return Group(tuple(from_record(one) for one in runs), folder)
 
 
-def rows_of(*runs, folder=NOWHERE):
-    return [conclusions.Row(one["experiment"], group(one, folder=folder)) for one in runs]
+def groups_of(*runs, folder=NOWHERE):
+    return [group(one, folder=folder) for one in runs]
 
 
 def entries():
     return [entry(key, "best", "published", test=0.5) for key in KEYS]
 
 
-def test_the_sentences_turn_when_two_rows_are_swapped():
+def test_the_sentences_change_when_two_models_are_swapped():
     first, second = run("a", 0.90, 600), run("b", 0.85, 60)
-    best, cost, _ = conclusions.sentences(rows_of(first, second))
-    assert "is a (90.0%" in best and "before b (85.0%" in best and "of 5.0 points" in best and "can be told" in best
+    best, cost, _ = conclusions.sentences(groups_of(first, second))
+    assert (
+        "is a (90.0%" in best
+        and "followed by b (85.0%" in best
+        and "of 5.0 points" in best
+        and "unlikely to be" in best
+    )
     assert "takes 10 min to train, 10.0 times as long as b" in cost and "5.0 points less accurate" in cost
-    swapped = conclusions.sentences(rows_of(first | {"test_accuracy": 0.85}, second | {"test_accuracy": 0.90}))
-    assert "is b (90.0%" in swapped[0] and "before a (85.0%" in swapped[0]
-    assert swapped[1] == "It is also the one that trains soonest, in 60 s."
+    swapped = conclusions.sentences(groups_of(first | {"test_accuracy": 0.85}, second | {"test_accuracy": 0.90}))
+    assert "is b (90.0%" in swapped[0] and "followed by a (85.0%" in swapped[0]
+    assert swapped[1] == "It also trains fastest, in 60 s."
 
 
 def test_features_from_the_cache_are_not_for_free():
-    _, cost, _ = conclusions.sentences(rows_of(run("a", 0.9, 5, cached_seconds=115), run("b", 0.8, 60)))
+    _, cost, _ = conclusions.sentences(groups_of(run("a", 0.9, 5, cached_seconds=115), run("b", 0.8, 60)))
     assert "takes 2 min to train, 2.0 times as long as b" in cost
 
 
 def test_a_difference_within_chance_is_said_to_be_one():
-    best, *_ = conclusions.sentences(rows_of(run("a", 0.901, 1, test_n=200), run("b", 0.90, 1, test_n=200)))
-    assert "can't be told from chance" in best
+    best, *_ = conclusions.sentences(groups_of(run("a", 0.901, 1, test_n=200), run("b", 0.90, 1, test_n=200)))
+    assert "may be due to chance" in best
 
 
 def test_stored_predictions_make_the_comparison_paired(tmp_path):
@@ -69,13 +73,15 @@ def test_stored_predictions_make_the_comparison_paired(tmp_path):
     other = right.copy()
     other[:12] = False  # twelve images, all in one direction: paired this can be told, unpaired it can't
     runs = [run("a", 0.9, 1, test_n=1000), run("b", 0.888, 1, test_n=1000)]
-    unpaired, *_ = conclusions.sentences(rows_of(*runs))
+    unpaired, *_ = conclusions.sentences(groups_of(*runs))
     (tmp_path / "predictions").mkdir()
     for one, correct in zip(runs, (right, other), strict=True):
         probabilities = np.eye(2, dtype="float16")[1 - correct.astype(int)]
         path = tmp_path / "predictions" / f"{one['run_id']}.npz"
         np.savez(path, labels=np.zeros(1000, "int32"), probabilities=probabilities)
-    assert "can't be told" in unpaired and "can be told" in conclusions.sentences(rows_of(*runs, folder=tmp_path))[0]
+    assert (
+        "may be due" in unpaired and "unlikely to be due" in conclusions.sentences(groups_of(*runs, folder=tmp_path))[0]
+    )
 
 
 def test_of_several_seeds_the_means_are_compared_with_their_spread():
@@ -83,9 +89,8 @@ def test_of_several_seeds_the_means_are_compared_with_their_spread():
         [run(name, mean + spread * k, 1, seed=k, run_id=f"{name}{k}", test_n=10_000) for k in (-1, 0, 1)]
         for name, mean, spread in (("a", 0.90, 0.001), ("b", 0.89, 0.02))
     )
-    rows = [conclusions.Row(name, group(*runs)) for name, runs in (("a", steady), ("b", shaky))]
-    best, _, caveats = conclusions.sentences(rows)
-    assert "of 1.0 points" in best and "can't be told" in best and "3 or more training seeds" in caveats
+    best, _, caveats = conclusions.sentences([group(*steady), group(*shaky)])
+    assert "of 1.0 points" in best and "may be due" in best and "3 or more training seeds" in caveats
 
 
 @pytest.mark.parametrize(
@@ -93,16 +98,16 @@ def test_of_several_seeds_the_means_are_compared_with_their_spread():
     [
         (
             {"weights": "none", "weights_called_for": "imagenet"},
-            "Nothing here speaks about pretraining on ImageNet, as a",
+            "Nothing here is evidence on ImageNet pretraining: a started",
         ),
         ({"budget": "quick"}, "trained under different budgets"),
         ({"test_n": 200}, "measured on 200 to 10,000 test images"),
-        ({}, "One training seed stands behind each row"),
+        ({}, "Each figure comes from one training seed"),
     ],
 )
 def test_the_caveats_are_those_that_apply(changes, said):
-    texts = ("Nothing here speaks", "different budgets", "measured on 200", "ne training seed")
-    *_, caveat = conclusions.sentences(rows_of(run("a", 0.9, 1, **changes), run("b", 0.8, 1)))
+    texts = ("Nothing here is", "different budgets", "measured on 200", "one training seed")
+    *_, caveat = conclusions.sentences(groups_of(run("a", 0.9, 1, **changes), run("b", 0.8, 1)))
     assert said in caveat and sum(text in caveat for text in texts) == 1 + bool(changes)
 
 
@@ -157,11 +162,11 @@ def test_the_page_shows_what_was_measured_and_says_what_is_missing(built):
 
 def test_one_experiment_alone_makes_no_report(tmp_path):
     store(tmp_path, run("exp4_scratch", 0.9, 2000))
-    with pytest.raises(ConfigError, match="two of them or more.*Received: 1"):
+    with pytest.raises(ConfigError, match="two or more of them.*Received: 1"):
         page.build(tmp_path, entries())
 
 
-def test_the_rows_are_of_the_data_that_most_experiments_share_and_the_largest_budget(tmp_path):
+def test_the_page_is_about_the_data_that_most_experiments_share_and_the_largest_budget(tmp_path):
     runs = [
         run("exp4_scratch", 0.9, 9), run("exp4_scratch", 0.7, 9, budget="quick"), run("exp1_frozen", 0.4, 9),
         run("exp4_scratch", 0.99, 9, dataset="shapes (synthetic)", fingerprint="s" * 12),
@@ -169,9 +174,10 @@ def test_the_rows_are_of_the_data_that_most_experiments_share_and_the_largest_bu
         run("exp1_frozen", 0.2, 9, variant="published"), run("exp5_preprocessing", 0.1, 9, variant="best"),
     ]  # fmt: skip
     store(tmp_path, *runs)
-    rows = page.study_rows(tmp_path, entries())
-    assert list(rows) == ["exp1_frozen", "exp4_scratch"] and rows["exp4_scratch"].run["test_accuracy"] == 0.9
-    assert rows["exp1_frozen"].rebuilt.runs[0]["test_accuracy"] == 0.2 and rows["exp4_scratch"].rebuilt is None
+    groups = page.study_groups(tmp_path, entries())
+    assert list(groups) == ["exp1_frozen", "exp4_scratch"] and groups["exp4_scratch"].estimate.value == 0.9
+    (frozen,) = page.rebuilt(groups, tmp_path).items()
+    assert (frozen[0], frozen[1].estimate.value) == ("exp1_frozen", 0.2)
 
 
 def test_changed_recipes_are_shown_as_such_where_there_are_no_others(tmp_path):
@@ -182,10 +188,10 @@ def test_changed_recipes_are_shown_as_such_where_there_are_no_others(tmp_path):
         run("exp1_frozen", 0.4, 9, **changed),
         run("exp1_frozen", 0.5, 9, seed=2, **changed),
     )
-    rows = page.study_rows(tmp_path, entries())
-    how = {line["model"]: line["how"] for line in page.overview(rows, entries())}
+    groups = page.study_groups(tmp_path, entries())
+    how = {row["model"]: row["how"] for row in page.overview(groups, entries(), {})}
     assert "limit=90" in how["frozen"] and "2 seeds" in how["frozen"] and "limit" not in how["scratch"]
-    lines = page.commands(rows, tmp_path, "somewhere")
+    lines = page.commands(groups, tmp_path, "somewhere")
     assert "python experiments/exp1_frozen.py --dataset shapes --limit 90 --deterministic" in lines
     assert any(line.endswith("--deterministic --seed 2") for line in lines)
     assert lines[-1] == f"cifar-keras report --root {tmp_path.name} --dataset DIR"
@@ -229,7 +235,7 @@ def test_the_page_of_one_run_holds_its_result_recipe_classes_and_how_to_run_it_a
     text = " ".join(text.split())
     assert "85.0% [64.0, 94.8] 20 50%" in text and "tta 90.0%" in text and "Run 1, recorded 2026" in text
     assert "The published figure, 50.0%, lies below it." in text
-    assert "Of the 100 training images looked at, 98.0% are recognised, 13.0 points more than of test images." in text
+    assert "Of 100 training images, 98.0% are classified correctly, 13.0 points more than of test images." in text
     assert "previous run +0.3500" in text and "ran under the budget quick and the command line changed limit=90" in text
     assert "ring alone is 50.0% of the test images. Balanced accuracy, the mean over classes, is 86.7%" in text
     assert "ring 80.0% 10" in text and "star 100.0% 5" in text
@@ -240,6 +246,24 @@ def test_the_page_of_one_run_holds_its_result_recipe_classes_and_how_to_run_it_a
     )
     again = "python experiments/exp4_scratch.py --variant long --dataset shapes --classes ring,star,tee --budget quick"
     assert f"{again} --limit 90" in text and "cifar-keras report 1 --root" in text
+
+
+@pytest.mark.parametrize(
+    ("dataset", "classes", "options"),
+    [
+        ("cifar10", None, ""),
+        ("cifar10-jpeg", None, " --dataset DIR"),
+        ("shapes100", None, " --dataset shapes100"),
+        ("shapes-ring+star", ["ring", "star"], " --dataset shapes --classes ring,star"),
+        ("shapes-ring+star", None, " --dataset shapes --classes ring,star"),  # an older record
+        ("imagenet-2classes-abcdef", None, " --dataset DIR"),  # the name of a folder
+    ],
+)
+def test_the_command_names_the_data_and_the_classes_that_were_chosen(dataset, classes, options, tmp_path):
+    config = {"dataset": dataset, "overrides": {}} | ({"classes": classes} if classes else {})
+    one = group(run("exp4_scratch", 0.9, 1, config=config, class_names=["ring", "star"], precision="mixed_float16"))
+    first, _ = page.commands({"exp4_scratch": one}, tmp_path)
+    assert first == f"python experiments/exp4_scratch.py{options} --precision mixed_float16"
 
 
 def test_the_page_of_one_run_needs_nothing_else_and_shows_loss_and_accuracy(alone):

@@ -66,7 +66,10 @@ def test_twenty_processes_that_write_at_once_leave_exactly_their_rows(tmp_path):
 
 
 def test_the_csv_says_what_the_command_line_changed(tmp_path):
-    results.write(tmp_path, record("1", config={"overrides": {"limit": 500, "epochs": 3, "weights": "none"}}))
+    results.write(
+        tmp_path,
+        record("1", config={"overrides": {"limit": 500, "epochs": 3, "weights": "none", "precision": "float32"}}),
+    )
     results.write(tmp_path, record("2", config={"overrides": {}}))
     with open(tmp_path / "results" / "results.csv") as file:
         assert [row["overrides"] for row in csv.DictReader(file)] == ["epochs=3, limit=500", ""]

@@ -7,7 +7,8 @@ import pytest
 from test_table import record
 
 from cifar_keras.config import Experiment, Stage, Training
-from cifar_keras.report import summary
+from cifar_keras.report import summaries
+from cifar_keras.results.groups import Group
 
 RECIPE = Training("simple_cnn", (Stage(2, 1e-3),))
 NAMES = ["cat", "dog", "frog"]
@@ -34,7 +35,7 @@ def run(variant, test, *, seed=0, config=None, **changes):
 
 
 def written(tmp_path, made, runs):
-    paths = summary.write(made, runs, tmp_path)
+    paths = summaries.write(made, runs, tmp_path)
     texts = {path.name: path.read_text() for path in paths}
     assert texts.pop("exp6.md").startswith("# exp6_made_up: cifar10, not yet run")  # official data: dashes
     return texts
@@ -135,6 +136,16 @@ def test_options_and_images_tell_tables_apart(tmp_path):
     assert whole.startswith("# exp6_made_up: CIFAR-10 (JPEG)\n")
 
 
+def test_each_precision_has_a_table_of_its_own(tmp_path):
+    made, runs = gap_runs(train=0.75)
+    mixed = run("plain", 0.6, precision="mixed_bfloat16", config={"overrides": {"precision": "mixed_bfloat16"}})
+    chosen_for_the_machine = run("rich", 0.65, precision="mixed_bfloat16")
+    found = written(tmp_path, made, [*runs, mixed, chosen_for_the_machine])
+    assert list(found) == ["exp6_cifar10-jpeg.md", "exp6_cifar10-jpeg_precision=mixed_bfloat16.md"]
+    *_, text = found.values()
+    assert text.startswith("# exp6_made_up: CIFAR-10 (JPEG), mixed_bfloat16\n") and "60.0%" in text and "65.0%" in text
+
+
 def test_a_pretrained_network_stands_beside_those_from_scratch(tmp_path):
     """In the order in which they are run: all of them meet in one table in the end."""
     scratch = run("five", 0.8, config={"training": {"weights": "none"}})
@@ -148,8 +159,9 @@ def test_a_pretrained_network_stands_beside_those_from_scratch(tmp_path):
 
 def test_the_last_epochs_weights_are_what_the_gap_is_about():
     _, (plain, rich) = gap_runs(train=0.75)
-    assert summary.gaps([rich])["test"] == 0.72 and summary.gaps([plain])["test"] == 0.71
-    assert summary.gaps([plain])["gap_inference"] == pytest.approx(0.24)
+    rich, plain = Group((rich,)), Group((plain,))
+    assert summaries.gap.gaps(rich)["test"] == 0.72 and summaries.gap.gaps(plain)["test"] == 0.71
+    assert summaries.gap.gaps(plain)["gap_inference"] == pytest.approx(0.24)
 
 
 def test_accuracy_by_class_stands_beside_the_published(tmp_path):
@@ -232,7 +244,7 @@ def test_labelled_images_are_counted_not_read_from_the_name(tmp_path):
     made, runs = transfer({"finetune_50": (0.6,), "finetune_250": (0.6,), "scratch_50": (0.5,)})
     for one in runs:
         one["train_images"] = 3 * 40
-    (family,) = (family for family in summary.families(made, runs) if family.cells)
-    assert [(method, count) for method, count, *_ in summary.transfer_points(family)] == [
+    (family,) = (family for family in summaries.families(made, runs) if family.groups)
+    assert [(method, count) for method, count, *_ in summaries.transfer.points_of(family)] == [
         ("finetune", 40), ("scratch", 40),
     ]  # fmt: skip

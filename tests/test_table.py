@@ -6,7 +6,7 @@ import pytest
 from cifar_keras.commands.study import Entry
 from cifar_keras.config import ConfigError, Experiment, Stage, Training
 from cifar_keras.report import table
-from cifar_keras.results.groups import minutes
+from cifar_keras.results.groups import Group
 
 
 def record(**changes):
@@ -14,8 +14,9 @@ def record(**changes):
     return {
         "run_id": "exp4_1", "utc": "2026-01-01T00:00:00+00:00", "experiment": "exp4_scratch", "variant": "best",
         "budget": "full", "model": "scratch_cnn", "dataset": "CIFAR-10 (JPEG)", "fingerprint": "abc", "seed": 0,
-        "weights": "none", "weights_called_for": "none", "train_accuracy": 0.98, "train_n": 5000,
-        "val_accuracy": 0.9, "val_n": 5000, "test_accuracy": 0.896, "test_n": 10000, "parameters": 1972792,
+        "weights": "none", "weights_called_for": "none", "precision": "float32",
+        "train_accuracy": 0.98, "train_n": 5000, "val_accuracy": 0.9, "val_n": 5000,
+        "test_accuracy": 0.896, "test_n": 10000, "parameters": 1972792,
         "training_seconds": 2520.0, "device": "2-core CPU", "published_test": 0.72, "status": "finished",
     } | changes  # fmt: skip
 
@@ -32,9 +33,9 @@ def test_a_row_states_accuracy_interval_n_data_hardware_and_time():
     assert others == []
     assert row == {
         "experiment": "exp4_scratch", "variant": "best", "dataset": "CIFAR-10 (JPEG)", "weights": "none",
-        "published test": "72%", "test [95% interval] (n)": "89.6% [89.0, 90.2] (10,000)", "seeds": "1",
-        "train (n)": "98.0% (5,000)", "val (n)": "90.0% (5,000)", "parameters": "1,972,792", "minutes": "42",
-        "hardware": "2-core CPU",
+        "precision": "float32", "published test": "72%", "test [95% interval] (n)": "89.6% [89.0, 90.2] (10,000)",
+        "seeds": "1", "train (n)": "98.0% (5,000)", "val (n)": "90.0% (5,000)", "parameters": "1,972,792",
+        "minutes": "42", "hardware": "2-core CPU",
     }  # fmt: skip
 
 
@@ -47,6 +48,8 @@ def test_a_row_states_accuracy_interval_n_data_hardware_and_time():
         ({"weights": "exp3_quick-1a2b3c"}, "others"),
         ({"weights_called_for": "imagenet"}, "others"),
         ({"config": {"overrides": {"epochs": 2}}}, "others"),
+        ({"precision": "mixed_bfloat16"}, "results"),
+        ({"precision": "mixed_bfloat16", "config": {"overrides": {"precision": "mixed_bfloat16"}}}, "results"),
         ({"status": "failed", "test_accuracy": None}, "nowhere"),
     ],
 )
@@ -102,6 +105,22 @@ def test_runs_of_an_older_recipe_do_not_enter_the_mean_of_a_new_one():
     new = record(seed=0, utc="2026-02-01", test_accuracy=0.5, config={"seed": 0, "rate": 2})
     (row,), _ = table.collated([*old, new])
     assert row["seeds"] == "1" and row["test [95% interval] (n)"].startswith("50.0%")
+
+
+def test_two_precisions_are_two_rows_whether_or_not_an_old_record_calls_one_an_override():
+    config = {"precision": "mixed_bfloat16", "overrides": {"precision": "mixed_bfloat16"}}
+    old = record(precision="mixed_bfloat16", test_accuracy=0.5, seed=1, config=config)
+    new = record(precision="mixed_bfloat16", test_accuracy=0.7, config=config | {"overrides": {}})
+    rows, others = table.collated([record(), old, new])
+    assert [(row["precision"], row["seeds"], row["test [95% interval] (n)"][:5]) for row in rows] == [
+        ("float32", "1", "89.6%"), ("mixed_bfloat16", "2", "60.0%"),
+    ]  # fmt: skip
+    assert others == [] and "precision" in table.render(rows, "text")
+    assert "precision" not in table.render(rows[:1], "text") and "precision" in table.render(rows[:1], "markdown")
+    plain, mixed = table.summarised([record(), old, new], []).splitlines()[2:]
+    assert "mixed_bfloat16" not in plain and "2-core CPU, 2 seeds, mixed_bfloat16" in mixed
+    line = table.docstring_result([old], "exp4_scratch")
+    assert "CIFAR-10 (JPEG), mixed_bfloat16, 42 min" in " ".join(line.split())
 
 
 def test_unknown_values_are_dashes():
@@ -171,7 +190,7 @@ def test_minutes_are_left_out_where_other_work_shared_the_cores():
     shared = record(seed=1, cpu_seconds=4500.0, cores=2)
     unknown = record(seed=2)
     on_gpu = record(seed=3, cpu_seconds=100.0, cores=None)
-    assert [minutes([one]) for one in (alone, unknown, on_gpu)] == ["42", "42", "42"]
-    assert minutes([shared]) == minutes([alone, shared]) == ""
+    assert [Group((one,)).minutes for one in (alone, unknown, on_gpu)] == ["42", "42", "42"]
+    assert Group((shared,)).minutes == Group((alone, shared)).minutes == ""
     (row,), _ = table.collated([shared])
     assert row["minutes"] == "-" and " min" not in table.summarised([shared], [])

@@ -336,7 +336,7 @@ def report(root, *, name=None, dataset=None, data_dir=None, folder=EXPERIMENTS):
 
     if name is None:
         entries = study_entries(folder)
-        runs = {row.name: row.run["run_id"] for row in page.study_rows(root, entries).values()}
+        runs = {group.name: group.first["run_id"] for group in page.study_groups(root, entries).values()}
         failed = _analysed(runs, root=root, dataset=dataset, data_dir=data_dir)
         print(page.build(root, entries, dataset=dataset))
     else:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from cifar_keras import metrics
 from cifar_keras.config import ConfigError
-from cifar_keras.results.groups import KEY, age, from_record, key_of
-from cifar_keras.results.matching import UNKNOWN, Group, changes, compared, read, sections
+from cifar_keras.results.groups import KEY, UNKNOWN, Group, age, from_record
+from cifar_keras.results.matching import changes, compared, read, sections
 
 WIDTH = 118
 ON_INTERVALS = (
@@ -84,18 +85,18 @@ def against_previous(record, earlier_records, root):
     Returns: text, or None where no run of the same experiment, variant, dataset, budget, weights and overrides finished
         earlier.
     """
-    run, *others = map(from_record, (record, *earlier_records))
+    run, *others = (Group((from_record(one),), Path(root) / "results") for one in (record, *earlier_records))
     earlier = [
         other
         for other in others
-        if other["status"] == "finished"
-        and age(other) < age(run)
-        and (key_of(other), other["overrides"]) == (key_of(run), run["overrides"])
+        if other.first["status"] == "finished"
+        and age(other.first) < age(run.first)
+        and (other.key, other.overrides) == (run.key, run.overrides)
     ]
     if not earlier:
         return None
-    pair = compared(*(Group((one,), Path(root) / "results") for one in (max(earlier, key=age), run)))
-    return f"previous run {_signed(pair.difference.value, 4)} ({pair.verdict})"
+    pair = compared(max(earlier, key=lambda group: age(group.first)), run)
+    return f"previous run {round(pair.difference.value, 4) + 0.0:+.4f} ({pair.verdict})"  # never -0
 
 
 def as_text(files, *, markdown=False):
@@ -138,9 +139,9 @@ def _plural(count, noun):
 
 
 def _title(group, *, overrides):
-    experiment, variant, dataset, budget, weights = group.key
-    changed = f", {overrides}" if overrides else ""
-    return f"{experiment} {variant}, {dataset}, {budget}{changed}, weights {weights}"
+    experiment, variant, dataset, budget, weights, _ = group.key
+    parts = (f"{experiment} {variant}", dataset, budget, overrides, f"weights {weights}", group.precision_note)
+    return ", ".join(filter(None, parts))
 
 
 def _listing(groups, markdown):
@@ -192,8 +193,8 @@ def _measured(group):
     """Heading -> text of one group's row."""
     seconds, parameters = group.average("training_seconds"), group.average("parameters")
     return {
-        "accuracy": f"{100 * group.estimate.value:.2f}%",
-        "95% interval": f"[{100 * group.estimate.low:.2f}, {100 * group.estimate.high:.2f}]",
+        "accuracy": f"{metrics.percent(group.estimate.value, 2)}%",
+        "95% interval": group.estimate.bounds(2),
         "kind": group.estimate.kind,
         "sd": "" if group.spread is None else f"{100 * group.spread:.2f}",
         "seeds": str(len(group.runs)),
@@ -205,20 +206,13 @@ def _measured(group):
 
 def _told_apart(pair):
     """The same headings' texts of a pair's difference."""
-    value, low, high = (
-        _signed(100 * bound, 2) for bound in (pair.difference.value, pair.difference.low, pair.difference.high)
-    )
-    texts = {"accuracy": value, "95% interval": f"[{low}, {high}]", "kind": pair.difference.kind}
+    d = pair.difference
+    texts = {"accuracy": metrics.percent(d.value, 2, "+"), "95% interval": d.bounds(2, "+"), "kind": d.kind}
     if (ratio := pair.seconds_ratio) is not None:
         texts["training"] = f"x {ratio:.2f}"
     if (more := pair.more_parameters) is not None:
         texts["parameters"] = f"{more:+,.0f}"
     return dict.fromkeys(_measured(pair.a), "") | texts
-
-
-def _signed(value, digits):
-    """With its sign; what rounds to zero is +0, never -0."""
-    return f"{round(value, digits) + 0.0:+.{digits}f}"
 
 
 def as_csv(files):

@@ -1,4 +1,4 @@
-"""The report: the study, or one run, on a self-contained page, from the records and what `explain` has left."""
+"""The report: the study, or one run, on one self-contained page, from the records and the files of `explain`."""
 
 import io
 import json
@@ -16,31 +16,27 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from cifar_keras import metrics, results
-from cifar_keras.config import BEST, BUDGETS, PUBLISHED, ConfigError
+from cifar_keras.config import BEST, BUDGETS, PUBLISHED, ConfigError, RunConfig
+from cifar_keras.data import options_of
 from cifar_keras.explain.base import DATE
-from cifar_keras.plotting import ON_CURVES, curves_on, drawn, shares, without_frame
+from cifar_keras.plotting import ON_CURVES, curves_on, drawn, shares, short, without_frame
 from cifar_keras.report.comparison import against_previous
-from cifar_keras.report.conclusions import Row, of_one, sentences
-from cifar_keras.report.table import DASH, counts, newest_recipes
-from cifar_keras.results.groups import age, from_record, natural
-from cifar_keras.results.matching import Group
+from cifar_keras.report.conclusions import of_one, sentences
+from cifar_keras.report.table import DASH, counts
+from cifar_keras.results.groups import Group, age, from_record, natural, newest_recipes
 from cifar_keras.utils.files import write_text
 from cifar_keras.utils.paths import PROJECT
 from cifar_keras.utils.text import duration
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 TICKS = (1, 3, 10, 30, *(60 * minutes for minutes in (1, 2, 5, 10, 20, 60, 180, 600, 1800)))  # seconds of training
-WORDS = {2: "Two", 3: "Three", 4: "Four"}
-MODES = ("imagenet", "none")  # where weights come from if not from a file
-SUBSET = re.compile(
-    r"(.+?)-([^-]*\+.*|\d+classes-\w{6})"
-)  # the slug of a dataset's classes, as `Dataset.only` makes it
-EMBEDDED = ("cifar10", "cifar100", "shapes", "shapes100")  # datasets that go by their names
+NUMERALS = {2: "Two", 3: "Three", 4: "Four"}
+NOT_FROM_A_FILE = ("imagenet", "none")  # weights
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure of the page: SVG, what it shows, and a caption."""
+    """A figure of the page: SVG, alternative text, and a caption."""
 
     svg: str
     description: str
@@ -52,14 +48,13 @@ def build(root, entries, *, dataset=None):
 
     Args:
         root: folder that holds `results/`.
-        entries: of the study's experiments, anything with `key`, `number`, `question` and `published`.
-        dataset: what `--dataset` said, for the line on how to run it again.
+        entries: the study's experiments, as `commands.study.Entry`.
+        dataset: the value of `--dataset`, for the commands that repeat the runs.
     Returns: the path.
-    Raises: ConfigError where no two of the study's experiments have finished runs.
+    Raises: ConfigError if fewer than two of the study's experiments have finished runs.
     """
-    rows = study_rows(root, entries)
     path = Path(root) / "results" / "report" / "index.html"
-    write_text(path, render(rows, entries, Path(root), dataset=dataset))
+    write_text(path, render(study_groups(root, entries), entries, Path(root), dataset=dataset))
     return path
 
 
@@ -68,7 +63,7 @@ def build_run(root, record, *, question="", dataset=None):
 
     Args:
         root: as for `build`.
-        record: of the run, finished.
+        record: of a finished run.
         question: of its experiment.
         dataset: as for `build`.
     Returns: the path.
@@ -78,120 +73,109 @@ def build_run(root, record, *, question="", dataset=None):
     return path
 
 
-def study_rows(root, entries):
-    """A `Row` for each experiment with a finished run: the newest of the largest budget, on the data most have.
+def study_groups(root, entries):
+    """The best recipe's runs of each experiment, on the data that most experiments share.
+
+    Of several groups, the largest budget counts, then the newest.
 
     Args:
         root: as for `build`.
         entries: as for `build`.
-    Returns: `{key: Row}` in the experiments' order.
+    Returns: `{key: results.groups.Group}`, in the experiments' order.
     Raises: ConfigError for fewer than two.
     """
-    folder, keys = Path(root) / "results", {entry.key for entry in entries}
-    own = [record for record in results.read(root) if record["experiment"] in keys]
-    groups = [Group(tuple(group), folder) for group in newest_recipes(own)]
-    best = [group for group in groups if group.runs[0]["variant"] == BEST]
-    found = {key: _chosen(own, groups) for key, own in _on_common_data(best).items()}
-    if len(found) < 2:
-        raise ConfigError(
-            "The report compares the study's experiments, so two of them or more must have a finished run on the same "
-            f"data. Received: {len(found)} below {root}. Run `cifar-keras study`, or `make demo`."
-        )
-    return found
-
-
-def _on_common_data(groups):
-    """Groups by experiment, on the data that most experiments share."""
-    by_data = {}
-    for group in groups:
-        by_data.setdefault(group.runs[0]["fingerprint"], {}).setdefault(group.runs[0]["experiment"], []).append(group)
+    keys, by_data = {entry.key for entry in entries}, {}
+    for group in _groups(root, BEST):
+        if group.first["experiment"] in keys:
+            by_data.setdefault(group.first["fingerprint"], {}).setdefault(group.first["experiment"], []).append(group)
     common = max(by_data.values(), key=len, default={})
-    return dict(sorted(common.items(), key=lambda item: natural(item[0])))
+    if len(common) < 2:
+        raise ConfigError(
+            "The report compares the study's experiments, so two or more of them must have a finished run on the same "
+            f"data. Received: {len(common)} below {root}. Run `cifar-keras study`, or `make demo`."
+        )
+    return {key: _chosen(common[key]) for key in sorted(common, key=natural)}
 
 
-def _chosen(own, groups):
-    """The `Row` of an experiment: of its groups the plainest, of the largest budget, the wanted weights, the newest."""
-    own = sorted(own, key=lambda group: max(map(age, group.runs)), reverse=True)
-    budgets = list(BUDGETS)
-    group = min(own, key=lambda g: (bool(g.overrides), budgets.index(g.runs[0]["budget"]), not _as_wanted(g.runs[0])))
-    columns = ("experiment", "fingerprint", "budget", "weights")
-    wanted = {column: group.runs[0][column] for column in columns} | {"variant": PUBLISHED}
-    rebuilt = [g for g in groups if wanted.items() <= g.runs[0].items() and g.overrides == group.overrides]
-    return Row(_name(group.runs[0]["experiment"]), group, rebuilt[-1] if rebuilt else None)
+def _groups(root, variant):
+    folder = Path(root) / "results"
+    return [group for group in newest_recipes(results.read(root), folder) if group.first["variant"] == variant]
 
 
-def _as_wanted(run):
-    return counts(run) or run["weights"] == run["weights_called_for"]
+def _chosen(groups):
+    """Of an experiment's groups the plainest, of the largest budget, from the weights called for, the newest."""
+    groups, budgets = sorted(groups, key=lambda group: max(map(age, group.runs)), reverse=True), list(BUDGETS)
+
+    def rank(group):
+        run = group.first
+        as_wanted = counts(run) or run["weights"] == run["weights_called_for"]
+        return bool(group.overrides), budgets.index(run["budget"]), not as_wanted
+
+    return min(groups, key=rank)
 
 
-def _name(key):
-    return key.partition("_")[2].replace("_", " ")
+def rebuilt(groups, root):
+    """The runs of the published recipe that compare with the best ones, where there are any: `{key: Group}`."""
+    alike = ("experiment", "fingerprint", "budget", "weights", "precision", "overrides")
+    found = {tuple(g.first.get(column) for column in alike): g for g in _groups(root, PUBLISHED)}
+    own = {key: tuple(group.first.get(column) for column in alike) for key, group in groups.items()}
+    return {key: found[values] for key, values in own.items() if values in found}
 
 
-def render(rows, entries, root, *, dataset=None):
-    """The page as HTML. Arguments as `build` has them and `study_rows` returns them."""
-    folder = root / "results"
-    questions = {entry.key: _sentence(entry.question.partition(": ")[2] or entry.question) for entry in entries}
+def render(groups, entries, root, *, dataset=None):
+    """The page as HTML. Arguments as for `build`, and from `study_groups`."""
+    questions = {entry.key: entry.question for entry in entries}
     return _filled(
-        title=f"{WORDS[len(rows)]} models on {next(iter(rows.values())).run['dataset']}",
-        subtitle=_subtitle(rows, entries),
-        opening=opening(rows),
-        overview=overview(rows, entries),
-        sentences=sentences(list(rows.values())),
-        curves=curves(rows),
-        cost=cost(rows),
+        title=f"{NUMERALS[len(groups)]} models on {next(iter(groups.values())).first['dataset']}",
+        subtitle=_subtitle(groups, entries),
+        opening=opening(groups),
+        overview=overview(groups, entries, rebuilt(groups, root)),
+        sentences=sentences(list(groups.values())),
+        curves=curves(groups),
+        cost=cost(groups),
         recipe={},
-        models=[model_section(key, row, questions[key], folder) for key, row in rows.items()],
-        data=data_lines(rows),
-        environment=environment(rows),
-        commands=commands(rows, root, dataset),
+        models=[model_section(key, group, questions[key]) for key, group in groups.items()],
+        data=data_lines(groups),
+        environment=environment(groups),
+        commands=commands(groups, root, dataset),
     )
 
 
 def render_run(record, root, *, question="", dataset=None):
-    """The page of one run as HTML. Arguments as `build_run` has them."""
+    """The page of one run as HTML. Arguments as for `build_run`."""
     run, folder = from_record(record), root / "results"
-    key, row = run["experiment"], Row(_name(run["experiment"]), Group((run,), folder))
-    rows = {key: row}
-    stored = results.read_predictions(folder, run["run_id"])
+    key, group = run["experiment"], Group((run,), folder)
+    groups, stored = {key: group}, results.read_predictions(folder, run["run_id"])
     tables = {"Recipe": recipe(run), "Configuration": [configuration(run)]}
     if lines := by_class(run, stored):
         tables["Classes"] = [lines]
     return _filled(
-        title=f"{row.name}, variant {run['variant']}, on {run['dataset']}",
+        title=f"{group.name}, variant {run['variant']}, on {run['dataset']}",
         subtitle=f"Run {run['run_id']}, recorded {run['utc']}; intervals are 95%.",
         opening=None,
         overview=splits(run),
-        sentences=[*of_one(row, against_previous(record, results.read(root), root)), *_on_balance(run, stored)],
+        sentences=[*of_one(group, against_previous(record, results.read(root), root)), *_on_balance(run, stored)],
         curves=run_curves(run),
-        cost=_upright(cost(rows)[0]),
-        recipe={
-            "Recipe": recipe(run),
-            "Configuration": [configuration(run)],
-            **({"Classes": [lines]} if lines else {}),
-        },
-        models=[model_section(key, row, _sentence(question.partition(": ")[2] or question), folder)],
-        data=data_lines(rows),
-        environment=_upright(environment(rows)[0]),
-        commands=commands(rows, root, dataset, run_id=run["run_id"]),
+        cost=_upright(cost(groups)[0]),
+        recipe=tables,
+        models=[model_section(key, group, question)],
+        data=data_lines(groups),
+        environment=_upright(environment(groups)[0]),
+        commands=commands(groups, root, dataset, run_id=run["run_id"]),
     )
 
 
 def _filled(**parts):
-    """The template with its parts."""
+    """The template, filled in."""
     loader = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
     template = loader.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(figure=figure_html, table=table_html, **parts)
 
 
-def _sentence(text):
-    return text[:1].upper() + text[1:]
-
-
-def _subtitle(rows, entries):
-    sizes = sorted({row.group.test_n for row in rows.values()})
+def _subtitle(groups, entries):
+    sizes = sorted({group.test_n for group in groups.values()})
     images = " to ".join(f"{n:,}" for n in dict.fromkeys((sizes[0], sizes[-1])))
-    return f"{len(rows)} of {len(entries)} experiments have been run; {images} test images each; intervals are 95%."
+    return f"{len(groups)} of {len(entries)} experiments have been run; {images} test images each; intervals are 95%."
 
 
 # --- parts ---
@@ -208,24 +192,24 @@ def figure_html(picture):
 
 
 def table_html(rows):
-    """Dicts heading -> number or text as a table, numbers to the right."""
+    """Dicts heading -> number or text as an HTML table, with numbers aligned right."""
     if not rows:
         return markupsafe.Markup('<p class="missing">Nothing to show.</p>')
     headings = list(dict.fromkeys(heading for row in rows for heading in row))
     numeric = {h for h in headings if all(isinstance(row.get(h), int | float | type(None)) for row in rows)}
 
-    def cell(row, heading, tag="td"):
-        value = heading if tag == "th" else _cell(row.get(heading))
-        kind = ' class="number"' if heading in numeric else ""
-        return f"<{tag}{kind}>{markupsafe.escape(value)}</{tag}>"
+    def line(tag, texts):
+        kinds = (' class="number"' if heading in numeric else "" for heading in headings)
+        cells = (f"<{tag}{kind}>{markupsafe.escape(text)}</{tag}>" for kind, text in zip(kinds, texts, strict=True))
+        return f"<tr>{''.join(cells)}</tr>"
 
-    head = "".join(cell({}, heading, "th") for heading in headings)
-    body = "".join(f"<tr>{''.join(cell(row, heading) for heading in headings)}</tr>" for row in rows)
-    whole = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    body = "".join(line("td", [_shown(row.get(heading)) for heading in headings]) for row in rows)
+    whole = f"<table><thead>{line('th', headings)}</thead><tbody>{body}</tbody></table>"
     return markupsafe.Markup(f'<div class="table">{whole}</div>')
 
 
-def _cell(value):
+def _shown(value):
+    """A value as the text of a table's cell."""
     if value is None or value == "":
         return DASH
     if isinstance(value, float):
@@ -233,104 +217,106 @@ def _cell(value):
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def overview(rows, entries):
-    """The one table: published, the published recipe run here, ours; a line for what has not been run."""
-    lines = []
+def overview(groups, entries, rebuilt):
+    """The main table: the published accuracy, the published recipe run here, our recipe; one row per experiment.
+
+    Args:
+        groups: from `study_groups`.
+        entries: as for `build`.
+        rebuilt: from the function of that name.
+    """
+    rows = []
     for entry in sorted(entries, key=lambda entry: natural(entry.key)):
-        row = rows.get(entry.key)
-        known = (row.run if row else {"published_test": entry.published.get("test")})["published_test"]
-        line = {"model": _name(entry.key), "published": DASH if known is None else f"{known:.0%}"}
-        rebuilt = _interval(row.rebuilt) if row and row.rebuilt else "not run"
-        line |= {"published recipe, run here": rebuilt, "ours": _interval(row.group) if row else "not run"}
-        lines.append(line | {"how": _how(row) if row else DASH})
-    return lines
+        group = groups.get(entry.key)
+        published = (group.first if group else {"published_test": entry.published.get("test")})["published_test"]
+        row = {"model": entry.experiment.name.replace("_", " "), "published": _whole_percent(published)}
+        for heading, own in {"published recipe, run here": rebuilt.get(entry.key), "ours": group}.items():
+            row[heading] = own.estimate.accuracy() if own else "not run"
+        rows.append(row | {"how": group and _how(group)})
+    return rows
 
 
-def _interval(group):
-    e = group.estimate
-    return f"{e.value:.1%} [{100 * e.low:.1f}, {100 * e.high:.1f}]"
+def _whole_percent(share):
+    return None if share is None else f"{share:.0%}"
 
 
-def _how(row):
-    """Images, budget, what was changed, seeds, and where the backbone came from: a model's file by its experiment."""
-    run, seeds = row.run, len(row.group.runs)
-    weights = run["weights"] if run["weights"] in MODES else f"of {run['weights'].partition('_')[0]}"
-    parts = [f"{run['test_n']:,} images", f"budget {run['budget']}", row.group.overrides, f"weights {weights}"]
-    return ", ".join(filter(None, [*parts, f"{seeds} seeds" if seeds > 1 else ""]))
+def _how(group):
+    """Images, budget, overrides, weights, precision and seeds."""
+    run, seeds = group.first, len(group.runs)
+    weights = f"weights {short(run['weights'], 24)}"
+    parts = [f"{group.test_n:,} images", f"budget {run['budget']}", group.overrides, weights]
+    return ", ".join(filter(None, [*parts, group.precision_note, f"{seeds} seeds" if seeds > 1 else ""]))
 
 
-def cost(rows):
-    """What each model takes."""
+def cost(groups):
+    """Time, images and size of each model."""
     return [
         {
-            "model": row.name,
-            "training": duration(row.seconds),
-            "of it from the cache": duration(cached) if (cached := row.group.average("cached_seconds")) else DASH,
-            "epochs": row.run["epochs"],
-            "training images": row.run["train_images"],
-            "images/s": row.group.average("images_per_second"),
-            "parameters": row.run["parameters"],
-            "of these trained": row.run["parameters_trainable"],
-            "peak memory, MiB": row.run["peak_memory_mb"],
+            "model": group.name,
+            "training": duration(group.seconds),
+            "of it from the cache": duration(cached) if (cached := group.average("cached_seconds")) else DASH,
+            "epochs": group.first["epochs"],
+            "training images": group.first["train_images"],
+            "images/s": group.average("images_per_second"),
+            "parameters": group.first["parameters"],
+            "of these trained": group.first["parameters_trainable"],
+            "peak memory, MiB": group.first["peak_memory_mb"],
         }
-        for row in rows.values()
+        for group in groups.values()
     ]
 
 
-def data_lines(rows):
-    """What was trained and measured on."""
-    lines = []
-    for row in rows.values():
-        run = row.run
-        lines.append(
-            f"{row.name}: {run['dataset']} (fingerprint {run['fingerprint'][:12]}), {run['train_images']:,} training, "
-            f"{run['val_n']:,} val and {run['test_n']:,} test images; {'; '.join(run.get('notes', ())) or 'no notes'}."
-        )
-    if any("JPEG" in row.run["dataset"] for row in rows.values()):
+def data_lines(groups):
+    """The data of each model's runs, one line each, and what must be known of these data."""
+    runs = [group.first for group in groups.values()]
+    lines = [
+        f"{group.name}: {run['dataset']} (fingerprint {run['fingerprint'][:12]}), {run['train_images']:,} training, "
+        f"{run['val_n']:,} val and {run['test_n']:,} test images; {'; '.join(run.get('notes', ())) or 'no notes'}."
+        for group, run in zip(groups.values(), runs, strict=True)
+    ]
+    if any("JPEG" in run["dataset"] for run in runs):
         lines.append("CIFAR-10 (JPEG) is not the official archive: the same images, compressed once more.")
-    if any("synthetic" in row.run["dataset"] for row in rows.values()):
+    if any("synthetic" in run["dataset"] for run in runs):
         lines.append("The images are synthetic: nothing here is a result on CIFAR.")
     return lines
 
 
-def environment(rows):
-    """Weights, hardware, versions and code of each row's runs."""
+def environment(groups):
+    """Weights, hardware, versions and code of each group's runs."""
     names = ("weights", "device", "backend", "keras", "tensorflow", "python", "precision", "seed", "git_commit", "utc")
-    return [{"model": row.name, **{name: _seen(row.group.runs, name) for name in names}} for row in rows.values()]
+    return [{"model": group.name, **{name: group.seen(name, DASH) for name in names}} for group in groups.values()]
 
 
-def _seen(runs, name):
-    """All that the runs have in a column."""
-    values = dict.fromkeys(DASH if run.get(name) is None else str(run[name]) for run in runs)
-    return ", ".join(values)
-
-
-def commands(rows, root, dataset=None, run_id=None):
-    """How each row is run again, and the page made; a folder of images is written DIR, a model's file FILE."""
-    lines = []
-    for key, row in rows.items():
-        run, parts = row.run, [f"python experiments/{key}.py"]
-        parts += [f"--variant {run['variant']}"] if run["variant"] != BEST else []
-        parts += _data(run)
-        if run["budget"] != "full":
-            parts.append(f"--budget {run['budget']}")
-        if run["weights"] != run["weights_called_for"]:
-            parts.append(f"--weights {run['weights'] if run['weights'] in MODES else 'FILE'}")
-        changed = (run["config"].get("overrides") or {}).items()
-        parts += [f"--{name}" if value is True else f"--{name} {value}" for name, value in changed if name != "weights"]
-        seeds = [run["seed"] for run in row.group.runs]
-        lines += [" ".join([*parts, *_seed(block)]) for block in _blocks(seeds)]
+def commands(groups, root, dataset=None, run_id=None):
+    """The commands that repeat the runs and make the page. DIR stands for a folder of images, FILE for a model's."""
+    lines = [line for group in groups.values() for line in _again(group)]
     report = f"cifar-keras report {run_id}" if run_id else "cifar-keras report"
-    again = report if root.resolve() == PROJECT.resolve() else f"{report} --root {root.name}"
-    return [*lines, f"{again} --dataset DIR" if dataset else again]
+    report = report if root.resolve() == PROJECT.resolve() else f"{report} --root {root.name}"
+    return [*lines, f"{report} --dataset DIR" if dataset else report]
+
+
+def _again(group):
+    """The commands that repeat a group's runs, one per block of seeds."""
+    run = group.first
+    parts = [f"python experiments/{run['experiment']}.py"]
+    parts += [f"--variant {run['variant']}"] if run["variant"] != BEST else []
+    parts += _data(run)
+    if run["budget"] != "full":
+        parts.append(f"--budget {run['budget']}")
+    if run["weights"] != run["weights_called_for"]:
+        parts.append(f"--weights {run['weights'] if run['weights'] in NOT_FROM_A_FILE else 'FILE'}")
+    changed = dict(run["config"].get("overrides") or {})
+    if group.precision_note:
+        changed["precision"] = group.precision_note
+    parts += [f"--{name}" if v is True else f"--{name} {v}" for name, v in changed.items() if name != "weights"]
+    return [" ".join([*parts, *_seed(block)]) for block in _blocks([run["seed"] for run in group.runs])]
 
 
 def _data(run):
     """The options that name a run's images."""
-    subset = SUBSET.fullmatch(slug := run["config"]["dataset"])
-    slug = subset[1] if subset else slug
-    named = [] if slug == "cifar10" else [f"--dataset {slug if slug in EMBEDDED else 'DIR'}"]
-    return named + ([f"--classes {shlex.quote(','.join(run['class_names']))}"] if subset else [])
+    name, classes = options_of(RunConfig.restored(run["config"]), run.get("class_names") or ())
+    named = [] if name == "cifar10" else [f"--dataset {name or 'DIR'}"]
+    return named + ([f"--classes {shlex.quote(','.join(classes))}"] if classes else [])
 
 
 def _blocks(seeds):
@@ -349,40 +335,41 @@ def _seed(block):
 
 
 def splits(run):
-    """Accuracy on each split with its interval, beside what was published."""
+    """Accuracy on each split with its interval, beside the published one."""
     what = {
         "train": "a fixed subset, without augmentation", "val": "selected the epoch, hence slightly too high",
         "test": "read once, after training", "tta": "the same, mean over six views", "coarse": "superclasses",
         "last_train": "the last epoch's weights, on train", "last_test": "the last epoch's weights, on test",
     }  # fmt: skip
-    lines = []
+    rows = []
     for name, words in what.items():
         if (value := run.get(f"{name}_accuracy")) is not None:
             n = run["train_n" if "train" in name else "val_n" if name == "val" else "test_n"]
-            low, high = metrics.wilson(value, n)
-            published = run.get(f"published_{name}")
-            line = {"accuracy on": name.replace("_", " "), "here": f"{value:.1%} [{100 * low:.1f}, {100 * high:.1f}]"}
-            lines.append(line | {"images": n, "published": None if published is None else f"{published:.0%}"})
-            lines[-1]["how"] = words
-    return lines
+            row = {"accuracy on": name.replace("_", " "), "here": metrics.with_interval(value, n), "images": n}
+            rows.append(row | {"published": _whole_percent(run.get(f"published_{name}")), "how": words})
+    return rows
 
 
 def recipe(run):
-    """The stages, then the rest of the recipe and the model's row."""
-    training, row = run["config"].get("training", {}), run["config"].get("row", {})
+    """Tables of the stages, of the rest of the recipe, and of the model."""
+    training, model = run["config"].get("training", {}), run["config"].get("row", {})
     stages = [{"stage": str(i), **_plain(one)} for i, one in enumerate(training.get("stages", ()), start=1)]
     rest = {name: value for name, value in training.items() if name != "stages"}
-    return [stages, _upright(_plain(rest)), _upright(_plain({f"model: {name}": value for name, value in row.items()}))]
+    return [
+        stages,
+        _upright(_plain(rest)),
+        _upright(_plain({f"model: {name}": value for name, value in model.items()})),
+    ]
 
 
 def configuration(run):
-    """What else the run was told."""
+    """The rest of the configuration."""
     names = ("experiment", "variant", "budget", "seed", "weights", "precision", "deterministic", "limits", "overrides")
     return _upright(_plain({name: run["config"].get(name) for name in names}))
 
 
 def _plain(values):
-    """Names and values of a configuration as people write them."""
+    """Names and values of a configuration as text for readers."""
     return {name.replace("_", " "): _word(value) for name, value in values.items()}
 
 
@@ -397,18 +384,17 @@ def _word(value):
 
 
 def _upright(values):
-    """One row of a table as two columns, which a phone shows whole."""
-    return [{"what": name, "value": _cell(value)} for name, value in values.items()]
+    """A dict as a table of two columns, which fits on a phone."""
+    return [{"what": name, "value": _shown(value)} for name, value in values.items()]
 
 
 def by_class(run, stored):
-    """Accuracy of each class, with its images where predictions are stored; empty where nothing is known."""
+    """Accuracy of each class, and its number of images if predictions are stored; empty if nothing is known."""
     names = run.get("class_names") or ()
     if stored is None:
         known = run.get("class_accuracy") or ()
         return [{"class": n, "accuracy": None if a is None else f"{a:.1%}"} for n, a in zip(names, known, strict=False)]
-    shares, sizes = metrics.class_accuracy(*stored, classes=len(names)), _sizes(run, stored)
-    rows = zip(names, shares, sizes, strict=True)
+    rows = zip(names, metrics.class_accuracy(*stored, classes=len(names)), _sizes(run, stored), strict=True)
     return [{"class": n, "accuracy": f"{a:.1%}" if size else None, "images": int(size)} for n, a, size in rows]
 
 
@@ -417,7 +403,7 @@ def _sizes(run, stored):
 
 
 def _on_balance(run, stored):
-    """A sentence where classes differ in size by more than a fifth."""
+    """A sentence for classes whose sizes differ by more than a fifth."""
     if stored is None or not metrics.imbalanced(sizes := _sizes(run, stored)):
         return []
     balanced = metrics.balanced_accuracy(metrics.confusion(*stored))
@@ -430,7 +416,7 @@ def _on_balance(run, stored):
 
 @drawn
 def run_curves(run):
-    """Loss and accuracy by epoch; a run without a history says so."""
+    """Loss and accuracy by epoch."""
     figure = Figure(figsize=(8.5, 3.4), layout="constrained")
     if (history := run.get("history")) is None:
         figure.text(0.5, 0.5, "no history kept", ha="center")
@@ -440,34 +426,36 @@ def run_curves(run):
     return Picture(_svg(figure, "curves"), text, " ".join((text, *ON_CURVES)))
 
 
-def model_section(key, row, question, folder):
-    """What `explain` has left of a run, and what it has left out."""
-    place, run_id = folder / "explain" / row.run["run_id"], row.run["run_id"]
-    if not (place / "index.json").is_file():
-        lines = [f"Not analysed yet: cifar-keras explain {run_id}"]
-        return {"key": key, "name": row.name, "question": question, "sections": [], "missing": lines}
-    index = json.loads((place / "index.json").read_text(encoding="utf-8"))
-    found = [_stored(place, name) for name in index["sections"]]
-    lines = [f"No section {name}: {reason}." for name, reason in index["left out"].items()]
-    return {"key": key, "name": row.name, "question": question, "sections": found, "missing": lines}
+def model_section(key, group, question):
+    """The sections that `explain` wrote for a run, and lines on those that it left out."""
+    question = question.partition(": ")[2] or question
+    run_id = group.first["run_id"]
+    folder, sections = group.folder / "explain" / run_id, []
+    missing = [f"Not analysed yet: cifar-keras explain {run_id}"]
+    if (folder / "index.json").is_file():
+        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        sections = [_stored(folder, name) for name in index["sections"]]
+        missing = [f"No section {name}: {reason}." for name, reason in index["left out"].items()]
+    question = question[:1].upper() + question[1:]
+    return {"key": key, "name": group.name, "question": question, "sections": sections, "missing": missing}
 
 
-def _stored(place, name):
-    facts = json.loads((place / f"{name}.json").read_text(encoding="utf-8"))
+def _stored(folder, name):
+    facts = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     figures = []
     for figure, text in facts["figures"].items():
-        svg = (place / f"{name}_{figure}.svg").read_text(encoding="utf-8")
-        figures.append(Picture(themed(svg, f"{place.name}-{name}-{figure}"), text, text))
+        svg = (folder / f"{name}_{figure}.svg").read_text(encoding="utf-8")
+        figures.append(Picture(themed(svg, f"{folder.name}-{name}-{figure}"), text, text))
     plain = {key: value for key, value in facts["numbers"].items() if isinstance(value, int | float | str)}
     return facts | {"figures": figures, "scalars": [plain] if len(plain) > 2 else []}
 
 
 def themed(svg, prefix):
-    """A transparent matplotlib SVG that stands inside a page: black follows the page's ink, identifiers of its own.
+    """A transparent matplotlib SVG for use inside a page: black becomes the page's text colour, identifiers are unique.
 
     Args:
-        svg: as matplotlib writes it.
-        prefix: unique on the page; `url(#...)` and `href="#..."` would else find another figure's shapes.
+        svg: from matplotlib.
+        prefix: unique on the page, so that `url(#...)` and `href="#..."` find no other figure's shapes.
     """
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
@@ -487,17 +475,17 @@ def _svg(figure, name):
 
 
 @drawn
-def opening(rows):
+def opening(groups):
     """Accuracy against training time, with intervals."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     panel = figure.add_subplot()
-    colours = seaborn.color_palette("colorblind", len(rows))
-    for place, (row, colour, marker) in enumerate(zip(rows.values(), colours, "osD^v", strict=False)):
-        e = row.estimate
+    colours = seaborn.color_palette("colorblind", len(groups))
+    for place, (group, colour, marker) in enumerate(zip(groups.values(), colours, "osD^v", strict=False)):
+        e = group.estimate
         reach = [[e.value - e.low], [e.high - e.value]]
-        panel.errorbar(row.seconds, e.value, yerr=reach, color=colour, marker=marker, markersize=9, capsize=4)
-        panel.annotate(row.name, (row.seconds, e.high), xytext=(0, 5), textcoords="offset points", ha="center")
-        if (published := row.run["published_test"]) is not None:  # at the margin: nobody knows how long that took
+        panel.errorbar(group.seconds, e.value, yerr=reach, color=colour, marker=marker, markersize=9, capsize=4)
+        panel.annotate(group.name, (group.seconds, e.high), xytext=(0, 5), textcoords="offset points", ha="center")
+        if (published := group.first["published_test"]) is not None:  # at the margin: its training time is unknown
             at = [0.025 * place, 0.025 * place + 0.02]
             panel.plot(at, [published] * 2, color=colour, linewidth=3, transform=panel.get_yaxis_transform())
     panel.set_xscale("log")
@@ -508,27 +496,27 @@ def opening(rows):
     panel.margins(x=0.15, y=0.15)
     panel.set(xlabel="training time (log scale)", ylabel="test accuracy")
     without_frame(panel, "both")
-    described = "; ".join(f"{r.name} {r.estimate.value:.1%} after {duration(r.seconds)}" for r in rows.values())
+    described = "; ".join(f"{g.name} {g.estimate.value:.1%} after {duration(g.seconds)}" for g in groups.values())
     caption = "Test accuracy against training time, with 95% intervals."
-    if any(row.run["published_test"] is not None for row in rows.values()):
+    if any(group.first["published_test"] is not None for group in groups.values()):
         caption += " Bars at the left edge: published, on official CIFAR-10."
     return Picture(_svg(figure, "opening"), f"Accuracy against training time: {described}.", caption)
 
 
 @drawn
-def curves(rows):
-    """Running train and val accuracy by epoch, a panel a model; a model without a history says so."""
-    figure = Figure(figsize=(6.5, 0.5 + 2.2 * -(-len(rows) // 2)), layout="constrained")
-    panels = list(figure.subplots(-(-len(rows) // 2), 2, sharey=True, squeeze=False).flat)
+def curves(groups):
+    """Running train and val accuracy by epoch, one panel per model."""
+    figure = Figure(figsize=(6.5, 0.5 + 2.2 * -(-len(groups) // 2)), layout="constrained")
+    panels = list(figure.subplots(-(-len(groups) // 2), 2, sharey=True, squeeze=False).flat)
     train, val = seaborn.color_palette("colorblind", 2)
-    for panel in panels[len(rows) :]:
+    for panel in panels[len(groups) :]:
         panel.axis("off")
-    for panel, row in zip(panels, rows.values(), strict=False):
-        panel.set(title=row.name, xlabel="epoch")
+    for panel, group in zip(panels, groups.values(), strict=False):
+        panel.set(title=group.name, xlabel="epoch")
         without_frame(panel, "both")
         shares(panel.yaxis)
         panel.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
-        if (history := row.run.get("history")) is None:
+        if (history := group.first.get("history")) is None:
             panel.text(0.5, 0.5, "no history kept", transform=panel.transAxes, ha="center")
             continue
         panel.plot(history["epoch"], history["accuracy"], "--", color=train, label="train (running)")

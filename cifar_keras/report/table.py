@@ -4,19 +4,26 @@ import csv
 import io
 import re
 import textwrap
-from statistics import stdev
 
 from tabulate import tabulate
 
 from cifar_keras.config import ConfigError, published_of
-from cifar_keras.metrics import accuracy_interval
 from cifar_keras.results import overrides
-from cifar_keras.results.groups import average, from_record, grouped, key_of, minutes, natural
+from cifar_keras.results.groups import natural, newest_recipes
 
 DASH = "-"
 HEADINGS = (
-    *("experiment", "variant", "budget", "dataset", "weights", "published test", "test [95% interval] (n)", "seeds"),
-    *("train (n)", "val (n)", "parameters", "minutes", "hardware"),
+    *(
+        "experiment",
+        "variant",
+        "budget",
+        "dataset",
+        "weights",
+        "precision",
+        "published test",
+        "test [95% interval] (n)",
+    ),
+    *("seeds", "train (n)", "val (n)", "parameters", "minutes", "hardware"),
 )
 NOT_IN_A_TERMINAL = ("seeds", "train (n)", "parameters", "hardware")  # the text rendering stays narrow without these
 NOT_YET = "not yet run"
@@ -33,13 +40,13 @@ def collated(records, experiments=()):
         weights its model calls for, with nothing overridden on the command line. The rest that finished are others.
     """
     groups = newest_recipes(records)
-    results = [_row(group) for group in groups if counts(group[0])]
+    results = [_row(group) for group in groups if counts(group.first)]
     measured = {(row["experiment"], row["variant"]) for row in results}
     for entry in experiments:
         missing = [variant for variant in entry.variants if (entry.key, variant) not in measured]
         results += [_empty_row(entry, variant) for variant in missing]
     results.sort(key=_order)
-    others = sorted((_row(group) for group in groups if not counts(group[0])), key=_order)
+    others = sorted((_row(group) for group in groups if not counts(group.first)), key=_order)
     for row in results:
         del row["budget"]  # full, all of them
     for row in others:
@@ -72,7 +79,13 @@ def _summary(row):
     names = ("experiment", "variant", "dataset", "test [95% interval] (n)", "published test")
     time = "" if row["minutes"] == DASH else f"{row['minutes']} min, "
     cost = f"{time}{row['hardware']}, {row['seeds']} seed{'s' * (row['seeds'] != '1')}"
+    cost += "" if _plain_precision([row]) else f", {row['precision']}"
     return {name: row[name] for name in names} | {"experiment": _link(row["experiment"]), "training": cost}
+
+
+def _plain_precision(rows):
+    """Whether all rows are in float32, as far as that is known: a narrow table then has no column for it."""
+    return {row["precision"] for row in rows} <= {"float32", DASH}
 
 
 def _link(key):
@@ -86,33 +99,23 @@ def counts(record):
     return whole and (weights == wanted or (wanted == "source" and weights not in ("none", "imagenet")))
 
 
-def newest_recipes(records):
-    """Finished records as lists that differ in nothing but the seed.
-
-    Where a recipe has been changed, runs of the newest one alone count: a mean over two recipes means nothing.
-    """
-    groups = grouped(map(from_record, records))  # older recipes first
-    latest = {(key_of(group[0]), group[0]["fingerprint"], group[0]["overrides"]): group for group in groups}
-    return list(latest.values())
-
-
 def _row(group):
-    first = group[0]
-    changed = first["overrides"]
+    first = group.first
     return {
         "experiment": first["experiment"],
         "variant": first["variant"],
-        "budget": f"{first['budget']}, {changed}" if changed else first["budget"],
+        "budget": f"{first['budget']}, {group.overrides}" if group.overrides else first["budget"],
         "dataset": first["dataset"],
         "weights": first["weights"],
+        "precision": first.get("precision") or DASH,
         "published test": _percent(first.get("published_test")),
-        "test [95% interval] (n)": _accuracy(group, "test", interval=True),
-        "seeds": str(len(group)),
+        "test [95% interval] (n)": f"{group.estimate.accuracy()}{_spread(group)} ({group.test_n:,})",
+        "seeds": str(len(group.runs)),
         "train (n)": _accuracy(group, "train"),
         "val (n)": _accuracy(group, "val"),
-        "parameters": _number(group, "parameters", "{:,.0f}"),
-        "minutes": minutes(group) or DASH,
-        "hardware": _hardware(group) or DASH,
+        "parameters": f"{parameters:,.0f}" if (parameters := group.average("parameters")) else DASH,
+        "minutes": group.minutes or DASH,
+        "hardware": group.seen("device", "") or DASH,
     }
 
 
@@ -123,38 +126,22 @@ def _empty_row(entry, variant):
 
 def _order(row):
     """By experiment, of which the second comes before the tenth, then by name."""
-    names = ("experiment", "variant", "budget", "dataset", "weights")
+    names = ("experiment", "variant", "budget", "dataset", "weights", "precision")
     return natural(row["experiment"]), *(row[heading] for heading in names)
 
 
-def _number(group, column, form):
-    value = average(group, column)
-    return DASH if value is None else form.format(value)
+def _percent(share, form=".3g"):
+    return DASH if share is None else f"{100 * share:{form}}%"
 
 
-def _percent(share):
-    return DASH if share is None else f"{100 * share:.3g}%"
+def _accuracy(group, split):
+    """'89.6% (5,000)', or a dash."""
+    value, n = group.average(f"{split}_accuracy"), group.first.get(f"{split}_n")
+    return f"{_percent(value, '.1f')} ({n:,})" if value is not None and n else DASH
 
 
-def _accuracy(group, split, *, interval=False):
-    """For example '89.6% [89.0, 90.2] (10,000)', with several seeds '89.6% [89.3, 89.9] sd 0.12 (10,000)'."""
-    value, n = average(group, f"{split}_accuracy"), group[0].get(f"{split}_n")
-    if value is None or not n:
-        return DASH
-    between = " [{:.1f}, {:.1f}]{}".format(*_interval(group)) if interval else ""
-    return f"{100 * value:.1f}%{between} ({n:,})"
-
-
-def _interval(group):
-    """`(low, high, spread)` of test in percent: what the interval covers is said by `metrics.accuracy_interval`."""
-    values = [record["test_accuracy"] for record in group if record.get("test_accuracy") is not None]
-    estimate = accuracy_interval(values, group[0]["test_n"])
-    spread = f" sd {100 * stdev(values):.2f}" if len(values) > 1 else ""
-    return 100 * estimate.low, 100 * estimate.high, spread
-
-
-def _hardware(group):
-    return ", ".join(sorted({record["device"] for record in group if record.get("device")}))
+def _spread(group):
+    return "" if group.spread is None else f" sd {100 * group.spread:.2f}"
 
 
 def render(rows, form):
@@ -175,7 +162,8 @@ def render(rows, form):
     if form == "markdown":
         return tabulate([_markdown(row) for row in rows], headers="keys", tablefmt="github", disable_numparse=True)
     # Wrapped here, since tabulate's own wrapping reads '1,000' as a number and fails.
-    kept = [heading for heading in rows[0] if heading not in NOT_IN_A_TERMINAL]
+    left_out = (*NOT_IN_A_TERMINAL, "precision") if _plain_precision(rows) else NOT_IN_A_TERMINAL
+    kept = [heading for heading in rows[0] if heading not in left_out]
     rows = [{textwrap.fill(heading, 14): textwrap.fill(row[heading], 20) for heading in kept} for row in rows]
     return tabulate(rows, headers="keys", tablefmt="simple", disable_numparse=True)
 
@@ -204,7 +192,7 @@ def docstring_result(records, key):
     For example: 'Result   best: 89.6% of 10,000 test images [89.0, 90.2], 1 seed, CIFAR-10 (JPEG), 42 min, 2-core CPU'.
     More variants or datasets follow on lines of their own; lines break at 110 characters.
     """
-    groups = [group for group in newest_recipes(records) if group[0]["experiment"] == key and counts(group[0])]
+    groups = [g for g in newest_recipes(records) if g.first["experiment"] == key and counts(g.first)]
     groups.sort(key=lambda group: _order(_row(group)))
     sentences = [_sentence(group) for group in groups] or [NOT_YET]
     lines = [line for sentence in sentences for line in textwrap.wrap(sentence, 100, break_long_words=False)]
@@ -212,14 +200,15 @@ def docstring_result(records, key):
 
 
 def _sentence(group):
-    first, value = group[0], average(group, "test_accuracy")
-    low, high, spread = _interval(group)
+    first, accuracy = group.first, _percent(group.estimate.value, ".1f")
+    interval = f"{group.estimate.bounds()}{_spread(group)}"
     parts = (
-        f"{first['variant']}: {100 * value:.1f}% of {first['test_n']:,} test images [{low:.1f}, {high:.1f}]{spread}",
-        f"{len(group)} seed{'s' if len(group) > 1 else ''}",
+        f"{first['variant']}: {accuracy} of {group.test_n:,} test images {interval}",
+        f"{len(group.runs)} seed{'s' if len(group.runs) > 1 else ''}",
         first["dataset"],
-        f"{time} min" if (time := minutes(group)) else "",
-        _hardware(group),
+        group.precision_note,
+        f"{group.minutes} min" if group.minutes else "",
+        group.seen("device", ""),
     )
     sentence = ", ".join(part for part in parts if part)
     return sentence.replace("\\", "/").replace('"', "'")  # it goes into source text, between three quotes

@@ -1,25 +1,27 @@
-"""Runs as rows: a results.csv read back with its types, and runs grouped by all but the seed."""
+"""Runs that differ only by their seed, from records or from a results.csv, which is read back with its types."""
 
 import csv
 import json
 import math
 import re
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 
+from cifar_keras import metrics
 from cifar_keras.config import ConfigError
 from cifar_keras.results import COLUMNS, overrides
 
-KEY = ("experiment", "variant", "dataset", "budget", "weights")  # what a row is about, before any detail
-CONFIGURATION = (  # the columns that describe it, where a record with the whole of it is missing
-    *("model", "pixels", "epochs", "train_images", "precision", "deterministic", "batch_size", "overrides"),
+KEY = ("experiment", "variant", "dataset", "budget", "weights", "precision")  # what a run is about, before any detail
+CONFIGURATION = (  # the columns that describe a configuration, where there is no record with all of it
+    *("model", "pixels", "epochs", "train_images", "deterministic", "batch_size", "overrides"),
 )
-NEEDED = (  # of a CSV from elsewhere; older versions lack some of the others
+NEEDED = (  # in a CSV from elsewhere; older versions lack some of the others
     *("run_id", "utc", "experiment", "variant", "budget", "dataset", "fingerprint", "seed", "weights"),
     *("test_accuracy", "test_n", "status"),
 )
-
-
+UNKNOWN = "unknown"
 OWN = 0.9  # share of its cores that a run needs for its minutes to mean something
 
 
@@ -27,7 +29,7 @@ def _whole(text):
     return int(text.removesuffix(".0"))  # other programs write 10000.0 where a column has gaps
 
 
-KINDS = {  # column: (cast, check, words); the others are text, among them versions and digits that look like numbers
+TYPES = {  # column: (cast, check, its name); all others are text, such as versions and fingerprints
     **dict.fromkeys(
         ("seed", "pixels", "epochs", "best_epoch", "train_n", "train_images", "val_n", "parameters",
          "parameters_trainable", "batch_size", "cores"),
@@ -50,19 +52,19 @@ KINDS = {  # column: (cast, check, words); the others are text, among them versi
 
 
 def read_csv(path):
-    """The rows of a results.csv, of this version or another, with what `runs/` beside it knows of them.
+    """The runs in a results.csv of this or another version, with their configurations from `runs/` beside it.
 
     Args:
         path: the file.
-    Returns: list of dicts by column. Numbers and booleans are such; empty cells and unknown columns of ours are None,
-        but for `overrides`, where '' is the plain recipe. `config` is that of `runs/<run_id>.json`, None without it.
-    Raises: ConfigError where the file can't be read, is empty, lacks columns or holds a value that can't be.
+    Returns: list of dicts by column. Numbers and booleans are parsed; empty values and missing columns are None, except
+        that an empty `overrides` stays '', the plain recipe. `config` is that of `runs/<run_id>.json`, else None.
+    Raises: ConfigError if the file can't be read, is empty, lacks columns or holds an impossible value.
     """
     path = Path(path)
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:  # spreadsheets put a byte order mark in front
             reader = csv.reader(file, strict=True)
-            lines = [(reader.line_num, cells) for cells in reader if cells]
+            lines = [(reader.line_num, values) for values in reader if values]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         why = getattr(error, "strerror", None) or error
         raise ConfigError(
@@ -76,74 +78,176 @@ def read_csv(path):
             f"A results.csv needs the columns {', '.join(NEEDED)}, separated by commas. Received: {path} without "
             f"{', '.join(missing)}. Its first line should be that of results/results.csv."
         )
-    return [_row(path, number, names, cells) for number, cells in lines]
+    return [_run(path, number, names, values) for number, values in lines]
 
 
-def _row(path, number, names, cells):
+def _run(path, number, names, values):
     where = f"{path}, line {number}"
-    if len(cells) != len(names):
-        raise ConfigError(f"{where}: expected {len(names)} values, as in the first line. Received: {len(cells)}.")
-    row = dict.fromkeys(COLUMNS) | {name: _value(name, cell, where) for name, cell in zip(names, cells, strict=True)}
-    if row["status"] == "finished" and (unknown := [name for name in NEEDED if row[name] is None]):
+    if len(values) != len(names):
+        raise ConfigError(f"{where}: expected {len(names)} values, as in the first line. Received: {len(values)}.")
+    run = dict.fromkeys(COLUMNS) | {name: _value(name, text, where) for name, text in zip(names, values, strict=True)}
+    if run["status"] == "finished" and (unknown := [name for name in NEEDED if run[name] is None]):
         raise ConfigError(f"{where}: a finished run needs values for {', '.join(unknown)}. Received: nothing there.")
-    row["config"] = _config(path.parent / "runs" / f"{row['run_id']}.json")
-    if row["overrides"] is None and row["config"] is not None:  # a CSV from before there was that column
-        row["overrides"] = overrides(row)
-    return row
+    run["config"] = _config(path.parent / "runs" / f"{run['run_id']}.json")
+    if run["overrides"] is None and run["config"] is not None:  # a CSV from before that column
+        run["overrides"] = overrides(run)
+    return run
 
 
 def _value(column, text, where):
-    """One cell as what its column holds."""
+    """A text as a value of its column's type."""
     if not text:
         return "" if column == "overrides" else None
-    cast, check, words = KINDS.get(column, (str, bool, "text"))
+    cast, check, name = TYPES.get(column, (str, bool, "text"))
     try:
         if check(value := cast(text)):
             return value
     except ValueError:
         pass  # no such value either
-    raise ConfigError(f"{where}: `{column}` must be {words}. Received: {text!r}.")
+    raise ConfigError(f"{where}: `{column}` must be {name}. Received: {text!r}.")
 
 
 def _config(path):
-    """The configuration in a run's record; None where there is no such file."""
+    """The configuration in a run's record; None if there is no such file."""
     if not path.is_file():
         return None
     try:
         return json.loads(path.read_text(encoding="utf-8")).get("config")
     except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{path} is not a run record: {error!r}. Mend it or move it away.") from None
+        raise ConfigError(f"{path} is not a run record: {error!r}. Repair it or move it away.") from None
 
 
 def from_record(record):
-    """A run's record as a row, which has its overrides in a column."""
+    """A run's record as `read_csv` would return it: the overrides are a column."""
     return {**record, "overrides": overrides(record)}
 
 
-def grouped(rows):
-    """Finished rows that differ in nothing but the seed: other data, another recipe is another group.
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Finished runs that differ only by their seed.
+
+    Attributes:
+        runs: dicts from `read_csv` or `from_record`: the newest run of each seed, by seed.
+        folder: the one with their results.csv and predictions; None if these are not needed.
+    """
+
+    runs: tuple
+    folder: Path | None = None
+
+    @property
+    def first(self):
+        """The run of the first seed, for what all of them share."""
+        return self.runs[0]
+
+    @property
+    def key(self):
+        """The values by which groups are matched."""
+        return key_of(self.first)
+
+    @property
+    def overrides(self):
+        """What the command line changed: '' for the plain recipe, None if unknown."""
+        return self.first["overrides"]
+
+    @property
+    def precision_note(self):
+        """The precision if it is not float32, for tables that have no column for it; else ''."""
+        return "" if self.first.get("precision") in (None, "float32") else self.first["precision"]
+
+    @property
+    def config(self):
+        """The configuration of the first seed; None without a record."""
+        return self.first.get("config")
+
+    @property
+    def name(self):
+        """The experiment's name without its number."""
+        return self.first["experiment"].partition("_")[2].replace("_", " ") or self.first["experiment"]
+
+    @property
+    def newest(self):
+        """When the newest run was recorded."""
+        return max(run["utc"] for run in self.runs)
+
+    @property
+    def accuracies(self):
+        """Test accuracy of each seed."""
+        return [run["test_accuracy"] for run in self.runs]
+
+    @property
+    def test_n(self):
+        """Number of test images."""
+        return self.first["test_n"]
+
+    @cached_property
+    def estimate(self):
+        """The mean test accuracy with its interval, see `metrics.accuracy_interval`."""
+        return metrics.accuracy_interval(self.accuracies, self.test_n)
+
+    @property
+    def spread(self):
+        """Standard deviation of the accuracy over seeds; None for one seed."""
+        return stdev(self.accuracies) if len(self.runs) > 1 else None
+
+    @property
+    def minutes(self):
+        """Mean minutes of training, as text; empty if unknown, or if other work shared the cores of some run."""
+        seconds = self.average("training_seconds")
+        if seconds is None or any(map(_shared_cores, self.runs)):
+            return ""
+        return f"{seconds / 60:.1f}" if seconds < 600 else f"{seconds / 60:.0f}"
+
+    @property
+    def seconds(self):
+        """Mean training time. Features from the cache count with the time that they had taken."""
+        return self.average("training_seconds") + (self.average("cached_seconds") or 0.0)
+
+    def average(self, column):
+        """The mean of a column over the runs that have it; None if none has."""
+        known = [run[column] for run in self.runs if run.get(column) is not None]
+        return mean(known) if known else None
+
+    def seen(self, column, unknown=UNKNOWN):
+        """The values of a column as text, each once; missing ones as `unknown`, or left out if that is ''."""
+        values = (run.get(column) for run in self.runs)
+        found = {unknown if value is None else as_text(value) or "none" for value in values} - {""}
+        return ", ".join(sorted(found, key=natural))
+
+
+def as_text(value):
+    """A value of a column or configuration; what is no text is written as JSON."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def grouped(runs, folder=None):
+    """Groups the finished runs that differ only by their seed: other data or another recipe make another group.
 
     Args:
-        rows: from `read_csv` or `from_record`.
-    Returns: list of lists, in each the newest row of every seed, by seed; by experiment and key, older recipes first.
+        runs: from `read_csv` or `from_record`.
+        folder: see `Group`.
+    Returns: list of `Group`, by experiment and key, older recipes first.
     """
     found = {}
-    for row in sorted((row for row in rows if row["status"] == "finished"), key=age):
-        found.setdefault((key_of(row), recipe(row)), {})[row["seed"]] = row  # the newest stays
-    groups = [[row for _, row in sorted(seeds.items())] for seeds in found.values()]
-    return sorted(
-        groups, key=lambda group: (natural(group[0]["experiment"]), key_of(group[0]), age(max(group, key=age)))
-    )
+    for run in sorted((run for run in runs if run["status"] == "finished"), key=age):
+        found.setdefault((key_of(run), recipe(run)), {})[run["seed"]] = run  # the newest stays
+    groups = [Group(tuple(run for _, run in sorted(seeds.items())), folder) for seeds in found.values()]
+    return sorted(groups, key=lambda g: (natural(g.first["experiment"]), g.key, max(map(age, g.runs))))
 
 
-def key_of(row):
-    """What rows are matched by."""
-    return tuple(row[column] for column in KEY)
+def newest_recipes(records, folder=None):
+    """Groups of records, of each only the newest recipe: a mean over two recipes means nothing."""
+    groups = grouped(map(from_record, records), folder)  # older recipes first
+    return list({(group.key, group.first["fingerprint"], group.overrides): group for group in groups}.values())
 
 
-def age(row):
+def key_of(run):
+    """The values by which runs are matched."""
+    return tuple(run.get(column) for column in KEY)  # a CSV from elsewhere may lack the precision
+
+
+def age(run):
     """A key that puts older runs first."""
-    return row["utc"], row["run_id"]
+    return run["utc"], run["run_id"]
 
 
 def natural(name):
@@ -151,29 +255,15 @@ def natural(name):
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
-def recipe(row):
+def recipe(run):
     """All that may not differ within a group besides the seed, as text."""
-    config = row.get("config") or {column: row.get(column) for column in CONFIGURATION}
-    data = (row["fingerprint"], row.get("test_n"), row["overrides"])
+    config = run.get("config") or {column: run.get(column) for column in CONFIGURATION}
+    data = (run["fingerprint"], run.get("test_n"), run["overrides"])
     stated = dict.fromkeys(("seed", "overrides", "classes"))  # `data` has the last two; older runs lack `classes`
     return json.dumps([*data, config | stated], sort_keys=True)
 
 
-def minutes(group):
-    """Mean minutes of training, as text; empty where they are unknown or other work shared the cores of some run."""
-    seconds = average(group, "training_seconds")
-    if seconds is None or any(map(_shared_cores, group)):
-        return ""
-    return f"{seconds / 60:.1f}" if seconds < 600 else f"{seconds / 60:.0f}"
-
-
-def _shared_cores(row):
-    """Whether a run had less than `OWN` of its cores, as far as that is known: its time then says little."""
-    used, wall, cores = (row.get(column) for column in ("cpu_seconds", "training_seconds", "cores"))
+def _shared_cores(run):
+    """Whether a run is known to have had less than `OWN` of its cores; its time then says little."""
+    used, wall, cores = (run.get(column) for column in ("cpu_seconds", "training_seconds", "cores"))
     return None not in (used, wall, cores) and used < OWN * cores * wall
-
-
-def average(group, column):
-    """The mean of a column over the rows that know it; None where none does."""
-    known = [row[column] for row in group if row.get(column) is not None]
-    return mean(known) if known else None

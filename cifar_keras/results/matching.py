@@ -1,86 +1,21 @@
 """The model of the comparison: groups of results files, which of them meet, and whether chance would do as much."""
 
 import dataclasses
-import json
 import string
 from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from statistics import stdev
 
 import numpy as np
 
 from cifar_keras import metrics, results
 from cifar_keras.config import ConfigError
-from cifar_keras.results.groups import CONFIGURATION, average, grouped, key_of, read_csv, recipe
+from cifar_keras.results.groups import CONFIGURATION, Group, as_text, grouped, read_csv, recipe
 
 SURROUNDINGS = ("git_commit", "device", "backend", "keras", "tensorflow", "python")
-ABSENT, UNKNOWN = "absent", "unknown"
+ABSENT = "absent"
 LEVEL = 0.05  # of McNemar's test, as of intervals that cover 95%
-
-
-@dataclass(frozen=True, eq=False)
-class Group:
-    """Finished runs that differ in nothing but the seed.
-
-    Attributes:
-        runs: rows as `groups.read_csv` returns them, the newest of each seed, by seed.
-        folder: where their results.csv stands; predictions are looked for beside it.
-    """
-
-    runs: tuple
-    folder: Path
-
-    @property
-    def key(self):
-        """What rows are matched by."""
-        return key_of(self.runs[0])
-
-    @property
-    def overrides(self):
-        """What the command line changed: '' for the plain recipe, None where it is unknown."""
-        return self.runs[0]["overrides"]
-
-    @property
-    def config(self):
-        """The configuration of the first seed; None where no record stands beside the file."""
-        return self.runs[0]["config"]
-
-    @property
-    def newest(self):
-        """When the newest of the runs was recorded."""
-        return max(run["utc"] for run in self.runs)
-
-    @property
-    def accuracies(self):
-        """Accuracy on test of every seed."""
-        return [run["test_accuracy"] for run in self.runs]
-
-    @property
-    def test_n(self):
-        """Images that each of them was measured on."""
-        return self.runs[0]["test_n"]
-
-    @cached_property
-    def estimate(self):
-        """The mean accuracy with its interval."""
-        return metrics.accuracy_interval(self.accuracies, self.test_n)
-
-    @property
-    def spread(self):
-        """Standard deviation over seeds; None for one seed."""
-        return stdev(self.accuracies) if len(self.runs) > 1 else None
-
-    def average(self, column):
-        """The mean of a column over the seeds that know it; None where none does."""
-        return average(self.runs, column)
-
-    def seen(self, column):
-        """What the runs have in a column, as text; all of it where they differ."""
-        values = (run.get(column) for run in self.runs)
-        return ", ".join(sorted({UNKNOWN if value is None else _text(value) or "none" for value in values}))
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,16 +87,6 @@ def same_data(a, b):
     return a.test_n == b.test_n and a.seen("fingerprint") == b.seen("fingerprint")
 
 
-def groups(found, folder):
-    """Rows as `Group`s, see `groups.grouped`.
-
-    Args:
-        found: from `groups.read_csv`.
-        folder: where their results.csv stands.
-    """
-    return [Group(tuple(group), Path(folder)) for group in grouped(found)]
-
-
 def matched(first, later):
     """Finds for each group of one file its counterpart in another.
 
@@ -179,7 +104,7 @@ def matched(first, later):
         if len(here) == len(there) == 1:
             pairs.append((here[0], there[0]))
             continue
-        for trait in (lambda group: group.overrides, lambda group: recipe(group.runs[0])):
+        for trait in (lambda group: group.overrides, lambda group: recipe(group.first)):
             pairs += (found := _by_trait(here, there, trait))
             here, there = ([group for group in side if group not in chain(*found)] for side in (here, there))
     taken = list(chain(*pairs))
@@ -288,17 +213,13 @@ def flat(config):
 
     def walk(prefix, value):
         if not isinstance(value, dict | list):
-            leaves[prefix] = _text(value)
+            leaves[prefix] = as_text(value)
             return
         for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
             walk(f"{prefix}.{name}" if prefix else str(name), inner)
 
     walk("", {name: value for name, value in config.items() if name not in ("seed", "fingerprint")})
     return leaves
-
-
-def _text(value):
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 @dataclass(frozen=True, eq=False)
@@ -329,7 +250,7 @@ def read(paths):
     paths = [Path(path) for path in paths]
     names = Counter(path.name for path in paths)
     return [
-        File(letter, path, path.name if names[path.name] == 1 else str(path), groups(read_csv(path), path.parent))
+        File(letter, path, path.name if names[path.name] == 1 else str(path), grouped(read_csv(path), path.parent))
         for letter, path in zip(string.ascii_uppercase, paths, strict=False)
     ]
 

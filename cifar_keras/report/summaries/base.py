@@ -1,0 +1,86 @@
+"""What the summaries share: the groups that are compared, and how numbers and intervals are shown."""
+
+from dataclasses import dataclass
+from statistics import mean
+
+import numpy as np
+from tabulate import tabulate
+
+from cifar_keras.config import published_of
+from cifar_keras.data import CIFAR10
+from cifar_keras.report.table import DASH
+
+
+@dataclass(frozen=True)
+class Family:
+    """The groups of one experiment that are compared: same data, budget, precision and starting weights.
+
+    Attributes:
+        experiment: `config.Experiment`.
+        name: the name of its files.
+        groups: `results.groups.Group` by variant, in the experiment's order; empty before the first run.
+        source: the weights that all but the baselines start from.
+    """
+
+    experiment: object
+    name: str
+    groups: dict
+    source: str = "none"
+
+    @property
+    def first(self):
+        """The first run, for what all of them share."""
+        return next(iter(self.groups.values())).first
+
+    @property
+    def title(self):
+        """The experiment, its data, and what else identifies the family."""
+        if not self.groups:
+            return f"{self.experiment.key}: {self.experiment.about}, not yet run"
+        first, more = self.first, []
+        if first["budget"] != "full":
+            more.append(f"budget {first['budget']}")
+        if self.source not in ("none", first["weights_called_for"]):
+            more.append(f"from {self.source}")
+        more += [first["overrides"], next(iter(self.groups.values())).precision_note]
+        return ", ".join((f"{first['experiment']}: {first['dataset']}", *(part for part in more if part)))
+
+    def published(self, variant, split="test"):
+        """The accuracy that the source reported, or None; data other than CIFAR-10 have none."""
+        if self.groups and self.first["config"]["dataset"] not in CIFAR10:
+            return None
+        return published_of(self.experiment.published, variant).get(split)
+
+
+def is_baseline(group):
+    """Whether these runs start from random weights, whatever `--weights` names."""
+    return (group.config["training"] or {}).get("weights") == "none"
+
+
+def class_means(group):
+    """Mean accuracy over seeds by class name, for the classes that have test images."""
+    columns = zip(group.first["class_names"], *(run["class_accuracy"] for run in group.runs), strict=True)
+    return {name: mean(values) for name, *values in columns if None not in values}
+
+
+def percent(share):
+    """'71.3%', or a dash."""
+    return DASH if share is None else f"{100 * share:.1f}%"
+
+
+def points(difference):
+    """'+1.3'."""
+    return f"{100 * difference:+.1f}"
+
+
+def table(rows):
+    """Dicts heading -> text as a Markdown table."""
+    return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True, missingval=DASH)
+
+
+def with_intervals(panel, shown, colour, marker, label, line="-"):
+    """Draws points `(x, Group)` with their 95% intervals."""
+    x, estimates = [x for x, _ in shown], [group.estimate for _, group in shown]
+    y = np.array([e.value for e in estimates])
+    reach = np.array([(e.value - e.low, e.high - e.value) for e in estimates]).reshape(-1, 2).T
+    panel.errorbar(x, y, yerr=reach, color=colour, marker=marker, linestyle=line, capsize=3, label=label)
