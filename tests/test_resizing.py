@@ -40,7 +40,7 @@ def test_matrices_say_what_the_layer_says(interpolation):
 def test_large_images_are_asked_for_in_parts(monkeypatch):
     settings = layers.Resizing(8, 6, antialias=True).get_config()
     whole = resizing.matrices(settings, 40, 30)
-    monkeypatch.setattr(resizing, "AT_ONCE", 7 * 40 * 30)
+    monkeypatch.setattr(resizing, "MAX_PROBE_VALUES", 7 * 40 * 30)
     for part, expected in zip(resizing.matrices(settings, 40, 30), whole, strict=True):
         np.testing.assert_array_equal(part, expected)
     assert [part.shape for part in whole] == [(8, 40), (6, 30), (1, 8, 6, 1)]

@@ -42,16 +42,8 @@ def load(
         options: dict[str, Any] = {"data_dir": data_dir, "image_size": image_size, "decoded_at": decoded_at}
         whole = load(name, **options, skip_unreadable=skip_unreadable)
         return whole.only(tuple(part.strip() for part in classes.split(","))).limited(limits)
-    if image_size is not None and not 8 <= image_size <= 1024:
-        raise ConfigError(f"`image_size` must be 8 to 1024 pixels. Received: {image_size}.")
-    if skip_unreadable and name in NAMES:
-        raise ConfigError(f"`--skip-unreadable` is for a folder of images. Received: {name}, whose images are whole.")
+    _check(name, image_size, skip_unreadable=skip_unreadable)
     if name in cifar.ARCHIVES:
-        if image_size not in (None, 32):
-            raise ConfigError(
-                f"`image_size` must be 32 for {name}, as the archive has it. Received: {image_size}. "
-                "Leave it out: models resize by themselves (`pixels` in their row)."
-            )
         return cifar.load(name, data_dir=data_dir).limited(limits)
     if name in shapes.GENERATED:
         return shapes.load(name, image_size=image_size or 32, limits=limits)
@@ -62,6 +54,19 @@ def load(
         "`dataset` must be 'cifar10', 'cifar100', 'shapes', 'shapes100' or the path of an image folder. "
         f"Received: {str(name)!r}. A folder needs train/<class>/*.png|jpg."
     )
+
+
+def _check(name: str, image_size: int | None, *, skip_unreadable: bool) -> None:
+    """Raises ConfigError for options that do not go with the dataset."""
+    if image_size is not None and not 8 <= image_size <= 1024:
+        raise ConfigError(f"`image_size` must be 8 to 1024 pixels. Received: {image_size}.")
+    if name in cifar.ARCHIVES and image_size not in (None, 32):
+        raise ConfigError(
+            f"`image_size` must be 32 for {name}, as the archive has it. Received: {image_size}. "
+            "Leave it out: models resize by themselves (`pixels` in their row)."
+        )
+    if skip_unreadable and name in NAMES:
+        raise ConfigError(f"`--skip-unreadable` is for a folder of images. Received: {name}, whose images are whole.")
 
 
 def options_of(config, class_names):

@@ -120,12 +120,11 @@ def export(
         to: key of `FORMATS`.
         path: of the new file; None for one beside the model, with `_int8` in its name where it is so.
         dataset: as `--dataset`; default the one that the model was trained on, where that has a name.
-        data_dir: as `--data-dir`.
-        skip_unreadable: as `--skip-unreadable`.
+        data_dir, skip_unreadable: as the options of these names.
         verbose: let the converter's own messages through.
     Returns: `(path, Check)`.
     Raises: ConfigError where the images or a package are missing; RunFailedError, with nothing written, where the
-        model can't be converted, or the new one differs more from the original than its `Format` allows.
+        model can't be converted, or the new one differs more than its `Format` allows.
     """
     if (model := classifier.network.model) is None:
         raise ConfigError(f"MODEL must be a .keras or .h5 file to be exported. Received: {classifier.network.path}.")
