@@ -32,7 +32,7 @@ from cifar_keras.data import CIFAR10, load
 from cifar_keras.data.base import Dataset, stratified, take
 from cifar_keras.data.pipeline import steps_per_epoch
 from cifar_keras.models.weights import load_backbone, resolve
-from cifar_keras.models.zoo import ModelRow, build, initialise_from_data, row_of, set_trainable
+from cifar_keras.models.zoo import ModelSpec, build, initialise_from_data, row_of, set_trainable
 from cifar_keras.report import comparison, summaries
 from cifar_keras.saved import artifacts
 from cifar_keras.saved.inference import augmented_probabilities, probabilities
@@ -50,7 +50,7 @@ class Job:
 
     experiment: Experiment
     config: RunConfig
-    row: ModelRow
+    row: ModelSpec
     dataset: Dataset
     weights_file: Path | None
     paths: Paths

@@ -58,7 +58,7 @@ def resolve(asked, row, *, data_dir):
     Args:
         asked: 'imagenet', 'none', 'source' (of a row that calls for a model trained here, which nobody has named),
             a path, or None for what the row calls for.
-        row: `zoo.ModelRow`.
+        row: `zoo.ModelSpec`.
         data_dir: searched first, may be None.
     Returns: `(name, path)`: the name for tables and file names, and the file or None.
     Raises: ConfigError if the file is missing, or ImageNet weights don't exist or can't be had.
