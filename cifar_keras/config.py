@@ -141,8 +141,8 @@ class Experiment:
         variants: recipes by name. `best` is the default where there is one; otherwise all of them run.
         published: accuracies that the source reported: {"train": 0.46, "val": 0.43, "test": 0.42}; for several
             variants, one such dict per variant name.
-        summary: how the experiment's own table and figure compare its variants, a key of `report.summaries.KINDS`; None:
-            the variants stand only in the table of all results.
+        summary: how the experiment's own table and figure compare its variants, a key of `report.summaries.KINDS`;
+            None: the variants stand only in the table of all results.
         published_classes: per-class test accuracies that the source reported, by variant and class name.
         about: slug of the dataset that the question is about. Its table exists before there is a run on it.
         part_of_study: whether `cifar-keras study` runs the experiment, and its table and page compare it.

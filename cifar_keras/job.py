@@ -26,7 +26,7 @@ from cifar_keras.data import load
 from cifar_keras.data.base import Dataset, stratified, take
 from cifar_keras.data.pipeline import steps_per_epoch
 from cifar_keras.models.weights import load_backbone, resolve
-from cifar_keras.models.zoo import ModelRow, build, initialise_from_data, parameter_counts, row_of
+from cifar_keras.models.zoo import ModelSpec, build, initialise_from_data, parameter_counts, row_of
 from cifar_keras.training import features
 from cifar_keras.training.train import Resume
 from cifar_keras.utils import runtime
@@ -39,7 +39,7 @@ class Job:
 
     experiment: Experiment
     config: RunConfig
-    row: ModelRow
+    row: ModelSpec
     dataset: Dataset
     weights_file: Path | None
     paths: Paths

@@ -1,4 +1,4 @@
-"""Results files side by side: which rows meet, what their difference is, what is said of it."""
+"""Results files side by side: which groups are compared, their difference, and what is concluded."""
 
 import csv
 import json
@@ -211,7 +211,7 @@ def test_an_older_recipe_is_a_group_of_its_own_and_compared_with_itself_too(tmp_
     assert sorted(len(pair.a.runs) for pair in pairs) == [1, 2]
 
 
-# Which rows meet
+# Which groups are compared
 
 
 @pytest.mark.parametrize("column", KEY)
@@ -308,7 +308,7 @@ def test_every_later_file_is_compared_with_the_first(tmp_path, capsys):
         comparison.run(paths * 9)
 
 
-# What is said of a pair
+# What is concluded from a pair
 
 
 def test_without_predictions_the_interval_is_newcombes_unpaired_one(tmp_path):
@@ -399,8 +399,8 @@ def test_seeds_alone_do_not_tell_apart_what_was_measured_on_other_images(tmp_pat
     ("spoil", "why"),
     [
         (lambda folder, right: store(folder, "b", right, shift=1), "the stored labels differ"),
-        (lambda folder, right: store(folder, "b", ~right), "stored of b do not give the accuracy in its row"),
-        (lambda folder, right: store(folder, "b", right[:40]), "stored of b do not give the accuracy in its row"),
+        (lambda folder, right: store(folder, "b", ~right), "predictions of b do not give its recorded accuracy"),
+        (lambda folder, right: store(folder, "b", right[:40]), "predictions of b do not give its recorded accuracy"),
         (lambda folder, right: (folder / "predictions" / "b.npz").write_bytes(b""), "b.npz holds no predictions"),
         (lambda folder, right: (folder / "predictions" / "b.npz").write_bytes(b"PK\3\4"), "b.npz holds no predictions"),
         (lambda folder, right: np.savez(folder / "predictions" / "b.npz", labels=right), "b.npz holds no predictions"),

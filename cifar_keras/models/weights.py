@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from cifar_keras.config import ConfigError
-from cifar_keras.models.zoo import ModelRow, backbone_layers, part_of
+from cifar_keras.models.zoo import ModelSpec, backbone_layers, part_of
 from cifar_keras.utils.files import sha256
 from cifar_keras.utils.paths import StrPath, keras_cache, search_paths
 
@@ -55,13 +55,13 @@ IMAGENET = {
 NAME_LENGTH = 16  # characters of a file's name: these too may name weights, and the hex digits tell files apart
 
 
-def resolve(asked: str | None, row: ModelRow, *, data_dir: StrPath | None) -> tuple[str, Path | None]:
+def resolve(asked: str | None, row: ModelSpec, *, data_dir: StrPath | None) -> tuple[str, Path | None]:
     """Finds the weights that a run starts from, before any model is built.
 
     Args:
         asked: 'imagenet', 'none', a path, 'source' (the row calls for a model trained here, and none was named), or
             None for what the row calls for.
-        row: `zoo.ModelRow`.
+        row: `zoo.ModelSpec`.
         data_dir: searched first, may be None.
     Returns: `(name, path)`: the name for tables and file names, and the file, or None where there is none.
     Raises: ConfigError if the file is missing, or ImageNet weights don't exist or can't be had.

@@ -14,7 +14,7 @@ from cifar_keras.models import blocks
 
 
 @dataclass(frozen=True)
-class ModelRow:
+class ModelSpec:
     """One model. A variant of an experiment may override a named column; nothing about a model stands elsewhere.
 
     Attributes:
@@ -52,29 +52,29 @@ AIRBENCH = ("shift", "alternating_flip")
 TUTORIAL = ("crop", "flip", "colour_jitter")
 # fmt: off
 ROWS = (
-    #        name                    backbone    pixels scaling   trainable head     augmentation weights  img/s source
-    ModelRow("resnet50_frozen",      "resnet50",  32,   "caffe",  "head", "probe", (),          "imagenet", 200, "arXiv:1512.03385"),  # noqa: E501
-    ModelRow("resnet50_augment_224", "resnet50", 224,   "caffe",  "head", "probe", SHIFT_FLIP,  "imagenet",   9, "arXiv:1512.03385"),  # noqa: E501
-    ModelRow("resnet50_finetune",    "resnet50",  32,   "caffe",  "all",  "probe", SHIFT_FLIP,  "imagenet",  75, "arXiv:1512.03385"),  # noqa: E501
-    ModelRow("scratch_cnn",          "airnet",    32,   "zscore", "all",  "small", AIRBENCH,    "none",     175, "arXiv:2404.00498"),  # noqa: E501
+    #         name                    backbone    pixels scaling   trainable head     augmentation weights  img/s source
+    ModelSpec("resnet50_frozen",      "resnet50",  32,   "caffe",  "head", "probe", (),          "imagenet", 200, "arXiv:1512.03385"),  # noqa: E501
+    ModelSpec("resnet50_augment_224", "resnet50", 224,   "caffe",  "head", "probe", SHIFT_FLIP,  "imagenet",   9, "arXiv:1512.03385"),  # noqa: E501
+    ModelSpec("resnet50_finetune",    "resnet50",  32,   "caffe",  "all",  "probe", SHIFT_FLIP,  "imagenet",  75, "arXiv:1512.03385"),  # noqa: E501
+    ModelSpec("scratch_cnn",          "airnet",    32,   "zscore", "all",  "small", AIRBENCH,    "none",     175, "arXiv:2404.00498"),  # noqa: E501
     # the further experiments'
-    ModelRow("simple_cnn",           "simple",    32,   "unit",   "all",  "dense128", (),       "none",    1500, "a tutorial's"),  # noqa: E501
-    ModelRow("five_conv",            "five_conv", 32,   "half",   "all",  "dense512_dropout", TUTORIAL, "none", 100, "a tutorial's"),  # noqa: E501
-    ModelRow("resnet18_224",         "resnet18", 224,   "torch", "stage4", "plain", SHIFT_FLIP, "imagenet",  12, "arXiv:1512.03385"),  # noqa: E501
-    ModelRow("transferred_cnn",      "airnet",    32,   "zscore", "all",  "probe", AIRBENCH,    "source",   175, "arXiv:2404.00498"),  # noqa: E501
+    ModelSpec("simple_cnn",           "simple",    32,   "unit",   "all",  "dense128", (),       "none",    1500, "a tutorial's"),  # noqa: E501
+    ModelSpec("five_conv",            "five_conv", 32,   "half",   "all",  "dense512_dropout", TUTORIAL, "none", 100, "a tutorial's"),  # noqa: E501
+    ModelSpec("resnet18_224",         "resnet18", 224,   "torch", "stage4", "plain", SHIFT_FLIP, "imagenet",  12, "arXiv:1512.03385"),  # noqa: E501
+    ModelSpec("transferred_cnn",      "airnet",    32,   "zscore", "all",  "probe", AIRBENCH,    "source",   175, "arXiv:2404.00498"),  # noqa: E501
 )
 # fmt: on
 MODELS = {row.name: row for row in ROWS}
 
 
-def row_of(training: Training) -> ModelRow:
+def row_of(training: Training) -> ModelSpec:
     """The recipe's row of `MODELS` with the variant's overrides.
 
     Raises: ConfigError if the row or a column does not exist.
     """
     if training.model not in MODELS:
         raise ConfigError(f"`model` must be one of {', '.join(MODELS)}. Received: {training.model!r}.")
-    columns = {field.name for field in dataclasses.fields(ModelRow)}
+    columns = {field.name for field in dataclasses.fields(ModelSpec)}
     if unknown := set(training.override) - columns:
         raise ConfigError(
             f"`override` takes columns of a model's row: {', '.join(sorted(columns))}. Received: {unknown}."
@@ -84,11 +84,11 @@ def row_of(training: Training) -> ModelRow:
     return dataclasses.replace(row, **{"images_per_second": speed, **training.override})
 
 
-def build(row: ModelRow, *, image_shape: tuple[int, ...], classes: int, steps: int, seed: int) -> keras.Model:
+def build(row: ModelSpec, *, image_shape: tuple[int, ...], classes: int, steps: int, seed: int) -> keras.Model:
     """Builds a row's model with random weights.
 
     Args:
-        row: `ModelRow`.
+        row: `ModelSpec`.
         image_shape: `(height, width, 3)` of the dataset's images.
         classes: number of classes.
         steps: training steps of the run, which the BatchNorm momentum of a trained ResNet50 is fitted to.
@@ -141,7 +141,7 @@ def backbone_layers(model: keras.Model) -> list[layers.Layer]:
     return [layer for layer in model.layers if layer.weights and part_of(layer.name) == "backbone"]
 
 
-def set_trainable(model: keras.Model, row: ModelRow, *, freeze_backbone: bool) -> None:
+def set_trainable(model: keras.Model, row: ModelSpec, *, freeze_backbone: bool) -> None:
     """Freezes and thaws layer by layer, as the row and the stage say.
 
     A frozen BatchNorm (`trainable = False` on the layer itself) runs in inference mode and keeps its statistics;

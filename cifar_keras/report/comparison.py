@@ -1,4 +1,4 @@
-"""Results files side by side: what differs, by how much, at what cost, and whether chance would do as much."""
+"""Results files side by side: the difference, its cost, its cause, and whether chance explains it."""
 
 import csv
 import io
@@ -60,13 +60,13 @@ PAIR_COLUMNS = {
 
 
 def run(paths, *, fmt="text"):
-    """Prints how results files differ, each later one from the first; with one file, what it holds.
+    """Prints how each later results file differs from the first; a single file is listed.
 
     Args:
         paths: of results.csv files.
         fmt: 'text', 'csv' or 'markdown'.
     Returns: exit code 0.
-    Raises: ConfigError for a file that is no results.csv, or another format.
+    Raises: ConfigError for a file that is no results.csv, and for an unknown format.
     """
     forms = {"text": as_text, "csv": as_csv, "markdown": as_markdown}
     if fmt not in forms:
@@ -76,14 +76,13 @@ def run(paths, *, fmt="text"):
 
 
 def against_previous(record, earlier_records, root):
-    """How a run differs from the one before it: 'previous run +0.0041 (not distinguishable)'.
+    """How a run differs from the previous one: 'previous run +0.0041 (not distinguishable)'.
 
     Args:
-        record: of the run, finished.
-        earlier_records: candidates, as `results.read` returns them; later ones and failed ones are passed over.
+        record: of the finished run.
+        earlier_records: candidates from `results.read`; later and failed runs are ignored.
         root: folder that holds `results/`.
-    Returns: text, or None where no run of the same experiment, variant, dataset, budget, weights and overrides finished
-        earlier.
+    Returns: text; None if no run with the same key and overrides finished earlier.
     """
     run, *others = (Group((from_record(one),), Path(root) / "results") for one in (record, *earlier_records))
     earlier = [
@@ -145,7 +144,7 @@ def _title(group, *, overrides):
 
 
 def _listing(groups, markdown):
-    """Groups without a counterpart, a row each; in a terminal each under its title, which is too long for a column."""
+    """Groups without a counterpart, one per row; in a terminal under their titles, which are too long for a column."""
     if not groups:
         return "no finished run"
     titles = [_title(group, overrides=group.overrides) for group in groups]
@@ -157,8 +156,8 @@ def _listing(groups, markdown):
 
 
 def _block(pair, letters, markdown):
-    """A pair: both sides, the difference, whether it can be told from chance, and what else changed."""
-    rows = (_measured(pair.a), _measured(pair.b), _told_apart(pair))
+    """A pair: both sides, the difference, whether it is distinguishable from chance, and what else changed."""
+    rows = (_measured(pair.a), _measured(pair.b), _differences(pair))
     names = (*letters, f"{letters[1]} - {letters[0]}")
     headings = ("changed", *letters)
     changed = [dict(zip(headings, change, strict=True)) for change in changes(pair.a, pair.b)]
@@ -179,7 +178,7 @@ def _block(pair, letters, markdown):
 
 
 def _tested(pair, letters):
-    """McNemar's test in words: one sentence, or none where predictions are not stored on both sides."""
+    """McNemar's test in words; empty if predictions of a side are missing."""
     if pair.test:
         alone = (
             f"{letters[0]} alone is right on {_plural(pair.test.only_a, 'image')}, {letters[1]} on {pair.test.only_b:,}"
@@ -190,7 +189,7 @@ def _tested(pair, letters):
 
 
 def _measured(group):
-    """Heading -> text of one group's row."""
+    """The row of one group: heading -> text."""
     seconds, parameters = group.average("training_seconds"), group.average("parameters")
     return {
         "accuracy": f"{metrics.percent(group.estimate.value, 2)}%",
@@ -204,8 +203,8 @@ def _measured(group):
     }
 
 
-def _told_apart(pair):
-    """The same headings' texts of a pair's difference."""
+def _differences(pair):
+    """The row of a pair's difference, with the headings of `_measured`."""
     d = pair.difference
     texts = {"accuracy": metrics.percent(d.value, 2, "+"), "95% interval": d.bounds(2, "+"), "kind": d.kind}
     if (ratio := pair.seconds_ratio) is not None:
@@ -216,7 +215,7 @@ def _told_apart(pair):
 
 
 def as_csv(files):
-    """The comparison as one table: a row for each pair, and for each group without a counterpart."""
+    """The comparison as one table: one row per pair, and per group without a counterpart."""
     first = files[0]
     records = [_record(first, a=group) for group in first.groups] if len(files) == 1 else []
     for file, pairs, ((_, only_first), (_, only_later)) in sections(files):
@@ -235,7 +234,7 @@ def as_csv(files):
 
 
 def _record(first, later=None, **groups):
-    """What the CSV says of one group or two, `a` and `b`; the columns that are left out stay empty."""
+    """The CSV's row of one group or two, `a` and `b`; other columns stay empty."""
     record = {"file_a": first.path, "file_b": later and later.path, "found_in": " and ".join(groups)}
     for side, group in groups.items():
         record |= zip(KEY, group.key, strict=True)
@@ -244,5 +243,5 @@ def _record(first, later=None, **groups):
 
 
 def _rounded(value):
-    """Without the digits that are only rounding errors."""
+    """A number without digits that are only rounding errors."""
     return f"{value:.9g}" if isinstance(value, float) else value

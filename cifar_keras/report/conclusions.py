@@ -52,7 +52,7 @@ def _standing(group):
 
 def _best(first, second):
     pair = compared(second, first)
-    d, chance = pair.difference, "unlikely to be" if pair.distinguishable else "may be"
+    d, chance = pair.difference, "is unlikely to be" if pair.distinguishable else "may be"
     return (
         f"The most accurate model on these data is {first.name} ({first.estimate.accuracy()}), followed by "
         f"{second.name} ({second.estimate.accuracy()}): the difference of {100 * d.value:.1f} points {d.bounds()} "
@@ -77,7 +77,9 @@ def _caveats(groups):
     if others := [g.name for g in groups if g.first["weights_called_for"] == "imagenet" and not _pretrained(g)]:
         found.append(f"nothing here is evidence on ImageNet pretraining: {_list(others)} started from other weights")
     if len({group.first["budget"] for group in groups}) > 1 or any(group.overrides for group in groups):
-        found.append("the models were trained under different budgets, which explains part of the differences")
+        found.append(
+            "the models were trained under different budgets, so the models alone do not explain the differences"
+        )
     sizes = sorted({group.test_n for group in groups})
     if len(sizes) > 1:
         found.append(f"they were measured on {sizes[0]:,} to {sizes[-1]:,} test images")

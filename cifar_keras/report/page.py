@@ -200,8 +200,8 @@ def table_html(rows):
 
     def line(tag, texts):
         kinds = (' class="number"' if heading in numeric else "" for heading in headings)
-        cells = (f"<{tag}{kind}>{markupsafe.escape(text)}</{tag}>" for kind, text in zip(kinds, texts, strict=True))
-        return f"<tr>{''.join(cells)}</tr>"
+        parts = (f"<{tag}{kind}>{markupsafe.escape(text)}</{tag}>" for kind, text in zip(kinds, texts, strict=True))
+        return f"<tr>{''.join(parts)}</tr>"
 
     body = "".join(line("td", [_shown(row.get(heading)) for heading in headings]) for row in rows)
     whole = f"<table><thead>{line('th', headings)}</thead><tbody>{body}</tbody></table>"
@@ -209,7 +209,7 @@ def table_html(rows):
 
 
 def _shown(value):
-    """A value as the text of a table's cell."""
+    """A value as text in a table."""
     if value is None or value == "":
         return DASH
     if isinstance(value, float):

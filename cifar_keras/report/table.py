@@ -1,4 +1,4 @@
-"""The comparison: run records in, tables and sentences out (README and docstrings are refreshed from here)."""
+"""The table of all results, from run records; README, docs/results.md and docstrings are refreshed from here."""
 
 import csv
 import io
@@ -13,19 +13,10 @@ from cifar_keras.results.groups import natural, newest_recipes
 
 DASH = "-"
 HEADINGS = (
-    *(
-        "experiment",
-        "variant",
-        "budget",
-        "dataset",
-        "weights",
-        "precision",
-        "published test",
-        "test [95% interval] (n)",
-    ),
-    *("seeds", "train (n)", "val (n)", "parameters", "minutes", "hardware"),
+    *("experiment", "variant", "budget", "dataset", "weights", "precision", "published test"),
+    *("test [95% interval] (n)", "seeds", "train (n)", "val (n)", "parameters", "minutes", "hardware"),
 )
-NOT_IN_A_TERMINAL = ("seeds", "train (n)", "parameters", "hardware")  # the text rendering stays narrow without these
+NOT_IN_A_TERMINAL = ("seeds", "train (n)", "parameters", "hardware")  # omitted to keep the text rendering narrow
 NOT_YET = "not yet run"
 
 
@@ -33,11 +24,12 @@ def collated(records, experiments=()):
     """Sorts run records into the study's results and the other runs.
 
     Args:
-        records: dicts with the columns of results.csv; None where something is unknown.
-        experiments: `commands.study.Entry` or anything with `key`, `variants` and `published`: those of their
-            variants that no record measures get a row of dashes.
-    Returns: `(results, others)`, lists of dicts heading -> text. A result is a finished full-budget run from the
-        weights its model calls for, with nothing overridden on the command line. The rest that finished are others.
+        records: dicts with the columns of results.csv; unknown values are None.
+        experiments: `commands.study.Entry` or anything with `key`, `variants` and `published`. Their variants without
+            a result get a row of dashes.
+    Returns: `(results, others)`, one dict heading -> text per row. Results are finished full-budget runs from the
+        weights that their model calls for, with nothing overridden on the command line; others are all other finished
+        runs.
     """
     groups = newest_recipes(records)
     results = [_row(group) for group in groups if counts(group.first)]
@@ -48,14 +40,14 @@ def collated(records, experiments=()):
     results.sort(key=_order)
     others = sorted((_row(group) for group in groups if not counts(group.first)), key=_order)
     for row in results:
-        del row["budget"]  # full, all of them
+        del row["budget"]  # always full
     for row in others:
-        del row["published test"]  # what was published does not compare with these
+        del row["published test"]  # not comparable with these
     return results, others
 
 
 def summarised(records, experiments):
-    """The README's table: measured results alone, in six columns, then one line on what is not measured yet.
+    """The README's table: results in six columns, then one line that lists what is not measured yet.
 
     Args:
         records: as for `collated`.
@@ -84,7 +76,7 @@ def _summary(row):
 
 
 def _plain_precision(rows):
-    """Whether all rows are in float32, as far as that is known: a narrow table then has no column for it."""
+    """Whether no row has a precision other than float32, so that a narrow table needs no column for it."""
     return {row["precision"] for row in rows} <= {"float32", DASH}
 
 
@@ -93,7 +85,7 @@ def _link(key):
 
 
 def counts(record):
-    """Whether a finished run is a result of the study: whole recipe, whole data, the weights its model calls for."""
+    """Whether a finished run is a result of the study: full recipe, all data, the weights that its model calls for."""
     whole = record["budget"] == "full" and not overrides(record)
     weights, wanted = record["weights"], record["weights_called_for"]
     return whole and (weights == wanted or (wanted == "source" and weights not in ("none", "imagenet")))
@@ -145,7 +137,7 @@ def _spread(group):
 
 
 def render(rows, form):
-    """Prints rows as 'text', 'csv' or 'markdown'. Returns a string.
+    """Rows as text in the form 'text', 'csv' or 'markdown'.
 
     Raises: ConfigError if `form` is none of them.
     """
@@ -169,7 +161,7 @@ def render(rows, form):
 
 
 def _markdown(row):
-    """The row with what Markdown would take for a new cell escaped."""
+    """The row with `|` escaped, which separates columns in Markdown."""
     return {heading: text.replace("|", "\\|") for heading, text in row.items()}
 
 

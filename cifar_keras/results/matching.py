@@ -1,4 +1,4 @@
-"""The model of the comparison: groups of results files, which of them meet, and whether chance would do as much."""
+"""Groups of several results files: which of them are compared, and whether chance explains their difference."""
 
 import dataclasses
 import string
@@ -15,19 +15,19 @@ from cifar_keras.results.groups import CONFIGURATION, Group, as_text, grouped, r
 
 SURROUNDINGS = ("git_commit", "device", "backend", "keras", "tensorflow", "python")
 ABSENT = "absent"
-LEVEL = 0.05  # of McNemar's test, as of intervals that cover 95%
+LEVEL = 0.05  # of significance for McNemar's test; intervals cover 95%
 
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """Two groups and what tells them apart; differences are `b` minus `a`.
+    """Two groups and their difference, `b` minus `a`.
 
     Attributes:
         a: the group of the first file.
         b: the group of the later one.
-        difference: of the mean accuracies, an `metrics.Estimate`.
-        tests: `metrics.McNemar` by seed, where both sides' predictions on the same images are stored.
-        notes: sentences on what the reader must know of the data.
+        difference: of the mean accuracies, a `metrics.Estimate`.
+        tests: `metrics.McNemar` by seed, for seeds with stored predictions of both sides on the same images.
+        notes: sentences on the data that the reader must know.
     """
 
     a: Group
@@ -38,37 +38,37 @@ class Pair:
 
     @property
     def test(self):
-        """The one test there is between one seed and one seed; None otherwise."""
+        """The test between one seed and one seed; None otherwise."""
         return next(iter(self.tests.values()), None) if one_each(self.a, self.b) else None
 
     @property
     def distinguishable(self):
-        """Whether the difference can be told from chance."""
+        """Whether the difference is unlikely to be due to chance."""
         return distinguishable(self.difference, self.test)
 
     @property
     def verdict(self):
-        """'distinguishable' or 'not distinguishable'; other data are named with it, as they may be all that differs."""
-        said = "distinguishable" if self.distinguishable else "not distinguishable"
-        return said if same_data(self.a, self.b) else f"{said}, on other data"
+        """'distinguishable' or 'not distinguishable', with a note if the data differ, which may be the only reason."""
+        verdict = "distinguishable" if self.distinguishable else "not distinguishable"
+        return verdict if same_data(self.a, self.b) else f"{verdict}, on other data"
 
     @property
     def seconds_ratio(self):
-        """Training time of `b` over that of `a`; None where one is unknown."""
+        """Training time of `b` divided by that of `a`; None if one is unknown."""
         then, now = self.a.average("training_seconds"), self.b.average("training_seconds")
         return now / then if then and now is not None else None
 
     @property
     def more_parameters(self):
-        """What `b` has more of; None where one is unknown."""
+        """How many more parameters `b` has; None if one is unknown."""
         then, now = self.a.average("parameters"), self.b.average("parameters")
         return None if None in (then, now) else now - then
 
 
 def distinguishable(difference, test=None):
-    """Whether an interval excludes zero and McNemar's test, where it applies, agrees.
+    """Whether the interval excludes zero and McNemar's test, if it applies, agrees.
 
-    Between several seeds it does not apply: each of its p-values speaks of two of the models, the interval of all.
+    The test does not apply to several seeds: each of its p-values is about two models, the interval about all of them.
 
     Args:
         difference: `metrics.Estimate`.
@@ -83,15 +83,15 @@ def one_each(a, b):
 
 
 def same_data(a, b):
-    """Whether both groups were measured on equally many images of equal data."""
+    """Whether both groups were measured on the same number of images of the same data."""
     return a.test_n == b.test_n and a.seen("fingerprint") == b.seen("fingerprint")
 
 
 def matched(first, later):
-    """Finds for each group of one file its counterpart in another.
+    """Finds the counterpart in another file of each group of one file.
 
-    Under one key a single group on each side is matched whatever its recipe; of several those with equal overrides
-    are, the newest recipe of each side; of what is left those with equal recipes.
+    If both sides have a single group under one key, these two are matched, whatever their recipes. Otherwise groups
+    with equal overrides are matched, the newest recipe of each side, and then groups with equal recipes.
 
     Args:
         first: list of `Group`.
@@ -118,7 +118,7 @@ def _by_trait(here, there, trait):
 
 
 def compared(a, b):
-    """Compares two groups, by image where both sides' predictions are stored.
+    """Compares two groups, by image if the predictions of both sides are stored.
 
     Args:
         a: `Group` of the first file.
@@ -138,14 +138,14 @@ def compared(a, b):
 
 
 def _by_image(a, b):
-    """Which images the runs of a seed got right, two bool arrays by seed, and notes on why this is not known."""
+    """The images that each side classifies correctly, two bool arrays by seed; and notes on why they are unknown."""
     outcomes, notes = {}, []
     for run_a, run_b in _shared(a, b):
         try:
             known = _correct(a.folder, run_a), _correct(b.folder, run_b)
             if all(known):
                 outcomes[run_b["seed"]] = _on_same_images(*known)
-            elif one_each(a, b):  # several seeds are compared by their spread
+            elif one_each(a, b):  # several seeds are compared by their means
                 lacking = " and the ".join(side for side, one in zip(("first", "later"), known, strict=True) if not one)
                 notes.append(f"not compared by image: no predictions are stored of the {lacking} file's run")
         except ConfigError as error:
@@ -162,18 +162,18 @@ def _shared(a, b):
 
 
 def _difference(a, b, both):
-    """The difference of two groups; `both` says which images one seed each got right, None where that is unknown."""
+    """The difference of two groups; `both` holds the correctly classified images of one seed each, or is None."""
     if len({*a.accuracies}) > 1 or len({*b.accuracies}) > 1:
         test_sets = None if same_data(a, b) else (a.test_n, b.test_n)
         return metrics.difference_seeds(a.accuracies, b.accuracies, test_sets=test_sets)
     if both is None:
         return metrics.difference_unpaired(a.accuracies[0], a.test_n, b.accuracies[0], b.test_n)
-    # Stored in 16 bit, a few images' best two classes tie; the recorded accuracies stay the ones to state.
+    # Predictions are stored in 16 bits, so a few of them tie. The recorded accuracies are the exact ones.
     return dataclasses.replace(metrics.difference_paired(*both), value=b.accuracies[0] - a.accuracies[0])
 
 
 def _on_same_images(one, other):
-    """Two of `_correct` without their labels, which must be equal."""
+    """Two results of `_correct` without their labels, which must be equal."""
     (labels, correct), (other_labels, other_correct) = one, other
     if not np.array_equal(labels, other_labels):
         raise ConfigError("the stored labels differ, so these are other images.")
@@ -181,22 +181,23 @@ def _on_same_images(one, other):
 
 
 def _correct(folder, run):
-    """`(labels, whether each was predicted)` of a run; None without stored predictions."""
-    if (stored := results.read_predictions(folder, run["run_id"])) is None:
+    """`(labels, whether each prediction is correct)` of a run; None without stored predictions."""
+    stored = results.read_predictions(folder, run["run_id"]) if folder else None
+    if stored is None:
         return None
     labels, probabilities = stored
     correct = np.argmax(probabilities, axis=1) == labels
     ties = np.sum(np.sum(probabilities == probabilities.max(axis=1, keepdims=True), axis=1) > 1)
     if len(labels) != run["test_n"] or abs(correct.sum() - run["test_accuracy"] * run["test_n"]) > ties + 0.5:
-        raise ConfigError(f"the predictions stored of {run['run_id']} do not give the accuracy in its row.")
+        raise ConfigError(f"the stored predictions of {run['run_id']} do not give its recorded accuracy.")
     return labels, correct
 
 
 def changes(a, b):
-    """What differs between two groups besides their results.
+    """How two groups differ besides their results.
 
-    Returns: list of `(name, then, now)`, text: the configuration's keys where both sides' is known, else the columns
-        that describe it; and code and machine.
+    Returns: list of `(name, then, now)` as text: the configuration's keys if both configurations are known, else the
+        columns that describe one; then code and machine.
     """
     if a.config and b.config:
         then, now = flat(a.config), flat(b.config)
@@ -208,7 +209,7 @@ def changes(a, b):
 
 
 def flat(config):
-    """A nested configuration as dotted name -> text, but for the seed and the fingerprint, which are told elsewhere."""
+    """A nested configuration as dotted name -> text, without seed and fingerprint, which have their own columns."""
     leaves = {}
 
     def walk(prefix, value):
@@ -227,9 +228,9 @@ class File:
     """One results.csv.
 
     Attributes:
-        letter: what it is called in tables: A is the first.
-        path: as it was given.
-        name: its name, or the path where another file has the same name.
+        letter: its name in tables; the first file is A.
+        path: as given.
+        name: the file's name, or the path if another file has the same name.
         groups: list of `Group`.
     """
 
@@ -243,7 +244,7 @@ def read(paths):
     """Reads results files.
 
     Returns: list of `File`.
-    Raises: ConfigError where a file is not such, or for more files than there are letters.
+    Raises: ConfigError for a file that is no results.csv, and for more files than there are letters.
     """
     if len(paths) > len(string.ascii_uppercase):
         raise ConfigError(f"Expected at most {len(string.ascii_uppercase)} files to compare. Received: {len(paths)}.")
@@ -256,10 +257,10 @@ def read(paths):
 
 
 def sections(files):
-    """Each later file against the first.
+    """Compares each later file with the first.
 
-    Yields: `(file, pairs, unmatched)`: the later `File`, list of `Pair`, and for both files `(file, groups)` that the
-        other one lacks.
+    Yields: `(file, pairs, unmatched)`: the later `File`, list of `Pair`, and the groups without a counterpart, as
+        `(file, groups)` for both files.
     """
     first, *later = files
     for file in later:

@@ -1,4 +1,4 @@
-"""Run records, results.csv and stored predictions: one JSON a run, the CSV derived from all of them.
+"""Run records, results.csv and stored predictions: one JSON file per run, and the CSV derived from all of them.
 
 `results.groups` reads such a CSV back.
 """
@@ -102,7 +102,7 @@ def read(root):
             record = json.loads(path.read_text(encoding="utf-8"))
             records.append((record["utc"], record["run_id"], record["status"], record))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{path} is not a run record: {error!r}. Mend it or move it away.") from None
+            raise ConfigError(f"{path} is not a run record: {error!r}. Repair it or move it away.") from None
     return [record for *_, record in sorted(records, key=lambda entry: entry[:2])]
 
 
@@ -139,7 +139,7 @@ def read_predictions(folder, run_id):
             raise ValueError(f"shapes {labels.shape} and {probabilities.shape}")
         return labels, probabilities
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"{path} holds no predictions: {error!r}. Mend it or move it away.") from None
+        raise ConfigError(f"{path} holds no predictions: {error!r}. Repair it or move it away.") from None
 
 
 def readme():

@@ -120,7 +120,8 @@ def export(
         to: key of `FORMATS`.
         path: of the new file; None for one beside the model, with `_int8` in its name where it is so.
         dataset: as `--dataset`; default the one that the model was trained on, where that has a name.
-        data_dir, skip_unreadable: as the options of these names.
+        data_dir: as `--data-dir`.
+        skip_unreadable: as `--skip-unreadable`.
         verbose: let the converter's own messages through.
     Returns: `(path, Check)`.
     Raises: ConfigError where the images or a package are missing; RunFailedError, with nothing written, where the
@@ -129,8 +130,7 @@ def export(
     if (model := classifier.network.model) is None:
         raise ConfigError(f"MODEL must be a .keras or .h5 file to be exported. Received: {classifier.network.path}.")
     form = FORMATS[to]
-    name = classifier.network.path.name.removesuffix(classifier.network.path.suffix) + "_int8" * form.int8
-    path = Path(path) if path else classifier.network.path.with_name(name + form.ending)
+    path = Path(path) if path else _beside(classifier.network.path, form)
     if path.suffix != form.ending:
         raise ConfigError(f"`--output` must end in {form.ending} for {to}. Received: {str(path)!r}.")
     dataset = dataset or scoring.own_dataset(classifier)
@@ -149,6 +149,11 @@ def export(
                 f"{form.agreement:.1%} of images), within {form.difference:g}. Received: {check}. Nothing was written."
             )
     return path, check
+
+
+def _beside(path: Path, form: Format) -> Path:
+    """Where a model is exported to by default: its own name, with another ending."""
+    return path.with_name(path.name.removesuffix(path.suffix) + "_int8" * form.int8 + form.ending)
 
 
 def convert(classifier, to, path, calibration, *, verbose=False):

@@ -197,7 +197,7 @@ def applicable(model, row, training):
 
     Args:
         model: from `zoo.build`.
-        row: its `zoo.ModelRow`.
+        row: its `zoo.ModelSpec`.
         training: `config.Training`.
     """
     if training.views == 0 or training.also_score == "epochs" or not frozen(row, training):
@@ -230,7 +230,7 @@ def extracted(model, row, dataset, training, *, seed, deterministic, resume, pro
 
     Args:
         model: from `zoo.build`, with the weights that training starts from; see `applicable`.
-        row: its `zoo.ModelRow`.
+        row: its `zoo.ModelSpec`.
         dataset: `data.base.Dataset`, of images.
         training: `config.Training`.
         seed: the run's, of augmentation.

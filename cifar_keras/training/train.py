@@ -270,7 +270,7 @@ def fit(model, row, dataset, training, *, seed, resume, progress, callbacks=(), 
 
     Args:
         model: from `zoo.build`, at its initial weights; returns logits.
-        row: the model's `zoo.ModelRow`.
+        row: the model's `zoo.ModelSpec`.
         dataset: `data.base.Dataset`.
         training: `config.Training`.
         seed: of order, augmentation and dropout.
