@@ -59,6 +59,12 @@ class Format:
     loss: float
     agreement: float
 
+    @property
+    def bounds(self) -> str:
+        """What a model of this format must keep, for a message."""
+        share = f"lose at most {100 * self.loss:g} points of accuracy (without labels: agree on {self.agreement:.1%} of"
+        return f"{share} images), within {self.difference:g}"
+
 
 FORMATS = {
     "onnx": Format(".onnx", False, difference=1e-3, loss=0.001, agreement=0.999),
@@ -118,7 +124,7 @@ def export(
     Args:
         classifier: `inference.Classifier` of a `.keras` or `.h5`.
         to: key of `FORMATS`.
-        path: of the new file; None for one beside the model, with `_int8` in its name where it is so.
+        path: of the new file; None for one beside the model.
         dataset: as `--dataset`; default the one that the model was trained on, where that has a name.
         data_dir: as `--data-dir`.
         skip_unreadable: as `--skip-unreadable`.
@@ -133,8 +139,8 @@ def export(
     path = Path(path) if path else _beside(classifier.network.path, form)
     if path.suffix != form.ending:
         raise ConfigError(f"`--output` must end in {form.ending} for {to}. Received: {str(path)!r}.")
-    dataset = dataset or scoring.own_dataset(classifier)
-    calibration, images, labels = real_images(classifier, dataset, data_dir, skip_unreadable=skip_unreadable)
+    name = dataset or scoring.own_dataset(classifier)
+    calibration, images, labels = real_images(classifier, name, data_dir, skip_unreadable=skip_unreadable)
     with replacing(path) as temporary:
         print(f"converting {model.name} to {to}", flush=True)
         convert(classifier, to, temporary, calibration, verbose=verbose)
@@ -144,15 +150,12 @@ def export(
             raise _unconvertible(to, error, verbose=verbose) from error
         check = compared(classifier, exported, images, labels)
         if not check.within(form):
-            raise RunFailedError(
-                f"{to} must lose at most {100 * form.loss:g} points of accuracy (without labels: agree on "
-                f"{form.agreement:.1%} of images), within {form.difference:g}. Received: {check}. Nothing was written."
-            )
+            raise RunFailedError(f"{to} must {form.bounds}. Received: {check}. Nothing was written.")
     return path, check
 
 
 def _beside(path: Path, form: Format) -> Path:
-    """Where a model is exported to by default: its own name, with another ending."""
+    """Where a model is exported to by default: its own name, with `_int8` where it is so, and another ending."""
     return path.with_name(path.name.removesuffix(path.suffix) + "_int8" * form.int8 + form.ending)
 
 
