@@ -3,7 +3,7 @@
 Run: python benchmarks/intervals.py [--repetitions 3000] [--seed 0]
 Coverage: how often a 95% interval contains the truth. False positives: how often two equally good classifiers are
 called distinguishable. Accuracies are about 90%; errors of two models on one test set correlate by 0.5; seeds of a
-recipe spread by 0.2 points. tests/test_evaluate.py holds these same functions to their bounds.
+recipe spread by 0.2 points. tests/test_metrics.py holds these same functions to their bounds.
 """
 
 import argparse
@@ -143,7 +143,7 @@ def simulated(simulations, *, repetitions, seed=0):
 
 
 def rows(full):
-    """What `collect.py` asks for. The bounds that each simulation is held to stand in tests/test_evaluate.py."""
+    """What `collect.py` asks for. The bounds that each simulation is held to stand in tests/test_metrics.py."""
     from measure import row  # here, since the tests load this file alone
 
     repetitions = 3000 if full else 300

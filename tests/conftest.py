@@ -12,12 +12,12 @@ from cifar_keras.utils import runtime
 
 runtime.setup()
 
-import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from helpers import noise  # noqa: E402
 
 from cifar_keras.config import Limits  # noqa: E402
 from cifar_keras.data import load  # noqa: E402
-from cifar_keras.data.base import Dataset, Split  # noqa: E402
+from cifar_keras.data.base import Dataset  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,13 +30,6 @@ def own_cache(tmp_path_factory):
 def shapes():
     """The embedded set, small."""
     return load("shapes", limits=Limits(120, 40, 60))
-
-
-def noise(count, *, size=32, classes=10, seed=0):
-    """A split of random pixels with balanced labels."""
-    random = np.random.RandomState(seed)
-    images = random.randint(0, 256, (count, size, size, 3)).astype("uint8")
-    return Split(images, (np.arange(count) % classes).astype("int32"))
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+from helpers import TWO, config
 
 from cifar_keras.config import (
     BUDGETS,
@@ -22,17 +23,6 @@ from cifar_keras.config import (
     with_learning_rate,
 )
 from cifar_keras.utils import paths
-
-TWO = Training("m", stages=(Stage(2, 1e-3, freeze_backbone=True), Stage(18, 1e-4)))
-
-
-def config(**changes):
-    plain = dict(
-        experiment="exp3_finetune", number=3, variant="best", budget="full", dataset="cifar10", fingerprint="f" * 64,
-        seed=0, weights="imagenet", precision="float32", deterministic=False, limits=Limits(), training=TWO,
-        row={"name": "m", "pixels": 32, "images_per_second": 75, "source": "s"}, overrides={},
-    )  # fmt: skip
-    return RunConfig(**(plain | changes))
 
 
 @pytest.mark.parametrize(("epochs", "shares"), [(20, [2, 18]), (10, [1, 9]), (2, [1, 1]), (1, [1])])

@@ -15,7 +15,7 @@ FORMS = PROJECT / "docs" / "saved_models.md"
 def rows_of_forms():
     """`(form, file, test)` of every row of the table of forms."""
     rows = [line.split("|")[1:-1] for line in FORMS.read_text(encoding="utf-8").splitlines() if "::test_" in line]
-    return [(row[0].strip(), *re.search(r"`(test_\w+\.py)::(test_\w+)`", row[-1]).groups()) for row in rows]
+    return [(row[0].strip(), *re.search(r"`([\w/]+\.py)::(test_\w+)`", row[-1]).groups()) for row in rows]
 
 
 def test_the_table_of_forms_is_there():

@@ -2,7 +2,6 @@
 
 import ast
 import csv
-import importlib.util
 import json
 import os
 import subprocess
@@ -11,8 +10,9 @@ import sys
 import keras
 import numpy as np
 import pytest
+from helpers import EXPERIMENT_FILES, experiment_of
+from helpers import record as run_record
 from PIL import Image
-from test_table import record as run_record
 
 from cifar_keras import results, runner
 from cifar_keras.config import (
@@ -33,17 +33,6 @@ from cifar_keras.saved import artifacts
 from cifar_keras.saved.inference import augmented_probabilities, probabilities
 from cifar_keras.utils import runtime
 from cifar_keras.utils.files import lock
-from cifar_keras.utils.paths import PROJECT
-
-FILES = sorted((PROJECT / "experiments").glob("exp*.py"))
-
-
-def experiment_of(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.EXPERIMENT
-
 
 VARIANTS = {5: "unit_32_training", 6: "regularized", 7: "audit", 9: "finetune_50"}  # where there is no `best`
 
@@ -64,7 +53,7 @@ def root(tmp_path_factory):
     return tmp_path_factory.mktemp("root")
 
 
-@pytest.fixture(scope="module", params=FILES, ids=lambda path: path.stem)
+@pytest.fixture(scope="module", params=EXPERIMENT_FILES, ids=lambda path: path.stem)
 def finished(request, root):
     """An experiment's record, run once for all tests of this module."""
     experiment = experiment_of(request.param)
@@ -112,7 +101,7 @@ def test_a_finished_run_is_not_repeated(finished, root, capsys):
     assert "--fresh" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", EXPERIMENT_FILES, ids=lambda path: path.stem)
 def test_an_experiment_reads_like_a_notebook_entry(path):
     experiment = experiment_of(path)
     assert path.stem == experiment.key
@@ -127,13 +116,13 @@ def test_an_experiment_reads_like_a_notebook_entry(path):
 
 
 def test_published_variants_run_too(root):
-    scratch = experiment_of(FILES[3])
+    scratch = experiment_of(EXPERIMENT_FILES[3])
     record = runner.run(scratch, options(root, variant="published"))
     assert record["variant"] == "published" and record["tta_accuracy"] is None
 
 
 def test_dry_run_trains_and_writes_nothing(tmp_path, capsys):
-    runner.run(experiment_of(FILES[2]), options(tmp_path, dry_run=True))
+    runner.run(experiment_of(EXPERIMENT_FILES[2]), options(tmp_path, dry_run=True))
     text = capsys.readouterr().out
     assert '"variant":' in text and "23,612,310 total, 23,555,082 trainable" in text
     assert "train 24, val 24, test 24" in text and "exp3_shapes_demo" in text
@@ -141,7 +130,7 @@ def test_dry_run_trains_and_writes_nothing(tmp_path, capsys):
 
 
 def test_the_same_name_with_another_configuration_is_refused(root, monkeypatch):
-    scratch = experiment_of(FILES[3])
+    scratch = experiment_of(EXPERIMENT_FILES[3])
     runner.run(scratch, options(root))
     monkeypatch.setitem(scratch.variants, "best", with_learning_rate(scratch.variants["best"], 0.1))
     with pytest.raises(ConfigError, match="another configuration.*--fresh"):
@@ -149,7 +138,7 @@ def test_the_same_name_with_another_configuration_is_refused(root, monkeypatch):
 
 
 def test_a_fresh_run_of_a_changed_recipe_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
-    scratch = experiment_of(FILES[3])
+    scratch = experiment_of(EXPERIMENT_FILES[3])
     first = runner.run(scratch, options(tmp_path))
     monkeypatch.setitem(scratch.variants, "best", with_learning_rate(scratch.variants["best"], 0.1))
     save = runner.Resume.save
@@ -211,7 +200,7 @@ def test_a_precision_stands_in_names_where_it_is_given_and_is_no_override_in_tab
 
 
 def test_a_run_under_way_is_not_started_twice(root):
-    scratch = experiment_of(FILES[3])
+    scratch = experiment_of(EXPERIMENT_FILES[3])
     with lock(root / "model_cp" / "exp4_shapes_demo_epochs=2_limit=24.model.keras"), pytest.raises(HeldError):
         runner.run(scratch, options(root))
 
@@ -222,7 +211,7 @@ def test_a_failed_run_is_recorded_as_such(tmp_path, monkeypatch):
 
     monkeypatch.setattr(runner, "fit", diverging)
     with pytest.raises(RunFailedError):
-        runner.run(experiment_of(FILES[3]), options(tmp_path))
+        runner.run(experiment_of(EXPERIMENT_FILES[3]), options(tmp_path))
     (record,) = results.read(tmp_path)
     assert record["status"] == "failed" and record["why"] == "The loss became nan."
     assert not list((tmp_path / "model_cp").glob("*.keras"))
@@ -236,12 +225,12 @@ def test_what_failed_first_is_what_is_said(tmp_path, monkeypatch):
 
     monkeypatch.setattr(runner, "fit", diverging)
     with pytest.raises(RunFailedError, match="nan"):
-        runner.run(experiment_of(FILES[3]), options(tmp_path))
+        runner.run(experiment_of(EXPERIMENT_FILES[3]), options(tmp_path))
 
 
 def test_a_batch_larger_than_the_data_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="at most the number of training images, 24"):
-        runner.run(experiment_of(FILES[3]), options(tmp_path, batch_size=25))
+        runner.run(experiment_of(EXPERIMENT_FILES[3]), options(tmp_path, batch_size=25))
 
 
 def test_a_hundred_classes_of_another_size_run_without_special_cases(tmp_path):
@@ -252,7 +241,7 @@ def test_a_hundred_classes_of_another_size_run_without_special_cases(tmp_path):
             image = random.randint(0, 256, (40, 30, 3)).astype("uint8")
             Image.fromarray(image).save(tmp_path / "data" / f"class{name:02d}" / f"{number}.png")
     small = options(tmp_path, budget="full", limit=100, epochs=1, dataset=str(tmp_path / "data"))
-    record = runner.run(experiment_of(FILES[3]), small)
+    record = runner.run(experiment_of(EXPERIMENT_FILES[3]), small)
     assert record["dataset"] == "data" and record["test_n"] == 100  # an image of each class
     assert record["published_test"] is None
     model = artifacts.load(next((tmp_path / "model_cp").glob("*.keras")))
@@ -260,7 +249,7 @@ def test_a_hundred_classes_of_another_size_run_without_special_cases(tmp_path):
 
 
 def test_transfer_from_a_saved_backbone_is_part_of_the_name(root):
-    frozen, tuned = experiment_of(FILES[0]), experiment_of(FILES[2])
+    frozen, tuned = experiment_of(EXPERIMENT_FILES[0]), experiment_of(EXPERIMENT_FILES[2])
     runner.run(tuned, options(root))
     path = root / "model_cp" / "exp3_shapes_demo_epochs=2_limit=24.model.keras"
     record = runner.run(frozen, options(root, weights=str(path)))
@@ -281,7 +270,18 @@ def test_test_time_augmentation_averages_six_views(root):
 
 
 def test_an_experiment_file_runs_from_any_folder(tmp_path):
-    command = [sys.executable, str(FILES[3]), "--budget", "demo", "--limit", "24", "--epochs", "1", "--root", "here"]
+    command = [
+        sys.executable,
+        str(EXPERIMENT_FILES[3]),
+        "--budget",
+        "demo",
+        "--limit",
+        "24",
+        "--epochs",
+        "1",
+        "--root",
+        "here",
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "epoch 1/1" in done.stdout and done.stdout.splitlines()[-1].startswith("exp4_scratch  0.")
@@ -325,8 +325,8 @@ def test_the_last_epoch_is_scored_beside_the_selected_one_and_an_audit_follows_t
 
 
 def test_a_baseline_from_scratch_ignores_the_given_weights(root):
-    transfer = experiment_of(next(path for path in FILES if path.stem.startswith("exp9")))
-    source = runner.run(experiment_of(FILES[3]), options(root))
+    transfer = experiment_of(next(path for path in EXPERIMENT_FILES if path.stem.startswith("exp9")))
+    source = runner.run(experiment_of(EXPERIMENT_FILES[3]), options(root))
     path = str(root / "model_cp" / "exp4_shapes_demo_epochs=2_limit=24.model.keras")
     classes = {"classes": "ring,star,tee", "weights": path}
     scratch = runner.run(transfer, options(root, variant="scratch_50", **classes))
@@ -343,13 +343,13 @@ def test_a_baseline_from_scratch_ignores_the_given_weights(root):
 
 
 def test_a_network_that_must_be_moved_from_somewhere_says_from_where(tmp_path):
-    transfer = experiment_of(next(path for path in FILES if path.stem.startswith("exp9")))
+    transfer = experiment_of(next(path for path in EXPERIMENT_FILES if path.stem.startswith("exp9")))
     with pytest.raises(ConfigError, match=r"--weights.*model_cp/<run's name>\.model\.keras"):
         runner.run(transfer, options(tmp_path, variant="probe", budget="full", dataset="shapes"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", FILES[4:], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", EXPERIMENT_FILES[4:], ids=lambda path: path.stem)
 def test_every_variant_runs(path, tmp_path):
     experiment = experiment_of(path)
     for variant in experiment.variants:

@@ -1,6 +1,6 @@
 """Stored runs keep their names and identities: the experiment files still describe exactly what was run then.
 
-`data/stored_configurations.jsonl` holds the configurations of the first 104 runs, as their records have them. A field
+`stored_configurations.jsonl` holds the configurations of the first 104 runs, as their records have them. A field
 that is added to `Training`, `RunConfig` or a model's row must leave no trace at its default.
 """
 
@@ -10,15 +10,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from test_experiments import FILES, experiment_of
+from helpers import EXPERIMENT_FILES, experiment_of
 
 from cifar_keras import job
 from cifar_keras.config import RunConfig
 from cifar_keras.options import Options
 from cifar_keras.utils.paths import PROJECT, Paths
 
-STORED = [json.loads(line) for line in (PROJECT / "tests/data/stored_configurations.jsonl").read_text().splitlines()]
-EXPERIMENTS = {path.stem: experiment_of(path) for path in FILES}
+STORED = [json.loads(line) for line in (PROJECT / "tests/stored_configurations.jsonl").read_text().splitlines()]
+EXPERIMENTS = {path.stem: experiment_of(path) for path in EXPERIMENT_FILES}
 RECIPES_OF_THEN = {"exp2_augment_224": {"views": None}}  # its recipe has changed since those runs
 
 

@@ -131,3 +131,16 @@ def test_no_function_is_longer_than_a_screen():
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno < 45, f"{name}.{node.name}"
+
+
+def test_tests_share_helpers_and_import_no_other_test():
+    folder = PROJECT / "tests"
+    tests = {path.stem for path in folder.rglob("*.py")} - {"helpers"}
+    for path in folder.rglob("test_*.py"):
+        roots = {name.partition(".")[0] for name in imports(ast.parse(path.read_text(encoding="utf-8")))}
+        assert not roots & tests, path.name
+
+
+def test_tests_mirror_the_package():
+    for folder in (path for path in (PROJECT / "tests").iterdir() if path.is_dir() and any(path.glob("test_*.py"))):
+        assert folder.name in ORDER, f"tests/{folder.name} has no package of its name"

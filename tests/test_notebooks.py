@@ -5,13 +5,12 @@ import sys
 
 import nbformat
 import pytest
+from helpers import TINY
 from nbclient import NotebookClient
 
 from cifar_keras.commands.study import run
 from cifar_keras.data.shapes import GENERATED
 from cifar_keras.utils.paths import PROJECT
-
-TINY = ["--dataset", "shapes", "--budget", "demo", "--limit", "200", "--epochs", "1"]
 
 
 def outputs(name, tmp_path, **parameters):

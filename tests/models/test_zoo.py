@@ -7,8 +7,7 @@ from dataclasses import replace
 import keras
 import numpy as np
 import pytest
-from conftest import noise
-from test_config import config
+from helpers import config, noise
 
 from cifar_keras.config import ConfigError, Stage, Training
 from cifar_keras.models import blocks

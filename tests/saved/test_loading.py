@@ -10,7 +10,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from conftest import noise
+from helpers import noise
 from keras import layers
 
 from cifar_keras.config import ConfigError

@@ -6,7 +6,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from test_config import config
+from helpers import config
 
 from cifar_keras.config import ConfigError, tutorial
 from cifar_keras.models import weights

@@ -12,6 +12,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
+from helpers import COLOUR_NAMES, COLOURS, colour_model
 from keras import layers
 from PIL import Image
 
@@ -24,28 +25,12 @@ from cifar_keras.saved import artifacts, find, inference
 from cifar_keras.utils.paths import Paths
 from cifar_keras.utils.system import peak_memory_mb
 
-NAMES = ["red", "green", "blue"]
-COLOURS = {"red": (250, 10, 10), "green": (10, 250, 10), "blue": (10, 10, 250)}
-
-
-def colour_model(*, uint8=True, scale=1.0, softmax=True, outputs=1):
-    """Says which channel is brightest; of pixels divided by `scale`."""
-    x = inputs = keras.Input((8, 8, 3), dtype="uint8" if uint8 else "float32")
-    x = layers.Rescaling(1.0, dtype="float32")(x) if uint8 else x
-    x = layers.Conv2D(3, 1, name="conv")(x)
-    x = layers.Dense(3, name="logits")(layers.GlobalAveragePooling2D()(x))
-    y = layers.Softmax()(x) if softmax else x
-    model = keras.Model(inputs, [y] * outputs if outputs > 1 else y)
-    model.get_layer("conv").set_weights([np.eye(3)[None, None], np.zeros(3)])
-    model.get_layer("logits").set_weights([np.eye(3) * scale, np.zeros(3)])
-    return model
-
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory):
     """A saved model of this project in all its forms."""
     paths = Paths(tmp_path_factory.mktemp("model"), "m", "model")
-    artifacts.save(colour_model(scale=0.05), paths, provenance={"run_id": "r", "class_names": NAMES}, history={})
+    artifacts.save(colour_model(scale=0.05), paths, provenance={"run_id": "r", "class_names": COLOUR_NAMES}, history={})
     return paths
 
 
@@ -73,8 +58,8 @@ def test_every_form_of_a_model_says_the_same(paths, folder):
     assert first.dtype == np.float32 and first.shape == (9, 3)
     for other in others:
         np.testing.assert_allclose(other, first, atol=1e-6)
-    assert classifiers[0].class_names == tuple(NAMES) and classifiers[0].provenance["run_id"] == "r"
-    assert [NAMES[i] for i in first.argmax(axis=1)] == [path.parent.name for path in images]
+    assert classifiers[0].class_names == tuple(COLOUR_NAMES) and classifiers[0].provenance["run_id"] == "r"
+    assert [COLOUR_NAMES[i] for i in first.argmax(axis=1)] == [path.parent.name for path in images]
 
 
 def test_paths_bytes_files_and_arrays_give_the_same(paths, folder):
@@ -392,7 +377,7 @@ def test_the_help_names_every_scaling_without_loading_tensorflow():
 def test_the_study_s_own_network_has_overlays(tmp_path):
     model = artifacts.for_inference(build(MODELS["scratch_cnn"], image_shape=(32, 32, 3), classes=3, steps=10, seed=0))
     paths = Paths(tmp_path, "m", "model")
-    artifacts.save(model, paths, provenance={"class_names": NAMES}, history={})
+    artifacts.save(model, paths, provenance={"class_names": COLOUR_NAMES}, history={})
     painter = predict.Painter(inference.load(paths.keras), tmp_path / "cam")
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype="uint8")
     painter.paint(predict.Prediction("a/b.png", probabilities=np.float32((0.2, 0.3, 0.5)), pixels=pixels))

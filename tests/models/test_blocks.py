@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from conftest import noise
+from helpers import noise
 
 from cifar_keras.models import blocks
 

@@ -1,6 +1,6 @@
 """Exp 99: a run of two stages, seconds long, that says on stdout which phase it is in?
 
-Run      python tests/killed_run.py --dataset FOLDER --deterministic --root DIR
+Run      python tests/training/killed_run.py --dataset FOLDER --deterministic --root DIR
 Result   not yet run
 
 `test_kill.py` starts this file and kills it.

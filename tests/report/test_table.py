@@ -1,31 +1,11 @@
 import csv
-from pathlib import Path
 
 import pytest
+from helpers import entry, record
 
-from cifar_keras.commands.study import Entry
-from cifar_keras.config import ConfigError, Experiment, Stage, Training
+from cifar_keras.config import ConfigError
 from cifar_keras.report import table
 from cifar_keras.results.groups import Group
-
-
-def record(**changes):
-    """A finished full run of experiment 4 as results.csv has it."""
-    return {
-        "run_id": "exp4_1", "utc": "2026-01-01T00:00:00+00:00", "experiment": "exp4_scratch", "variant": "best",
-        "budget": "full", "model": "scratch_cnn", "dataset": "CIFAR-10 (JPEG)", "fingerprint": "abc", "seed": 0,
-        "weights": "none", "weights_called_for": "none", "precision": "float32",
-        "train_accuracy": 0.98, "train_n": 5000, "val_accuracy": 0.9, "val_n": 5000,
-        "test_accuracy": 0.896, "test_n": 10000, "parameters": 1972792,
-        "training_seconds": 2520.0, "device": "2-core CPU", "published_test": 0.72, "status": "finished",
-    } | changes  # fmt: skip
-
-
-def entry(key, *variants, test=None):
-    recipes = dict.fromkeys(variants, Training("scratch_cnn", (Stage(1, 0.1),)))
-    number, _, name = key.removeprefix("exp").partition("_")
-    published = {"test": test} if test else {}
-    return Entry(Path(f"{key}.py"), "A question?", Experiment(int(number), name, recipes, published))
 
 
 def test_a_row_states_accuracy_interval_n_data_hardware_and_time():

@@ -6,7 +6,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from conftest import noise
+from helpers import noise
 
 from cifar_keras.config import ConfigError, RunFailedError, Stage, Training
 from cifar_keras.models import blocks

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_config import config
+from helpers import config
 
 from cifar_keras import metrics, outcome
 from cifar_keras.config import ConfigError, Limits

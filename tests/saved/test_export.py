@@ -6,9 +6,9 @@ import importlib.util
 import keras
 import numpy as np
 import pytest
+from helpers import experiment_of
 from keras import layers
 from PIL import Image
-from test_experiments import experiment_of
 
 from cifar_keras import cli, runner
 from cifar_keras.config import ConfigError, RunFailedError

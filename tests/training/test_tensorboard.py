@@ -7,7 +7,7 @@ import json
 import keras
 import numpy as np
 import pytest
-from test_config import config
+from helpers import config
 
 from cifar_keras import plotting
 from cifar_keras.config import ConfigError, RunFailedError

@@ -1,7 +1,7 @@
-"""Writes models as Keras 2 saved them, and what they predicted there for noise in [0, 1]: the files in `tests/keras2/`.
+"""Writes models as Keras 2 saved them, and their predictions there for noise in [0, 1]: the files in `keras2/`.
 
 Run, in an environment of its own:  pip install "tensorflow-cpu==2.15.*" "numpy<2"
-                                    python tests/make_keras2_models.py tests/keras2 [--full] [--keras]
+                                    python tests/saved/make_keras2_models.py tests/saved/keras2 [--full] [--keras]
 The names begin with TensorFlow's version. `--full` adds a whole ResNet50 (95 MB), which is not committed; `--keras`
 writes the small `.keras` archives of 2.13 to 2.15, and their weights alone, instead of the `.h5`. Weights are random,
 seeded, and BatchNorm's statistics are moved from where they start, so that swapping them would show.

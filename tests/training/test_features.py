@@ -13,7 +13,7 @@ import time
 import keras
 import numpy as np
 import pytest
-from conftest import noise
+from helpers import noise
 
 from cifar_keras import runner
 from cifar_keras.config import ConfigError, Experiment, RunFailedError, Stage, Training

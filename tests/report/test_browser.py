@@ -7,7 +7,7 @@ import shutil
 import subprocess
 
 import pytest
-from test_notebooks import TINY
+from helpers import TINY
 
 from cifar_keras.commands.study import report, run
 from cifar_keras.utils.paths import PROJECT

@@ -8,10 +8,9 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
+from helpers import COLOUR_NAMES, COLOURS, colour_model, finished_run, model_for
 from keras import layers
 from PIL import Image
-from test_analyse import finished, model_for
-from test_predict import COLOURS, NAMES, colour_model
 
 from cifar_keras import cli, plotting, results, runner
 from cifar_keras.commands import evaluate
@@ -25,7 +24,7 @@ from cifar_keras.utils.paths import Paths
 TEST = {"blue": ("blue",) * 8 + ("red",) * 2, "green": ("green",) * 5, "red": ("red",) * 4 + ("green",)}
 
 
-def saved(model, folder, name, names=NAMES):
+def saved(model, folder, name, names=COLOUR_NAMES):
     """A saved model of the form that runs leave; without `names`, one from elsewhere. Returns its path."""
     path = folder / f"{name}.keras"
     if names is None:
@@ -264,7 +263,7 @@ def test_val_may_be_evaluated_and_limited(colours, told):
 def test_images_of_another_size_are_seen_as_predict_sees_them(colours, told, tmp_path):
     random = np.random.RandomState(0)
     for split in ("train", "val", "test"):
-        for name in NAMES:
+        for name in COLOUR_NAMES:
             (tmp_path / "large" / split / name).mkdir(parents=True)
             for place in range(3):
                 pixels = random.randint(0, 256, (31, 24, 3)).astype("uint8")
@@ -303,11 +302,11 @@ def test_a_folders_files_are_decoded_at_the_size_that_a_model_wants(tmp_path):
 
 def test_damaged_images_can_be_left_out_and_odd_names_are_drawn(colours, tmp_path):
     odd = os.fsdecode(b"caf\xe9")  # a folder of a Latin-1 archive
-    for name in (*NAMES[:2], odd):
+    for name in (*COLOUR_NAMES[:2], odd):
         (tmp_path / "odd" / name).mkdir(parents=True)
         for place in range(12):
             Image.new("RGB", (8, 8), (10 * place, 90, 30)).save(tmp_path / "odd" / name / f"{place}.png")
-    (tmp_path / "odd" / NAMES[0] / "broken.png").write_bytes(b"nothing")
+    (tmp_path / "odd" / COLOUR_NAMES[0] / "broken.png").write_bytes(b"nothing")
     arguments = (saved(colours.network, tmp_path, "unnamed", None), "--dataset", tmp_path / "odd", "--root", tmp_path)
     assert run(*arguments) == 2
     assert run(*arguments, "--skip-unreadable", "--input-scaling", "raw") == 0
@@ -327,7 +326,7 @@ def test_a_table_calls_no_two_models_alike():
 def recorded(tmp_path_factory):
     """A root with a run's record and predictions as the runner leaves them, of a tiny model."""
     root, data = tmp_path_factory.mktemp("recorded"), load("shapes", limits=Limits(60, 60, 60))
-    record, network = finished(root, data), model_for(data)
+    record, network = finished_run(root, data), model_for(data)
     paths = Paths.of(RunConfig.restored(record["config"]), root)
     note = {"run_id": "run-1", "class_names": list(data.class_names), "config": record["config"]}
     artifacts.save(network, paths, provenance=note, history={})
@@ -383,7 +382,7 @@ def test_every_format_of_a_runs_model_gives_its_record_image_for_image(which, re
 
 
 def test_a_split_that_was_carved_from_train_is_said_to_be(colours, told, tmp_path):
-    for name in NAMES:
+    for name in COLOUR_NAMES:
         (tmp_path / "alone" / name).mkdir(parents=True)
         for place in range(10):
             Image.new("RGB", (8, 8), (10 * place, 90, 30)).save(tmp_path / "alone" / name / f"{place}.png")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import noise
+from helpers import noise
 
 from cifar_keras.data import augment
 from cifar_keras.data.augment import STEPS, augmented

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_commands import store
-from test_table import entry, record
+from helpers import entry, record, store
 
 from cifar_keras.config import ConfigError
 from cifar_keras.explain import errors

@@ -1,5 +1,4 @@
 import csv
-import json
 import os
 import shutil
 import signal
@@ -9,7 +8,7 @@ import textwrap
 import time
 
 import pytest
-from test_table import record
+from helpers import record, store
 
 from cifar_keras.commands import study
 from cifar_keras.config import ConfigError
@@ -50,13 +49,6 @@ def project(folder, *, more="", **bodies):
 
 def study_of(folder, *codes):
     return project(folder, **{f"exp{i}": EXIT.format(code) for i, code in enumerate(codes, start=1)})
-
-
-def store(root, *records):
-    for place, one in enumerate(records):
-        path = root / "results" / "runs" / f"{place}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(one | {"run_id": str(place)}))
 
 
 def test_a_study_without_experiments_is_one_sentence(tmp_path):

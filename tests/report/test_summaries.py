@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 
 import pytest
-from test_table import record
+from helpers import record
 
 from cifar_keras.config import Experiment, Stage, Training
 from cifar_keras.report import summaries
