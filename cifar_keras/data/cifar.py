@@ -148,8 +148,7 @@ def _download(archive):
     try:
         with urllib.request.urlopen(archive.url, timeout=TIMEOUT) as response, files.replacing(target) as temporary:
             _receive(response, temporary, archive.file)
-            with open(temporary, "rb") as file:
-                _check(file, archive, archive.url)
+            _check(files.sha256(temporary), archive, archive.url)
     except (OSError, http.client.HTTPException) as error:
         raise ConfigError(
             f"{archive.label} was found in no place and could not be downloaded from {archive.url} "
@@ -180,22 +179,17 @@ def _read(response):
 def check(archive: Archive, source: Path) -> None:
     """Compares an archive, or every file of an unpacked folder, with the published checksums.
 
-    Args:
-        archive: `Archive`.
-        source: from `find`.
     Raises: ConfigError if one differs.
     """
     if source.is_dir():
         for member in archive.members:
             _published(archive, source, member)
     else:
-        with open(source, "rb") as file:
-            _check(file, archive, source)
+        _check(files.sha256(source), archive, source)
 
 
-def _check(file, archive, name):
-    """Compares an open archive's SHA-256 with the published one."""
-    received = hashlib.file_digest(file, "sha256").hexdigest()
+def _check(received, archive, name):
+    """Raises ConfigError unless a SHA-256 is the published one."""
     if received != archive.sha256:
         raise ConfigError(
             f"{name} is not the published {archive.label} archive, or not all of it. Expected SHA-256 "
@@ -206,7 +200,7 @@ def _check(file, archive, name):
 def _from_archive(archive, path):
     """Reads the members straight from the tar file: nothing is unpacked to disk, no other member is looked at."""
     with open(path, "rb") as file:
-        _check(file, archive, path)
+        _check(hashlib.file_digest(file, "sha256").hexdigest(), archive, path)
         file.seek(0)
         batches = {}
         try:

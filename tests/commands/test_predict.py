@@ -199,7 +199,7 @@ def broken(path, tmp_path):
     yield written("text.h5", b"this is no HDF5"), "whole saved model"
     yield written("empty.h5", b""), "whole saved model"
     yield bomb, "must unpack to at most"
-    yield tmp_path / "missing.keras", "which is none"
+    yield tmp_path / "missing.keras", "which is not a file"
     yield written("model.pkl", whole), "ends in .keras"
     yield tmp_path, "ends in .keras"
 

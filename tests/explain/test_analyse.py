@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
-from helpers import finished_run, model_for, noise
+from helpers import finished_run, gradcam, model_for, noise
 from keras import layers
 from PIL import Image
 
@@ -16,7 +16,6 @@ from cifar_keras.config import ConfigError, Limits
 from cifar_keras.data import load
 from cifar_keras.data.images import decode, fitted
 from cifar_keras.explain import analyse, elsewhere
-from cifar_keras.explain.gradcam import gradcam
 from cifar_keras.saved import artifacts, find, inference
 from cifar_keras.utils.paths import Paths
 
