@@ -55,10 +55,7 @@ def run(models, asked, *, root, as_json=False, predictions=None, figure=None):
 
 
 def _scores(pairs, asked, root):
-    """The scores of the models that can be used, the errors of the others, and the dataset.
-
-    Raises: ConfigError where the images can't be had.
-    """
+    """The scores of the models that can be used, the errors of the others, and the dataset."""
     images = Images(asked.dataset, asked) if asked.dataset else None
     scores, failed = [], []
 
@@ -273,9 +270,8 @@ def _by_class(models, names):
         worst = sorted((one for one in classes if one[0]["n"]), key=lambda one: one[0]["accuracy"])[:WORST]
         heading += f", the {len(worst)} worst of {len(classes)} (all: --json)"
         classes = worst
-    rows = [(printable(one[0]["name"]), f"{one[0]['n']:,}", *map(_share, one)) for one in classes]
+    rows = []
+    for first, *others in classes:
+        shares = ("-" if one["accuracy"] is None else f"{one['accuracy']:.1%}" for one in (first, *others))
+        rows.append((printable(first["name"]), f"{first['n']:,}", *shares))
     return f"{heading}\n\n{tabulate(rows, ('class', 'n', *names), 'plain', disable_numparse=True)}"
-
-
-def _share(one):
-    return "-" if one["accuracy"] is None else f"{one['accuracy']:.1%}"
