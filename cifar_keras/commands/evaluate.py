@@ -25,7 +25,7 @@ WORST = 10
 
 
 def run(models, asked, *, root, as_json=False, predictions=None, figure=None):
-    """Evaluates models one after the other and prints how they do.
+    """Evaluates models one after the other and prints the results.
 
     Args:
         models: files, run ids or experiments; a `.json` is followed by its weights.
@@ -35,7 +35,7 @@ def run(models, asked, *, root, as_json=False, predictions=None, figure=None):
         predictions: `.npz` that the probabilities go to; None for none.
         figure: the PNG of the confusion matrix of a single model; None for the default below `root`.
     Returns: exit code: 0, 1 where some models can't be used, 2 where none can.
-    Raises: ConfigError where the images can't be had or a file can't be written.
+    Raises: ConfigError where the images can't be loaded or a file can't be written.
     """
     folder, pairs = Path(root) / "results" / "evaluate", find.paired(models)
     _check_outputs(pairs, predictions, figure, folder)

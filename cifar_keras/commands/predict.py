@@ -213,7 +213,7 @@ def _hint_at_names(classifier):
     network = classifier.network
     there = [path for name in labels.BESIDE if (path := network.path.with_name(name)).is_file()]
     if there and "class_names" not in classifier.provenance:
-        to_stderr(f"{network.path.name} names no classes; --class-names {there[0]} would, if it is the model's")
+        to_stderr(f"{network.path.name} names no classes. If {there[0]} lists them: --class-names {there[0]}")
 
 
 def _with_best_scaling(classifier, found, names):

@@ -146,7 +146,7 @@ class Dataset:
         )
 
     def with_per_class(self, count: int, *, seed: int) -> "Dataset":
-        """The dataset with at most `count` training images of each class, drawn by the seed; fewer are among more."""
+        """The dataset with at most `count` training images per class. A seed's smaller draws are in its larger ones."""
         labels, random = self.train.labels, np.random.RandomState(seed)
         drawn = [random.permutation(np.flatnonzero(labels == label))[:count] for label in range(len(self.class_names))]
         return dataclasses.replace(self, train=take(self.train, np.sort(np.concatenate(drawn))))
@@ -176,8 +176,8 @@ def stratified(labels: np.ndarray, count: int, *, seed: int, each: Sequence[int]
         labels: int `(images,)`.
         count: how many to take.
         seed: of the draw.
-        each: classes of which an image is taken even where their share is none: instead of one of the largest class, or
-            beyond `count` where no class can spare one. Where all have a share, nothing changes.
+        each: classes that get an image even where their share is 0. It replaces one of the largest class, or is taken
+            beyond `count` where no class can spare one.
     """
     random = np.random.RandomState(seed)
     classes, sizes = np.unique(labels, return_counts=True)

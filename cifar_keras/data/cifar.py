@@ -105,7 +105,7 @@ def load(name: str, *, data_dir: StrPath | None = None) -> Dataset:
         data_dir: looked into first; then `$CIFAR_KERAS_DATA`, then the cache of Keras. In each place the archive
             counts as well as the folder unpacked from it. Found nowhere, the archive is downloaded into that cache.
     Returns: `Dataset`; its fingerprint is the same for the archive and for the folder.
-    Raises: ConfigError if the data can't be had, or aren't the published ones. What was found is never changed.
+    Raises: ConfigError if the data can't be found or downloaded, or aren't the published ones. Nothing is changed.
     """
     archive = ARCHIVES[name]
     source = find(archive, data_dir) or _download(archive)
@@ -151,7 +151,7 @@ def _download(archive):
             _check(files.sha256(temporary), archive, archive.url)
     except (OSError, http.client.HTTPException) as error:
         raise ConfigError(
-            f"{archive.label} was found in no place and could not be downloaded from {archive.url} "
+            f"{archive.label} was not found and could not be downloaded from {archive.url} "
             f"({getattr(error, 'reason', None) or error}). Either fetch it elsewhere and put {archive.file} "
             f"(SHA-256 {archive.sha256}) into {keras_cache('datasets')}, or into a folder named by `--data-dir` or "
             "CIFAR_KERAS_DATA; or go without it: `--dataset shapes` needs no file, `--dataset FOLDER` takes "
@@ -172,7 +172,7 @@ def _receive(response, path, name):
 def _read(response):
     try:
         return response.read(2**16)
-    except OSError as error:  # told apart from a full disk, which is an OSError too
+    except OSError as error:  # another type, as a full disk raises an OSError too
         raise http.client.HTTPException(f"the connection broke: {error}") from error
 
 
@@ -271,7 +271,7 @@ def _unpickle(data, name):
 
 
 def _split(archive, batches, source):
-    """Batches to one `Split`; 3072 bytes an image are its red, green and blue planes, row by row."""
+    """Batches to one `Split`; the 3072 bytes of an image are its red, green and blue planes, row by row."""
     try:
         planes = np.concatenate([batch[b"data"] for batch in batches])
         images = np.ascontiguousarray(planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))

@@ -134,7 +134,7 @@ def _splitmix64(counters):
 
 
 def _coverage(draw, classes, size):
-    """How much of each pixel its shape covers, int32 `(n, size, size)` in 0..4: four samples a pixel."""
+    """How much of each pixel its shape covers, int32 `(n, size, size)` in 0..4: four samples per pixel."""
     u, v = _own_coordinates(draw, size)
     inside = np.empty(u.shape, bool)
     for number, shape in enumerate(SHAPES.values()):

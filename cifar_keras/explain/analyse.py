@@ -93,7 +93,7 @@ def explain(name, *, root, dataset=None, data_dir=None, layer=None, only=None, *
         only: names of the sections to make; None for all.
         loading: options of `inference.load`, for a model without a run.
     Returns: the folder.
-    Raises: ConfigError where the run, its model, its data or the layer can't be had.
+    Raises: ConfigError where the run, its model, its data or the layer can't be found.
     """
     start, root = time.monotonic(), Path(root)
     subject = find(name, root=root, dataset=dataset, data_dir=data_dir, **loading)
@@ -242,8 +242,8 @@ def find(name, *, root, dataset=None, data_dir=None, **loading):
     if given := sorted(name for name, value in loading.items() if value is not None):
         option = {"scaling": "input-scaling"}.get(given[0], given[0].replace("_", "-"))
         raise ConfigError(
-            f"`--{option}` is for models of no recorded run. Received: {name}, whose record "
-            f"is {record['run_id']}. Leave the option out."
+            f"`--{option}` is for models without a recorded run. Received: {name}, whose run is {record['run_id']}. "
+            "Leave the option out."
         )
     config = RunConfig.restored(record["config"])
     path = model_of(record, path if is_model(name) else None, Paths.of(config, root))
@@ -254,7 +254,7 @@ def find(name, *, root, dataset=None, data_dir=None, **loading):
 def images_of(record, config, *, dataset, data_dir):
     """The dataset of a run, cut as the run cut it.
 
-    Raises: ConfigError where the images are on a folder that is not named, or are others.
+    Raises: ConfigError where the folder of the images is not given, or the images are not the run's.
     """
     known, classes = options_of(config, record["class_names"])
     if dataset is None and known is None:

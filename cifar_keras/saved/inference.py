@@ -299,7 +299,7 @@ def _noise(count, size):
 
 
 def _probes(size):
-    """Images of all kinds, uint8 `(n, height, width, 3)`: plain ones of every corner of the colours, noise of parts."""
+    """Images, uint8 `(n, height, width, 3)`: one of each extreme colour, and noise of falling brightness."""
     corners = [np.full((*size, 3), colour, "uint8") for colour in itertools.product((0, 255), repeat=3)]
     noise = _noise(PROBES - len(corners), size)
     return np.stack([*corners, *(one // (2 + place) for place, one in enumerate(noise))])
@@ -402,7 +402,7 @@ class Classifier:
 
 
 def _holds(ends, span):
-    """Whether a range covers most of another one, and is not far wider than it, so that steps would be too coarse."""
+    """Whether a range covers most of another one and is not so much wider that its steps would be too coarse."""
     common = min(ends[1], span[1]) - max(ends[0], span[0])
     return common >= 0.7 * (span[1] - span[0]) and common >= 0.1 * (ends[1] - ends[0])
 

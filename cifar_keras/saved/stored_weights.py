@@ -36,7 +36,7 @@ def check(file, stored_bytes):
     found = _datasets(file)
     elsewhere = [*links, *(item.name for item in found if item.external or item.is_virtual)]
     if elsewhere:
-        raise ConfigError(f"The weights must stand in the file itself. Received: {elsewhere[0]!r}, which does not.")
+        raise ConfigError(f"The weights must be in the file itself. Received: {elsewhere[0]!r}, which is elsewhere.")
     if others := [item.name for item in found if item.dtype.kind not in "biuf" and not _is_bfloat16(item.dtype)]:
         raise ConfigError(f"The weights must be numbers. Received: {others[0]!r}, which holds values of another kind.")
     _check_total(found, stored_bytes)

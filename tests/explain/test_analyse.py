@@ -341,7 +341,7 @@ def test_what_a_model_can_not_have_is_left_out_with_its_reason(few, undrawn, tmp
 
 
 def test_options_for_models_of_no_run_are_refused_for_a_run(explained):
-    with pytest.raises(ConfigError, match="`--input-scaling` is for models of no recorded run. .* run-1"):
+    with pytest.raises(ConfigError, match="`--input-scaling` is for models without a recorded run. .* run-1"):
         analyse.explain("run-1", root=explained.root, scaling="unit")
 
 

@@ -238,7 +238,7 @@ def test_a_link_among_the_weights_is_refused(tmp_path):
         del file["layers/dense"]
         file["layers/dense"] = h5py.ExternalLink("/elsewhere.h5", "/secret")
     write_members(path, content | {"model.weights.h5": weights.getvalue()})
-    with pytest.raises(ConfigError, match="must stand in the file itself. Received: 'layers/dense'"):
+    with pytest.raises(ConfigError, match="must be in the file itself. Received: 'layers/dense'"):
         artifacts.load(path)
 
 
