@@ -41,10 +41,9 @@ def main(experiment, arguments=None):
     """
     system.escape_unknown_characters()
     arguments = sys.argv[1:] if arguments is None else arguments
-    document = sys.modules["__main__"].__doc__ or ""
     parser = argparse.ArgumentParser(
         prog=f"{experiment.key}.py",
-        description=document,
+        description=sys.modules["__main__"].__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -294,8 +293,7 @@ def _inspect(verbs):
         runtime.setup(verbose=options.verbose)
         from cifar_keras.saved import find, formats, inspect_model
 
-        model, weights = find.single(options.model, options.weights)
-        network = formats.open_network(find.find_model(model, root=options.root), weights)
+        network = formats.open_network(find.find_model(options.model, root=options.root), options.weights)
         print(inspect_model.text(network, class_names=options.class_names))
         return 0
 
@@ -311,9 +309,8 @@ def _export(verbs):
         runtime.setup(verbose=options.verbose)
         from cifar_keras.saved import export, find, inference
 
-        model, weights = find.single(options.model, options.weights)
-        path = find.find_model(model, root=options.root)
-        classifier = inference.load(path, weights=weights, **_chosen(options, *LOADING))
+        path = find.find_model(options.model, root=options.root)
+        classifier = inference.load(path, **_chosen(options, "weights", *LOADING))
         inference.print_assumptions(classifier)
         where = _chosen(options, "dataset", "data_dir", "skip_unreadable", "verbose")
         print(*export.export(classifier, options.to, options.output, **where), sep="\n")
@@ -342,9 +339,8 @@ def _doctor(verbs):
 
 
 VERBS = (
-    *(_list, _run, _study, _collate, _compare, _explain, _report),
-    *(_predict, _evaluate, _inspect, _export, _doctor),
-)
+    _list, _run, _study, _collate, _compare, _explain, _report, _predict, _evaluate, _inspect, _export, _doctor,
+)  # fmt: skip
 
 
 def _add_format(verb):
@@ -353,9 +349,7 @@ def _add_format(verb):
 
 def _add_loading(verb, *, scaling="raw", size="none"):
     """Adds the options of `LOADING`; `scaling` and `size` describe their defaults."""
-    text = (
-        "how pixels are scaled, for a model that does not state it: raw ([0, 255]), unit, half, zscore, torch or caffe"
-    )
+    text = "how pixels are scaled, if the model does not state it: raw ([0, 255]), unit, half, zscore, torch or caffe"
     verb.add_argument("--input-scaling", metavar="NAME", dest="scaling", help=f"{text} (default: {scaling})")
     text = f"side of the images, for a model that takes any size (default: {size})"
     verb.add_argument("--image-size", type=positive, metavar="PIXELS", help=text)

@@ -19,6 +19,7 @@ from cifar_keras.config import (
     Training,
 )
 from cifar_keras.data.base import Split
+from cifar_keras.explain.gradcam import GradCam
 from cifar_keras.metrics import coarse_accuracy
 from cifar_keras.models.zoo import MODELS
 from cifar_keras.saved import artifacts
@@ -143,3 +144,8 @@ def colour_model(*, uint8=True, scale=1.0, softmax=True, outputs=1):
     model.get_layer("conv").set_weights([np.eye(3)[None, None], np.zeros(3)])
     model.get_layer("logits").set_weights([np.eye(3) * scale, np.zeros(3)])
     return model
+
+
+def gradcam(model, images, classes, *, layer=None):
+    """The maps of `GradCam` for a model that is needed once."""
+    return GradCam(model, layer=layer, size=np.shape(images[0])[:2])(images, classes)

@@ -66,10 +66,6 @@ class Finding:
 def run(*, root, data_dir=None, as_json=False):
     """Checks everything and prints the findings. Call it before `runtime.setup`, which changes the line on oneDNN.
 
-    Args:
-        root: as `--root`.
-        data_dir: as `--data-dir`, or None.
-        as_json: print JSON instead of text.
     Returns: exit code 0, whatever is missing.
     """
     findings = examine(root=root, data_dir=data_dir)
@@ -143,13 +139,7 @@ def machine(environment):
 
 
 def onednn(flags, environment):
-    """Whether TensorFlow uses oneDNN, and why.
-
-    Args:
-        flags: of the processor, `system.cpu_flags()`.
-        environment: the environment variables before `runtime.setup`.
-    Returns: `Finding`.
-    """
+    """Whether TensorFlow uses oneDNN, and why, by `system.cpu_flags()` and the environment before `runtime.setup`."""
     given = environment.get(ONEDNN)
     by_default = f"TensorFlow's own default for this CPU is {'on' if flags & ONEDNN_FLAGS else 'off'}"
     if not flags:
@@ -171,7 +161,7 @@ def _memory():
 
 
 def _enough(area, name, amount, value, remedy):
-    """A finding on an amount of bytes; a warning with the remedy if it is below `LOW`."""
+    """A finding on an amount of bytes; it is a warning with the remedy if there are fewer than `LOW`."""
     if amount >= LOW:
         return Finding(area, name, value)
     return Finding(area, name, value, "warning", f"{remedy}: a run may need up to {_size(LOW)}.")
@@ -183,11 +173,9 @@ def _size(amount):
 
 
 def backend_of(environment):
-    """The backend that Keras uses, and the source of that setting. Asking Keras itself would load the backend.
+    """The backend that Keras uses, and the source of that setting, for example `('jax', 'KERAS_BACKEND')`.
 
-    Args:
-        environment: the environment variables.
-    Returns: for example `('jax', 'KERAS_BACKEND')`.
+    Asking Keras itself would load the backend.
     """
     file = keras_cache("keras.json")
     if name := environment.get("KERAS_BACKEND"):
@@ -223,13 +211,7 @@ def precision(backend):
 
 
 def gpu(found, backend, *, driver):
-    """The finding on the GPU.
-
-    Args:
-        found: from `runtime.gpu`.
-        backend: the backend in use.
-        driver: whether an NVIDIA driver is loaded.
-    """
+    """The finding on the GPU `found` by `runtime.gpu`; `driver` is whether an NVIDIA driver is loaded."""
     if found:
         name, capability = found
         return Finding("backend", "gpu", f"{name}, compute capability {'.'.join(map(str, capability))}")
@@ -253,13 +235,7 @@ def packages():
 
 
 def package(name, version, requirement):
-    """The finding on one required package.
-
-    Args:
-        name: the distribution's.
-        version: the installed one, or None.
-        requirement: the `Requirement`, for example 'keras>=3.15,<3.16'.
-    """
+    """The finding on one required package, whose installed version is None where it is absent."""
     if version is None:
         return Finding("packages", name, "not installed", "missing", f"`pip install '{requirement}'`.")
     if requirement.specifier.contains(version, prereleases=True):
@@ -315,14 +291,9 @@ def imagenet(data_dir):
 
 
 def _published(name, file, source, searched, *, check):
-    """The finding on a published file.
+    """The finding on a published file, described by `file`, in the folders that were searched.
 
-    Args:
-        name: of its content.
-        file: its name, address and checksum.
-        source: the path where it was found, or None.
-        searched: the folders that were searched.
-        check: raises ConfigError unless `source` has the published checksum.
+    `source` is the path where it was found, or None; `check` raises ConfigError unless it has the published checksum.
     """
     if source is None:
         where = "; ".join(f"{place}{'' if place.is_dir() else ' (no such folder)'}" for place in searched)
@@ -363,7 +334,7 @@ def _place(name, folder, advice, *, note=""):
 
 
 def summary(findings):
-    """The closing line: `2 things missing, 1 warning`."""
+    """The closing line: `2 items missing, 1 warning`."""
     missing, warnings = (_count(findings, status) for status in ("missing", "warning"))
     things = f"{missing} item{'s' * (missing > 1)}" if missing else "nothing"
     return f"{things} missing, {warnings or 'no'} warning{'s' * (warnings != 1)}"
@@ -389,23 +360,12 @@ def to_text(findings):
 
 
 def _wrapped(text, start, indent):
-    return textwrap.wrap(
-        text,
-        WIDTH,
-        initial_indent=start,
-        subsequent_indent=" " * indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    indents = {"initial_indent": start, "subsequent_indent": " " * indent}
+    return textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False, **indents)
 
 
 def to_json(findings):
     """The findings, and the numbers of missing items and warnings, as indented JSON."""
-    return json.dumps(
-        {
-            "findings": [dataclasses.asdict(finding) for finding in findings],
-            "missing": _count(findings, "missing"),
-            "warnings": _count(findings, "warning"),
-        },
-        indent=1,
-    )
+    listed = [dataclasses.asdict(finding) for finding in findings]
+    counts = {"missing": _count(findings, "missing"), "warnings": _count(findings, "warning")}
+    return json.dumps({"findings": listed, **counts}, indent=1)

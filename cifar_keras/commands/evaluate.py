@@ -25,7 +25,7 @@ WORST = 10
 
 
 def run(models, asked, *, root, as_json=False, predictions=None, figure=None):
-    """Evaluates models one after the other and prints how they do.
+    """Evaluates models one after the other and prints the results.
 
     Args:
         models: files, run ids or experiments; a `.json` is followed by its weights.
@@ -35,7 +35,7 @@ def run(models, asked, *, root, as_json=False, predictions=None, figure=None):
         predictions: `.npz` that the probabilities go to; None for none.
         figure: the PNG of the confusion matrix of a single model; None for the default below `root`.
     Returns: exit code: 0, 1 where some models can't be used, 2 where none can.
-    Raises: ConfigError where the images can't be had or a file can't be written.
+    Raises: ConfigError where the images can't be loaded or a file can't be written.
     """
     folder, pairs = Path(root) / "results" / "evaluate", find.paired(models)
     _check_outputs(pairs, predictions, figure, folder)
@@ -55,10 +55,7 @@ def run(models, asked, *, root, as_json=False, predictions=None, figure=None):
 
 
 def _scores(pairs, asked, root):
-    """The scores of the models that can be used, the errors of the others, and the dataset.
-
-    Raises: ConfigError where the images can't be had.
-    """
+    """The scores of the models that can be used, the errors of the others, and the dataset."""
     images = Images(asked.dataset, asked) if asked.dataset else None
     scores, failed = [], []
 
@@ -273,9 +270,8 @@ def _by_class(models, names):
         worst = sorted((one for one in classes if one[0]["n"]), key=lambda one: one[0]["accuracy"])[:WORST]
         heading += f", the {len(worst)} worst of {len(classes)} (all: --json)"
         classes = worst
-    rows = [(printable(one[0]["name"]), f"{one[0]['n']:,}", *map(_share, one)) for one in classes]
+    rows = []
+    for first, *others in classes:
+        shares = ("-" if one["accuracy"] is None else f"{one['accuracy']:.1%}" for one in (first, *others))
+        rows.append((printable(first["name"]), f"{first['n']:,}", *shares))
     return f"{heading}\n\n{tabulate(rows, ('class', 'n', *names), 'plain', disable_numparse=True)}"
-
-
-def _share(one):
-    return "-" if one["accuracy"] is None else f"{one['accuracy']:.1%}"

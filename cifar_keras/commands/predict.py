@@ -153,13 +153,7 @@ def _inside(folder):
 
 
 def predictions(classifier, found, names=None):
-    """Yields a `Prediction` for every source, block after block.
-
-    Args:
-        classifier: `inference.Classifier`.
-        found: from `sources`.
-        names: of the classes, where the folders are the labels.
-    """
+    """Yields a `Prediction` for every image of `sources`, in blocks; `names` are the classes if folders are labels."""
     with ThreadPoolExecutor(cores()) as pool:
         for block in inference.batched(found, inference.BATCH):
             read = list(pool.map(lambda source: _read(classifier, source, names), block))
@@ -219,7 +213,7 @@ def _hint_at_names(classifier):
     network = classifier.network
     there = [path for name in labels.BESIDE if (path := network.path.with_name(name)).is_file()]
     if there and "class_names" not in classifier.provenance:
-        to_stderr(f"{network.path.name} names no classes; --class-names {there[0]} would, if it is the model's")
+        to_stderr(f"{network.path.name} names no classes. If {there[0]} lists them: --class-names {there[0]}")
 
 
 def _with_best_scaling(classifier, found, names):
@@ -281,14 +275,7 @@ class Tally:
 
 
 class PredictionWriter:
-    """Prints one line for each prediction.
-
-    Args:
-        form: 'table', 'json' or 'csv'.
-        names: of the classes.
-        top: how many to print.
-        labelled: whether to print a column for the label.
-    """
+    """Prints one line for each prediction: its `top` classes, and in a CSV file the label of `labelled` images."""
 
     def __init__(self, form, names, top, *, labelled):
         self.names, self.top, self.labelled = names, top, labelled
@@ -331,9 +318,7 @@ class PredictionWriter:
 
 def _csv_line(values):
     buffer = io.StringIO()  # the writer quotes a line's end within a value only where its own lines end so
-    csv.writer(buffer, lineterminator="\n").writerow(
-        [printable(value) if value is not None else "" for value in values]
-    )
+    csv.writer(buffer, lineterminator="\n").writerow("" if value is None else printable(value) for value in values)
     return buffer.getvalue().removesuffix("\n")
 
 
@@ -356,9 +341,8 @@ class Painter:
             self.maps = GradCam(classifier.network.model, size=classifier.size)
             self._map(np.zeros((*classifier.size, 3), "uint8"), 0)
         except (NotApplicable, ValueError, KeyError) as error:
-            raise ConfigError(
-                f"`--gradcam` can't look into this model ({error}). It must have a convolution."
-            ) from None
+            message = f"`--gradcam` can't look into this model ({error}). It must have a convolution."
+            raise ConfigError(message) from None
         if self.maps.note:
             to_stderr(self.maps.note)
 

@@ -23,17 +23,12 @@ SOME_FAILED, ALL_FAILED = 1, 3
 ENDING = (129, 130, 143, HeldError.exit_code)  # SIGHUP, SIGINT, SIGTERM, a run held elsewhere: these end a series
 ALREADY_DONE = 0.1  # of its planned time: a run that ends sooner had been finished before, so its time means nothing
 EXPERIMENTS = PROJECT / "experiments"
+PAGES = ("README.md", "docs/results.md")  # with generated tables
 
 
 @dataclass(frozen=True)
 class Entry:
-    """An experiment file.
-
-    Attributes:
-        path: the file.
-        question: the first line of its docstring.
-        experiment: its `config.Experiment`.
-    """
+    """An experiment file; its question is the first line of its docstring."""
 
     path: Path
     question: str
@@ -43,18 +38,6 @@ class Entry:
     def key(self):
         """The file's name without ending: `exp3_finetune`."""
         return self.path.stem
-
-    @property
-    def number(self):
-        return self.experiment.number
-
-    @property
-    def variants(self):
-        return tuple(self.experiment.variants)
-
-    @property
-    def published(self):
-        return self.experiment.published
 
 
 def experiments(folder=EXPERIMENTS):
@@ -68,7 +51,7 @@ def experiments(folder=EXPERIMENTS):
             f"This command needs the experiment files, expected in {Path(folder).absolute()}. Received: none. They are "
             "not part of the installed package: clone or download the project's repository, and run the command in it."
         )
-    return sorted((_entry(path) for path in paths), key=lambda entry: (entry.number, entry.key))
+    return sorted((_entry(path) for path in paths), key=lambda entry: (entry.experiment.number, entry.key))
 
 
 def study_entries(folder=EXPERIMENTS):
@@ -98,7 +81,8 @@ def entry_named(name, entries):
     """
     wanted = Path(str(name)).name.removesuffix(".py")
     for entry in entries:
-        if wanted in (entry.key, f"exp{entry.number}", str(entry.number)):
+        number = entry.experiment.number
+        if wanted in (entry.key, f"exp{number}", f"{number}"):
             return entry
     choices = ", ".join(entry.key for entry in entries)
     raise ConfigError(f"The experiment must be one of: {choices} (or its number). Received: {name!r}.")
@@ -125,10 +109,7 @@ def _last(records):
 
 
 def run(name, arguments, *, folder=EXPERIMENTS):
-    """Runs one experiment in a process of its own. Returns its exit code.
-
-    Raises: ConfigError for an unknown name.
-    """
+    """Runs one experiment in a process of its own. Returns its exit code."""
     return process(entry_named(name, experiments(folder)).path, arguments)
 
 
@@ -178,11 +159,9 @@ def _handling(handler):
 def study(arguments, *, root, budget="full", folder=EXPERIMENTS):
     """Runs the study's experiments one after the other, each in a process, then collates the results in `root`.
 
-    Args:
-        arguments: passed on to every experiment as they are; they include `--root` and `--budget`, if given.
-        root: folder whose results are collated.
-        budget: the budget in `arguments`; the time left is estimated from it.
-        folder: holds the experiments.
+    Every experiment gets the `arguments` as they are, with `--root` and `--budget`, if given. The time left is
+    estimated from the budget.
+
     Returns: exit code, see `combined`. A signal also ends the study, without tables.
     """
     if not (chosen := study_entries(folder)):
@@ -220,7 +199,7 @@ def series(name, jobs, plan, *, speed=None):
         runs.append((code, time.monotonic() - start))
         if code in ENDING:
             print(
-                f"== {name} stopped during {key}; the same command, without `--fresh`, continues from there", flush=True
+                f"== {name} stopped during {key}; the same command without `--fresh` continues from there", flush=True
             )
             break
         print(progress(plan, runs, name=name, speed=speed), flush=True)
@@ -244,13 +223,9 @@ def combined(codes):
 
 
 def planned_seconds(entries, records, budget):
-    """How long each experiment should take: as long as its newest run with this budget, else the budget's own time.
+    """The seconds that each experiment should take: those of its newest run with this budget, else the budget's own.
 
-    Args:
-        entries: the experiments.
-        records: of earlier runs, oldest first.
-        budget: key of `config.BUDGETS`.
-    Returns: list of seconds; None if unknown (for a first full run).
+    They are None if unknown: for a first full run. The records are in order, the oldest first.
     """
     seconds = {entry.key: BUDGETS[budget].seconds for entry in entries}
     for record in records:
@@ -262,11 +237,7 @@ def planned_seconds(entries, records, budget):
 def progress(plan, runs, *, name="study", speed=None):
     """The line on a whole series: '== study 2/4 done, elapsed 3 min, about 5 min left'.
 
-    Args:
-        plan: the seconds that each run should take; None if unknown.
-        runs: `(exit code, seconds)` of those that ended.
-        name: of the series.
-        speed: as for `series`.
+    `runs` are the `(exit code, seconds)` of those that ended; the other arguments are those of `series`.
     """
     failed, elapsed = sum(code != 0 for code, _ in runs), sum(seconds for _, seconds in runs)
     line = f"== {name} {len(runs)}/{len(plan)} done, elapsed {duration(elapsed)}"
@@ -293,19 +264,20 @@ def seconds_left(plan, runs, *, after, speed=None):
 
 
 def collate(root, *, fmt="text", write=False, folder=EXPERIMENTS):
-    """Rebuilds results.csv in `root` and prints the comparison.
+    """Rebuilds results.csv in `root` and prints the comparison as 'text', 'csv' or 'markdown'. Returns exit code 0.
 
-    Args:
-        root: folder that holds `results/`.
-        fmt: 'text', 'csv' or 'markdown'.
-        write: also update README.md, docs/results.md and the experiments' `Result` lines.
-        folder: holds the experiments; README.md and docs/ are beside it.
-    Returns: exit code 0.
-    Raises: ConfigError if `write` is set for results from another folder.
+    With `write`, it also updates `PAGES`, beside the folder of experiments, and the experiments' `Result` lines.
+
+    Raises: ConfigError if `write` is set for results from another folder, or a page is missing.
     """
     project, entries = Path(folder).resolve().parent, experiments(folder)
     if write and Path(root).resolve() != project:
         raise ConfigError(f"`--write` needs the project's own results, in {project}. Received: --root {root}.")
+    if write and (missing := [page for page in PAGES if not (project / page).is_file()]):
+        raise ConfigError(
+            f"`--write` updates {' and '.join(PAGES)} in {project}. Received: no {missing[0]}. Run it in the project's "
+            "repository, or leave out `--write`."
+        )
     records = results.rebuild(root)
     print(comparison(records, entries, fmt))
     if write:
@@ -322,12 +294,8 @@ def collate(root, *, fmt="text", write=False, folder=EXPERIMENTS):
 def report(root, *, name=None, dataset=None, data_dir=None, folder=EXPERIMENTS):
     """Analyses the newest run of each of the study's experiments, or one run, then writes the page.
 
-    Args:
-        root: folder that holds `results/`.
-        name: a run id, an experiment (its newest run) or a run's saved model; None for the study.
-        dataset: as `--dataset`, for runs on image folders.
-        data_dir: as `--data-dir`.
-        folder: holds the experiments.
+    `name` is a run id, an experiment (its newest run) or a run's saved model; None for the study.
+
     Returns: exit code; 1 if some run could not be analysed, which the page then states.
     Raises: ConfigError if there is nothing to compare, or no such run.
     """
@@ -340,7 +308,7 @@ def report(root, *, name=None, dataset=None, data_dir=None, folder=EXPERIMENTS):
         failed = _analysed(runs, root=root, dataset=dataset, data_dir=data_dir)
         print(page.build(root, entries, dataset=dataset))
     else:
-        record = find.recorded(name, root=root)
+        record = find.record_of(name, find.finished(root))
         failed = _analysed({record["run_id"]: record["run_id"]}, root=root, dataset=dataset, data_dir=data_dir)
         entries = experiments(folder) if Path(folder).is_dir() else []
         question = next((one.question for one in entries if one.key == record["experiment"]), "")
@@ -380,16 +348,15 @@ def comparison(records, entries, fmt):
 def refreshed(records, folder=EXPERIMENTS):
     """The text that README.md, docs/results.md and the experiment files should have: path -> text. Writes nothing."""
     entries, folder = experiments(folder), Path(folder)
-    texts = {entry.path: entry.path.read_text(encoding="utf-8") for entry in entries}
-    found = {entry.path: _result(entry, records) for entry in entries}
-    texts = {path: table.with_result(text, found[path]) for path, text in texts.items()}
+    texts = {
+        entry.path: table.with_result(entry.path.read_text(encoding="utf-8"), _result(entry, records))
+        for entry in entries
+    }
     study = study_entries(folder)  # the others have tables of their own in results/
     own = [record for record in records if record["experiment"] in {entry.key for entry in study}]
-    pages = {
-        folder.parent / "README.md": ("results", table.summarised(own, study)),
-        folder.parent / "docs" / "results.md": ("tables", comparison(own, study, "markdown")),
-    }
-    for path, (name, content) in pages.items():
+    tables = (("results", table.summarised(own, study)), ("tables", comparison(own, study, "markdown")))
+    for page, (name, content) in zip(PAGES, tables, strict=True):
+        path = folder.parent / page
         texts[path] = table.generated(path.read_text(encoding="utf-8"), name, content)
     return texts
 
@@ -397,5 +364,5 @@ def refreshed(records, folder=EXPERIMENTS):
 def _result(entry, records):
     """The `Result` line of an experiment's docstring; an experiment with tables of its own refers to them."""
     if entry.experiment.summary and any(record["experiment"] == entry.key for record in records):
-        return f"Result   see results/exp{entry.number}*.md"
+        return f"Result   see results/exp{entry.experiment.number}*.md"
     return table.docstring_result(records, entry.key)

@@ -31,16 +31,15 @@ def load(
         data_dir: where the official CIFAR archive, or the folder unpacked from it, is looked for first.
         image_size: side in pixels, for folders and shapes; CIFAR images are 32 pixels wide.
         classes: names of those to keep, separated by commas; None keeps all.
-        limits: `config.Limits`; every class keeps its share.
+        limits: the most images of each split; every class keeps its share.
         decoded_at: `(height, width)` of the images of a folder for a model that wants this size, see `folder.load`.
         skip_unreadable: of a folder, leave out damaged images; `Dataset.skipped` names them.
-    Returns: `Dataset`.
     Raises: ConfigError for an unknown name, and for data that are missing, damaged or not what they claim to be.
     """
     limits = limits or Limits()
+    options: dict[str, Any] = {"image_size": image_size, "decoded_at": decoded_at, "skip_unreadable": skip_unreadable}
     if classes is not None:
-        options: dict[str, Any] = {"data_dir": data_dir, "image_size": image_size, "decoded_at": decoded_at}
-        whole = load(name, **options, skip_unreadable=skip_unreadable)
+        whole = load(name, data_dir=data_dir, **options)
         return whole.only(tuple(part.strip() for part in classes.split(","))).limited(limits)
     _check(name, image_size, skip_unreadable=skip_unreadable)
     if name in cifar.ARCHIVES:
@@ -48,7 +47,6 @@ def load(
     if name in shapes.GENERATED:
         return shapes.load(name, image_size=image_size or 32, limits=limits)
     if Path(name).is_dir():
-        options = {"image_size": image_size, "decoded_at": decoded_at, "skip_unreadable": skip_unreadable}
         return folder.load(name, **options).limited(limits)
     raise ConfigError(
         "`dataset` must be 'cifar10', 'cifar100', 'shapes', 'shapes100' or the path of an image folder. "
@@ -70,11 +68,10 @@ def _check(name: str, image_size: int | None, *, skip_unreadable: bool) -> None:
 
 
 def options_of(config, class_names):
-    """What `--dataset` and `--classes` were for a run.
+    """What `--dataset` and `--classes` were for a run, by its `RunConfig` and the class names in its record.
 
-    Args:
-        config: its `config.RunConfig`. Older ones have no `classes`; the slug made of their class names shows a choice.
-        class_names: those in the run's record.
+    Older configurations have no `classes`; there, the slug made of the class names shows a choice.
+
     Returns: `(name, classes)`; the name is None for a folder of images, the classes are None where all were used.
     """
     classes = config.classes

@@ -99,9 +99,8 @@ def cutout(image, seed, *, share=0.375):
     return tf.where((rows[:, None] & columns[None, :])[..., None], tf.constant(128, tf.uint8), image)
 
 
-STEPS = {
-    function.__name__: function for function in (shift, crop, flip, alternating_flip, colour_jitter, cutout)
-}  # what a model row's `augmentation` column is made of
+# What the `augmentation` column of a model is made of.
+STEPS = {step.__name__: step for step in (shift, crop, flip, alternating_flip, colour_jitter, cutout)}
 
 
 def augmented(images, seeds, steps):

@@ -79,7 +79,7 @@ class Dataset:
         slug: part of file names: `cifar10`, `cifar10-jpeg`, `shapes`, `pets-a1b2c3`.
         label: for tables and pictures: `CIFAR-10 (JPEG)`.
         fingerprint: SHA-256 (64 hex digits) over the whole source, before any limit.
-        class_names: one a class, in label order.
+        class_names: one per class, in label order.
         train, val, test: `Split`; val selects, test is read once.
         superclass_names: of the coarse labels, else empty.
         notes: facts that a reader of the numbers needs (identical pixels across splits).
@@ -105,23 +105,22 @@ class Dataset:
         return tuple(self.train.images.shape[1:])
 
     def limited(self, limits: Limits) -> "Dataset":
-        """The same dataset with at most `limits.train`, `.val`, `.test` images (`config.Limits`), see `stratified`.
+        """The same dataset with at most `limits.train`, `.val`, `.test` images, see `stratified`.
 
         No class is lost where there is room for all.
         """
-        cut: dict[str, Any] = {
-            name: take(split, stratified(split.labels, count, seed=0, each=_where_room(split.labels, count)))
-            for name in ("train", "val", "test")
-            if (count := getattr(limits, name)) is not None and count < len(split := getattr(self, name))
-        }
+        cut: dict[str, Any] = {}
+        for name in ("train", "val", "test"):
+            split, count = getattr(self, name), getattr(limits, name)
+            if count is not None and count < len(split):
+                each = classes if len(classes := np.unique(split.labels)) <= count else ()
+                cut[name] = take(split, stratified(split.labels, count, seed=0, each=each))
         return dataclasses.replace(self, **cut)
 
     def only(self, names: Sequence[str]) -> "Dataset":
-        """The dataset's images of some classes, in the order of its own `class_names`, as a dataset of its own.
+        """The images of two classes or more as a dataset of their own; `class_names` keep their order.
 
-        Args:
-            names: of two classes or more.
-        Raises: ConfigError for fewer, and for names that it hasn't.
+        Raises: ConfigError for fewer classes, and for names that the dataset does not have.
         """
         unknown = sorted(set(names) - set(self.class_names))
         if unknown or len(set(names)) < 2:
@@ -147,7 +146,7 @@ class Dataset:
         )
 
     def with_per_class(self, count: int, *, seed: int) -> "Dataset":
-        """The dataset with at most `count` training images of each class, drawn by the seed; fewer are among more."""
+        """The dataset with at most `count` training images per class. A seed's smaller draws are in its larger ones."""
         labels, random = self.train.labels, np.random.RandomState(seed)
         drawn = [random.permutation(np.flatnonzero(labels == label))[:count] for label in range(len(self.class_names))]
         return dataclasses.replace(self, train=take(self.train, np.sort(np.concatenate(drawn))))
@@ -177,8 +176,8 @@ def stratified(labels: np.ndarray, count: int, *, seed: int, each: Sequence[int]
         labels: int `(images,)`.
         count: how many to take.
         seed: of the draw.
-        each: classes of which an image is taken even where their share is none: instead of one of the largest class, or
-            beyond `count` where no class can spare one. Where all have a share, nothing changes.
+        each: classes that get an image even where their share is 0. It replaces one of the largest class, or is taken
+            beyond `count` where no class can spare one.
     """
     random = np.random.RandomState(seed)
     classes, sizes = np.unique(labels, return_counts=True)
@@ -193,15 +192,9 @@ def stratified(labels: np.ndarray, count: int, *, seed: int, each: Sequence[int]
     return np.sort(np.concatenate(chosen))
 
 
-def _where_room(labels, count):
-    """All classes, where there are no more of them than images to take."""
-    classes = np.unique(labels)
-    return classes if len(classes) <= count else ()
-
-
-def at_most(split: Split, count: int) -> np.ndarray:
-    """Indices of all images of a split, or of a stratified choice of `count` where it has more."""
-    return np.arange(len(split)) if len(split) <= count else stratified(split.labels, count, seed=0)
+def at_most(split: Split, count: int) -> Split:
+    """The split, or a stratified choice of `count` of its images where it has more."""
+    return split if len(split) <= count else take(split, stratified(split.labels, count, seed=0))
 
 
 def carve(labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -220,13 +213,9 @@ def digests(images: np.ndarray | Rows) -> np.ndarray:
 
 
 def identical_pixels(train: np.ndarray, val: np.ndarray, test: np.ndarray) -> str:
-    """The note on leaks: how many images of the second split of each pair have a twin in the first.
+    """The note on leaks, from the splits' `digests`: 'identical pixels: train-val 3, train-test 12, val-test 0'.
 
-    Args:
-        train: `digests` of the split's images.
-        val: the same.
-        test: the same.
-    Returns: for example 'identical pixels: train-val 3, train-test 12, val-test 0'.
+    It counts the images of the second split of each pair that have a twin in the first.
     """
     pairs = {"train-val": (train, val), "train-test": (train, test), "val-test": (val, test)}
     counts = (f"{name} {np.isin(second, first).sum()}" for name, (first, second) in pairs.items())

@@ -105,7 +105,7 @@ def load(name: str, *, data_dir: StrPath | None = None) -> Dataset:
         data_dir: looked into first; then `$CIFAR_KERAS_DATA`, then the cache of Keras. In each place the archive
             counts as well as the folder unpacked from it. Found nowhere, the archive is downloaded into that cache.
     Returns: `Dataset`; its fingerprint is the same for the archive and for the folder.
-    Raises: ConfigError if the data can't be had, or aren't the published ones. What was found is never changed.
+    Raises: ConfigError if the data can't be found or downloaded, or aren't the published ones. Nothing is changed.
     """
     archive = ARCHIVES[name]
     source = find(archive, data_dir) or _download(archive)
@@ -148,11 +148,10 @@ def _download(archive):
     try:
         with urllib.request.urlopen(archive.url, timeout=TIMEOUT) as response, files.replacing(target) as temporary:
             _receive(response, temporary, archive.file)
-            with open(temporary, "rb") as file:
-                _check(file, archive, archive.url)
+            _check(files.sha256(temporary), archive, archive.url)
     except (OSError, http.client.HTTPException) as error:
         raise ConfigError(
-            f"{archive.label} was found in no place and could not be downloaded from {archive.url} "
+            f"{archive.label} was not found and could not be downloaded from {archive.url} "
             f"({getattr(error, 'reason', None) or error}). Either fetch it elsewhere and put {archive.file} "
             f"(SHA-256 {archive.sha256}) into {keras_cache('datasets')}, or into a folder named by `--data-dir` or "
             "CIFAR_KERAS_DATA; or go without it: `--dataset shapes` needs no file, `--dataset FOLDER` takes "
@@ -173,29 +172,24 @@ def _receive(response, path, name):
 def _read(response):
     try:
         return response.read(2**16)
-    except OSError as error:  # told apart from a full disk, which is an OSError too
+    except OSError as error:  # another type, as a full disk raises an OSError too
         raise http.client.HTTPException(f"the connection broke: {error}") from error
 
 
 def check(archive: Archive, source: Path) -> None:
     """Compares an archive, or every file of an unpacked folder, with the published checksums.
 
-    Args:
-        archive: `Archive`.
-        source: from `find`.
     Raises: ConfigError if one differs.
     """
     if source.is_dir():
         for member in archive.members:
             _published(archive, source, member)
     else:
-        with open(source, "rb") as file:
-            _check(file, archive, source)
+        _check(files.sha256(source), archive, source)
 
 
-def _check(file, archive, name):
-    """Compares an open archive's SHA-256 with the published one."""
-    received = hashlib.file_digest(file, "sha256").hexdigest()
+def _check(received, archive, name):
+    """Raises ConfigError unless a SHA-256 is the published one."""
     if received != archive.sha256:
         raise ConfigError(
             f"{name} is not the published {archive.label} archive, or not all of it. Expected SHA-256 "
@@ -206,7 +200,7 @@ def _check(file, archive, name):
 def _from_archive(archive, path):
     """Reads the members straight from the tar file: nothing is unpacked to disk, no other member is looked at."""
     with open(path, "rb") as file:
-        _check(file, archive, path)
+        _check(hashlib.file_digest(file, "sha256").hexdigest(), archive, path)
         file.seek(0)
         batches = {}
         try:
@@ -277,7 +271,7 @@ def _unpickle(data, name):
 
 
 def _split(archive, batches, source):
-    """Batches to one `Split`; 3072 bytes an image are its red, green and blue planes, row by row."""
+    """Batches to one `Split`; the 3072 bytes of an image are its red, green and blue planes, row by row."""
     try:
         planes = np.concatenate([batch[b"data"] for batch in batches])
         images = np.ascontiguousarray(planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))

@@ -47,17 +47,11 @@ OTHERS = frozenset(  # endings of files that are no images, so that their conten
     " .mov .mp3 .mp4 .mpeg .mpg .npy .npz .parquet .pdf .pkl .py .pyc .rar .sh .tar .tfrecord .toml .tsv .txt .url"
     " .wav .webm .xls .xlsx .xml .yaml .yml .zip".split()
 )
-HINTS = {
-    **dict.fromkeys((".heic", ".heif", ".hif"), "install pillow-heif"),
-    ".avif": "needs Pillow 11.3 or newer",
-}
+HINTS = dict.fromkeys((".heic", ".heif", ".hif"), "install pillow-heif") | {".avif": "needs Pillow 11.3 or newer"}
 MAX_PIXELS = 2**26  # 8192 x 8192: 200 MB once decoded; a few kilobytes of PNG can claim far more
 BEGINNING = re.compile(  # of JPEG, PNG, GIF, TIFF (and most cameras' raw files), WebP, AVIF and HEIC
     rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|II\*\0|MM\0\*|RIFF....WEBP|....ftyp(avi[fs]|hei[cx]|mif1|msf1)", re.DOTALL
 )
-
-
-PASSED_OVER = ("__MACOSX",)  # folders, besides hidden ones
 
 
 class Lazy:
@@ -162,13 +156,9 @@ def _reason(error, source):
 
 
 def unused(path):
-    """The kind of image of a file that is none of `EXTENSIONS`, for a line such as '8 .heic, 4 .svg'.
+    """The ending, with a dot and in lower case, of an image file that is none of `EXTENSIONS`; None for other files.
 
-    A file with an unknown ending is an image if its first 32 bytes are those of one.
-
-    Args:
-        path: of the file.
-    Returns: its ending with a dot, in lower case, '' for a file without; None for a file that is no image.
+    It is '' for a file without an ending. Where the ending is unknown, the first 32 bytes show whether it is an image.
     """
     ending = os.path.splitext(path)[1].lower()
     if ending in UNUSED:
@@ -185,12 +175,9 @@ def unused(path):
 def files_in(folder, *, strict=True):
     """The images in a folder and below it, without hidden files. Links are followed, but not to a folder around them.
 
-    Args:
-        folder: its path.
-        strict: whether a folder that can't be read is an error; else it is passed over.
     Returns: `(images, folders, kinds)`: `os.DirEntry` of each file that ends as in `EXTENSIONS` and of each folder, and
         a `Counter` of the kinds of images that can't be used, for `left_out`. Files come before folders, by name.
-    Raises: OSError for a folder that can't be read.
+    Raises: OSError for a folder that can't be read if `strict`; otherwise the folder is skipped.
     """
     found, folders, kinds = [], [], Counter()
     for entry in _walk(folder, strict=strict):
@@ -207,7 +194,7 @@ def _walk(folder, above=(), *, strict):
     here = (*above, os.path.realpath(folder))
     try:
         with os.scandir(folder) as entries:
-            shown = [one for one in entries if not one.name.startswith(".") and one.name not in PASSED_OVER]
+            shown = [one for one in entries if not one.name.startswith(".") and one.name != "__MACOSX"]
     except OSError:
         if strict:
             raise
@@ -221,12 +208,7 @@ def _walk(folder, above=(), *, strict):
 
 
 def left_out(kinds):
-    """The line on images that are not used.
-
-    Args:
-        kinds: from `files_in`.
-    Returns: for example '12 files left out: 8 .heic (install pillow-heif), 4 .svg'.
-    """
+    """The line on the `kinds` of `files_in`: '12 files left out: 8 .heic (install pillow-heif), 4 .svg'."""
     rename = "images by their content: rename them, as in .jpg"
     parts = []
     for ending, count in sorted(kinds.items(), key=lambda kind: (-kind[1], kind[0])):

@@ -33,11 +33,7 @@ class Layout:
     unlabelled: tuple[str, ...] = ()
 
     def split_and_class(self, above):
-        """The split and the class that the folders above an image name; '' for none.
-
-        Args:
-            above: their names, from the top.
-        """
+        """The split and the class that the folders `above` an image, from the top, name; '' for none."""
         if not self.splits or not above:
             return "", "/".join(above)
         top, *below = above

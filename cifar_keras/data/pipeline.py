@@ -35,18 +35,12 @@ def train_pipeline(
     first_epoch: int = 0,
     augmentation: Sequence[str] = (),
 ) -> tf.data.Dataset:
-    """Batches of augmented training images, epoch after epoch.
+    """Batches of augmented training images, epoch after epoch, from `first_epoch` to `epochs` (exclusive).
 
     Order and augmentation are pure functions of (seed, epoch, index), so resuming is starting at `first_epoch`.
+    `augmentation` names functions of `augment.STEPS`; `batch_size` is at most the number of images.
 
-    Args:
-        split: `data.base.Split`.
-        batch_size: images a batch, at most the split's.
-        seed: the run's seed.
-        epochs: the epoch (exclusive) at which the stream ends.
-        first_epoch: where it starts.
-        augmentation: names from `augment.STEPS`.
-    Returns: `tf.data.Dataset` of (uint8 `(batch, height, width, 3)`, int32 `(batch,)`).
+    Returns: a stream of (uint8 `(batch, height, width, 3)`, int32 `(batch,)`).
     """
 
     def order(epoch):
@@ -76,15 +70,10 @@ def evaluation_pipeline(
     epoch: int = 0,
     augmentation: Sequence[str] = (),
 ) -> tf.data.Dataset:
-    """Batches of the split in order, the tail included; as it is, or as an epoch of `train_pipeline` shows it.
+    """Batches of the split in order, from image `first` to the last one, the incomplete last batch included.
 
-    Args:
-        split: `data.base.Split`.
-        batch_size: images a batch.
-        first: index of the image to begin with.
-        seed: the run's seed, where there is augmentation.
-        epoch: the epoch whose augmentation is applied.
-        augmentation: names from `augment.STEPS`.
+    With an `augmentation`, the images are as `train_pipeline` shows them in that epoch with that seed.
+
     Returns: as `train_pipeline` does.
     """
     batches = tf.data.Dataset.range(first, len(split)).batch(batch_size)

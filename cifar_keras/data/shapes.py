@@ -34,13 +34,9 @@ BLOCK = 2**18  # pixels drawn at a time: the temporaries stay near the processor
 
 
 def load(name: str, *, image_size: int, limits: Limits) -> Dataset:
-    """Draws the splits, or the first images of each: prefixes are balanced, image i being of class i mod 10 (or 100).
+    """Draws the splits, or the first images of each: prefixes are balanced, as image i is of class i mod 10 (or 100).
 
-    Args:
-        name: key of `GENERATED`.
-        image_size: side in pixels.
-        limits: `config.Limits`.
-    Returns: `Dataset`; what is drawn is a pure function of the split's name, the index and the size.
+    What is drawn is a pure function of the split's name, the index and the size.
     """
     kind = GENERATED[name]
     splits: dict[str, Any] = {}
@@ -62,13 +58,9 @@ def load(name: str, *, image_size: int, limits: Limits) -> Dataset:
 
 
 def write(root: StrPath, *, classes: int = 4, per_class: int = 80) -> Path:
-    """Writes a small folder of images, `<class>/<number>.png`, to try things on; one that is there stays as it is.
+    """Writes a small folder of images of the first classes of `shapes`, `<class>/<number>.png`, to try things on.
 
-    Args:
-        root: the folder.
-        classes: how many, the first of `shapes`.
-        per_class: images each.
-    Returns: the folder as a `Path`.
+    A folder that is there stays as it is.
     """
     root = Path(root)
     if root.is_dir():
@@ -142,7 +134,7 @@ def _splitmix64(counters):
 
 
 def _coverage(draw, classes, size):
-    """How much of each pixel its shape covers, int32 `(n, size, size)` in 0..4: four samples a pixel."""
+    """How much of each pixel its shape covers, int32 `(n, size, size)` in 0..4: four samples per pixel."""
     u, v = _own_coordinates(draw, size)
     inside = np.empty(u.shape, bool)
     for number, shape in enumerate(SHAPES.values()):

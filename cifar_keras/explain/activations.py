@@ -37,7 +37,7 @@ def kernels(model):
 
 
 @drawn
-def activations(model, images, labels, class_names):
+def activations(model, images, labels, class_names) -> Section:
     """The channels that vary most at every stage, for some images, and the first layer's kernels.
 
     Args:
@@ -45,7 +45,6 @@ def activations(model, images, labels, class_names):
         images: a few, uint8 `(n, height, width, 3)`, RGB in [0, 255]; each makes a figure.
         labels: int `(n,)`.
         class_names: one per class.
-    Returns: `Section`.
     """
     found = stages(model := flattened(model))
     outputs = keras.Model(model.input, [model.get_layer(name).output for name in found.values()])

@@ -14,7 +14,7 @@ import numpy as np
 from cifar_keras import results
 from cifar_keras.config import ConfigError, Limits, RunConfig
 from cifar_keras.data import load, options_of
-from cifar_keras.data.base import Dataset, at_most, digests, take
+from cifar_keras.data.base import Dataset, at_most, digests
 from cifar_keras.explain import elsewhere
 from cifar_keras.explain.activations import activations
 from cifar_keras.explain.base import NotApplicable
@@ -93,7 +93,7 @@ def explain(name, *, root, dataset=None, data_dir=None, layer=None, only=None, *
         only: names of the sections to make; None for all.
         loading: options of `inference.load`, for a model without a run.
     Returns: the folder.
-    Raises: ConfigError where the run, its model, its data or the layer can't be had.
+    Raises: ConfigError where the run, its model, its data or the layer can't be found.
     """
     start, root = time.monotonic(), Path(root)
     subject = find(name, root=root, dataset=dataset, data_dir=data_dir, **loading)
@@ -105,8 +105,8 @@ def explain(name, *, root, dataset=None, data_dir=None, layer=None, only=None, *
         _check_accuracy(subject.record, computed["test"])
         peers = others(subject.record, root=root)
     else:
-        train = take(subject.dataset.train, chosen(subject.dataset.train))
-        found = elsewhere.computed_by(subject.classifier, model, dataclasses.replace(subject.dataset, train=train))
+        data = dataclasses.replace(subject.dataset, train=at_most(subject.dataset.train, EMBEDDED))
+        found = elsewhere.computed_by(subject.classifier, model, data)
         computed, peers = {split: Computed(*arrays) for split, arrays in found.items()}, {}
     steps = sections(subject, model, computed, peers, folder=root / "results", layer=layer)
     _make(steps, folder, only=only, facts=subject.facts | {"others": sorted(peers.values())})
@@ -183,7 +183,7 @@ def sections(subject, model, computed, peers, *, folder, layer):
     data, test, val = subject.dataset, computed["test"], computed["val"]
     names, predicted = data.class_names, test.probabilities.argmax(axis=1)
     coarse = subject.record and subject.record.get("superclass_of")
-    train = take(data.train, chosen(data.train))
+    train = at_most(data.train, EMBEDDED)
     few = [int(np.argmax(test.labels == label)) for label in np.unique(test.labels)[:PICTURES]]
     groups = {"superclass": coarse, "superclass_names": data.superclass_names} if coarse else {}
 
@@ -230,7 +230,7 @@ def find(name, *, root, dataset=None, data_dir=None, **loading):
     records, path = finished(root), Path(name)
     if path.suffix in OPENERS and (not is_model(name) or next(matching(str(name), records), None) is None):
         if not path.is_file():
-            raise ConfigError(f"The model must be a file. Received: {str(path)!r}, which is none.")
+            raise ConfigError(f"The model must be a file. Received: {str(path)!r}, which is not a file.")
         if dataset is None:
             raise ConfigError(
                 f"`--dataset NAME|DIR` must name the images to analyse {path} on, as it belongs to no recorded run. "
@@ -242,8 +242,8 @@ def find(name, *, root, dataset=None, data_dir=None, **loading):
     if given := sorted(name for name, value in loading.items() if value is not None):
         option = {"scaling": "input-scaling"}.get(given[0], given[0].replace("_", "-"))
         raise ConfigError(
-            f"`--{option}` is for models of no recorded run. Received: {name}, whose record "
-            f"is {record['run_id']}. Leave the option out."
+            f"`--{option}` is for models without a recorded run. Received: {name}, whose run is {record['run_id']}. "
+            "Leave the option out."
         )
     config = RunConfig.restored(record["config"])
     path = model_of(record, path if is_model(name) else None, Paths.of(config, root))
@@ -254,7 +254,7 @@ def find(name, *, root, dataset=None, data_dir=None, **loading):
 def images_of(record, config, *, dataset, data_dir):
     """The dataset of a run, cut as the run cut it.
 
-    Raises: ConfigError where the images are on a folder that is not named, or are others.
+    Raises: ConfigError where the folder of the images is not given, or the images are not the run's.
     """
     known, classes = options_of(config, record["class_names"])
     if dataset is None and known is None:
@@ -278,15 +278,10 @@ def images_of(record, config, *, dataset, data_dir):
     return data if count is None else data.with_per_class(count, seed=config.seed)
 
 
-def chosen(split):
-    """Indices of the images whose embeddings are compared: all, or a stratified choice of `EMBEDDED`."""
-    return at_most(split, EMBEDDED)
-
-
 def _computed(model, subject, split):
     """The `Computed` of a split, from the cache or into it, keyed by the model's file and the images."""
     data = getattr(subject.dataset, split)
-    data = take(data, chosen(data)) if split == "train" else data
+    data = at_most(data, EMBEDDED) if split == "train" else data
     key = hashlib.sha256(sha256(subject.path).encode() + digests(data.images).tobytes())
     path = cache() / "explain" / f"{subject.record['run_id']}-{split}-{key.hexdigest()[:8]}.npz"
     if not path.is_file():
@@ -298,10 +293,10 @@ def _computed(model, subject, split):
         return Computed(np.asarray(data.labels), stored["probabilities"], stored["embeddings"])
 
 
-def passed(model, data, *, what, batch_size):
-    """Probabilities and embeddings of a split, float32, in one pass with progress."""
+def passed(model, data, **options):
+    """Probabilities and embeddings of a split, in one pass; `options` of `elsewhere.through`."""
     both = keras.Model(model.input, [model.output, elsewhere.embedding_of(model)])
-    return elsewhere.through(both.predict_on_batch, data, what=what, batch_size=batch_size)
+    return elsewhere.through(both.predict_on_batch, data, **options)
 
 
 def others(record, *, root):

@@ -14,7 +14,7 @@ DATE = {"Date": None}
 
 
 class NotApplicable(Exception):
-    """A section that this model or these runs can't have; the message gives the reason, for people."""
+    """This model or these runs can't have a section; the message gives the reason, for people."""
 
 
 @dataclass(frozen=True)
@@ -108,5 +108,5 @@ def spread(indices, labels, count):
 
 
 def named(names, width=22):
-    """Class names that fit on an axis or in a legend, which would leave out those that begin with an underscore."""
+    """Class names that fit on an axis or in a legend. A legend leaves out names that begin with an underscore."""
     return [short(name, width) if not name.startswith("_") else f" {short(name, width)}" for name in names]

@@ -1,6 +1,7 @@
 """Calibration: does 0.9 mean nine in ten?"""
 
 import numpy as np
+from scipy import optimize, special
 
 from cifar_keras import metrics
 from cifar_keras.explain.base import COLOURS, Section, checked
@@ -12,15 +13,14 @@ TINY = 1e-12  # added to probabilities before a logarithm: stored float16 ones r
 
 
 @drawn
-def calibration(labels, probabilities, val_labels, val_probabilities):
+def calibration(labels, probabilities, val_labels, val_probabilities) -> Section:
     """Reliability and its errors on test, as trained and with a temperature fitted on val.
 
     Args:
         labels: int `(n,)`, of test.
         probabilities: float `(n, classes)`, rows summing to 1.
-        val_labels: the same of val, on which the temperature is fitted.
+        val_labels: the same of val.
         val_probabilities: the same of val.
-    Returns: `Section`.
     Raises: ValueError where labels and probabilities do not match.
     """
     labels, probabilities = checked(labels, probabilities, None)
@@ -48,27 +48,23 @@ def temperature(labels, probabilities):
         probabilities: float64 `(n, classes)`; logits are their logarithms, up to a constant that softmax ignores.
     Returns: a number in [0.05, 20]; above 1 the model is overconfident.
     """
-    from scipy.optimize import minimize_scalar
 
     def loss(log_t):
         return metrics.cross_entropy(labels, with_temperature(probabilities, np.exp(log_t)))
 
-    found = minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded", options={"xatol": 1e-5})
+    found = optimize.minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded", options={"xatol": 1e-5})
     return float(np.exp(found.x))
 
 
 def with_temperature(probabilities, temperature):
     """Softmax of the logits divided by a temperature."""
-    scaled = np.log(probabilities + TINY) / temperature
-    scaled = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    return scaled / scaled.sum(axis=1, keepdims=True)
+    return special.softmax(np.log(probabilities + TINY) / temperature, axis=1)
 
 
 def measures(labels, probabilities):
     """ECE of 15 bins, mean confidence, accuracy, NLL in nats, and the Brier score (sum over classes, in [0, 2])."""
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    target = np.zeros_like(probabilities)
-    target[np.arange(len(labels)), labels] = 1.0
+    target = np.eye(probabilities.shape[1])[labels]
     return {
         "ECE": ece(confidence, right),
         "mean confidence": float(confidence.mean()),

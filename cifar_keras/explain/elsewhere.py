@@ -17,15 +17,10 @@ MAX_EMBEDDED = 2**27  # values of all embeddings together: half a GiB
 
 
 def opened(path, *, dataset, data_dir=None, skip_unreadable=None, **loading):
-    """A model and a dataset for it: images at its size, labels by its outputs. Prints what is assumed.
+    """`(Classifier, Dataset)`, with images at the model's size and labels by its outputs. Prints what is assumed.
 
-    Args:
-        path: of the model, in any format that `inference.load` takes.
-        dataset: as `--dataset`.
-        data_dir: as `--data-dir`.
-        skip_unreadable: as `--skip-unreadable`.
-        loading: options of `inference.load`; those that are None are left out.
-    Returns: `(inference.Classifier, Dataset)`.
+    `loading` are options of `inference.load`; those that are None are left out.
+
     Raises: ConfigError as `inference.load` and `data.load`, and where the classes differ.
     """
     given = {option: value for option, value in loading.items() if value is not None}
@@ -33,8 +28,7 @@ def opened(path, *, dataset, data_dir=None, skip_unreadable=None, **loading):
     inference.print_assumptions(classifier)
     if not classifier.states_scaling and "scaling" not in given:
         inference.print_unstated_scaling(classifier)
-    size = {"decoded_at": classifier.size, "skip_unreadable": bool(skip_unreadable)}
-    data = load(dataset, data_dir=data_dir, **size)
+    data = load(dataset, data_dir=data_dir, decoded_at=classifier.size, skip_unreadable=bool(skip_unreadable))
     return classifier, _for_classifier(data, classifier)
 
 
@@ -90,12 +84,8 @@ def without_embeddings(model, data):
 
 
 def computed_by(classifier, model, data):
-    """What a model makes of a dataset, as far as the sections need it.
+    """What a classifier, and the model from `whole`, make of a dataset, as far as the sections need it.
 
-    Args:
-        classifier: `inference.Classifier`.
-        model: its `whole`; None for a format without layers.
-        data: from `opened`; of train, the images to compare.
     Returns: `{split: (labels, probabilities, embeddings)}`: int `(n,)`, float32 `(n, classes)`, None for train, and
         float32 `(n, channels)`, None for val and where there are none or too many.
     """
@@ -109,9 +99,9 @@ def computed_by(classifier, model, data):
     }
 
 
-def through(function, data, *, what, batch_size=None):
-    """What a function makes of a split's images, as `inference.in_blocks` returns it; None for no function."""
+def through(function, data, *, what, **options):
+    """What a function makes of a split's images, see `inference.in_blocks`; None for no function."""
     if function is None:
         return None
     print(f"through the model: {len(data):,} {what} images", flush=True)
-    return inference.in_blocks(function, data.images, what=what, batch_size=batch_size)
+    return inference.in_blocks(function, data.images, what=what, **options)

@@ -12,7 +12,7 @@ POINTS = 3000  # of the t-SNE map and of the silhouette, whose costs grow faster
 
 
 @drawn
-def feature_space(train, test, predicted, class_names, *, accuracy, seed=0):
+def feature_space(train, test, predicted, class_names, *, accuracy, seed=0) -> Section:
     """Nearest training images, KNN, a t-SNE map, k-means agreement, separability per class.
 
     Args:
@@ -23,7 +23,6 @@ def feature_space(train, test, predicted, class_names, *, accuracy, seed=0):
         class_names: one per class.
         accuracy: the model's own on these test images, in [0, 1].
         seed: of the t-SNE map, k-means and the choice of images.
-    Returns: `Section`.
     """
     (x, labels, _), (z, truth, _) = train, test
     x, z, predicted = unit(x), unit(z), np.asarray(predicted)

@@ -12,8 +12,10 @@ MOST_PAIRS = 10  # of classes, the most confused ones
 
 
 @drawn
-def errors(labels, probabilities, class_names, *, images=None, superclass=None, superclass_names=()):
+def errors(labels, probabilities, class_names, *, images=None, superclass=None, superclass_names=()) -> Section:
     """Confusions, metrics per class, ROC, and the most confident mistakes.
+
+    Numbers that a class without images lacks are None.
 
     Args:
         labels: int `(n,)`.
@@ -22,7 +24,6 @@ def errors(labels, probabilities, class_names, *, images=None, superclass=None, 
         images: uint8 `(n, height, width, 3)`, RGB in [0, 255], anything indexable; None leaves out the gallery.
         superclass: int `(classes,)`, each class's superclass, or None; -1 for a class without images.
         superclass_names: one per superclass.
-    Returns: `Section`. Classes without images have None where a figure needs some.
     Raises: ValueError where labels, probabilities and names do not match.
     """
     labels, probabilities = checked(labels, probabilities, class_names)
@@ -98,13 +99,7 @@ def _by_class(labels, probabilities, class_names):
 
 
 def confused_pairs(matrix, class_names):
-    """The most confused pairs of classes, counted both ways.
-
-    Args:
-        matrix: int `(classes, classes)`, rows true.
-        class_names: one per class.
-    Returns: list of dicts, most frequent first, at most `MOST_PAIRS`, none without confusions.
-    """
+    """The most confused pairs of classes, counted both ways; the most frequent first, at most `MOST_PAIRS`."""
     both = np.triu(matrix + matrix.T, k=1)
     largest = np.argsort(-both, axis=None, kind="stable")[:MOST_PAIRS]
     pairs = [(a, b) for a, b in zip(*np.unravel_index(largest, both.shape), strict=True) if both[a, b]]
@@ -147,11 +142,9 @@ def _figures(labels, probabilities, matrix, by_class, superclass, superclass_nam
     drawings = {
         "confusion": (confusion_figure(ordered, names, edges), f"{of_matrix} shares of each true class."),
         "counts": (confusion_figure(ordered, names, edges, counts=True), f"{of_matrix} numbers of images."),
-        "roc": (
-            _roc_figure(labels, probabilities, by_class),
-            "ROC curve of each class against the rest, with the area under it.",
-        ),
     }
+    text = "ROC curve of each class against the rest, with the area under it."
+    drawings["roc"] = (_roc_figure(labels, probabilities, by_class), text)
     if superclass is not None:
         known = np.flatnonzero(superclass >= 0)
         member = np.eye(len(superclass_names), dtype=int)[superclass[known]]

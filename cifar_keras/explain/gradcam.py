@@ -161,11 +161,6 @@ class GradCam:
         return np.concatenate(maps)
 
 
-def gradcam(model, images, classes, *, layer=None, batch_size=32):
-    """The maps of `GradCam` for a model that is needed once. Arguments and errors as there."""
-    return GradCam(model, layer=layer, size=np.shape(images[0])[:2])(images, classes, batch_size=batch_size)
-
-
 def weighed(features, gradient, size, positions):
     """The rectified sum of channels, each weighed by its mean gradient, interpolated between the cells' positions.
 
@@ -278,7 +273,7 @@ def overlay(pixels, heat, *, side=224):
 
     Args:
         pixels: uint8 `(height, width, 3)`, RGB in [0, 255].
-        heat: float `(height, width)` in [0, 1], from `gradcam`.
+        heat: float `(height, width)` in [0, 1], from `GradCam`.
         side: the least length of the picture's shorter side, in pixels.
     Returns: `PIL.Image.Image`, RGB.
     """
@@ -290,7 +285,7 @@ def overlay(pixels, heat, *, side=224):
 
 
 @drawn
-def looked_at(model, images, labels, predicted, class_names, *, layer=None):
+def looked_at(model, images, labels, predicted, class_names, *, layer=None) -> Section:
     """Overlays of right and of wrong predictions: what speaks for the predicted class.
 
     Args:
@@ -299,8 +294,7 @@ def looked_at(model, images, labels, predicted, class_names, *, layer=None):
         labels: int `(n,)`.
         predicted: int `(n,)`, the model's.
         class_names: one per class.
-        layer: as for `gradcam`.
-    Returns: `Section`.
+        layer: as for `GradCam`.
     """
     rows = {"right": np.flatnonzero(predicted == labels), "wrong": np.flatnonzero(predicted != labels)}
     rows = {name: spread(chosen, labels, ROWS) for name, chosen in rows.items() if len(chosen)}

@@ -11,7 +11,7 @@ RIGHT_ALONE = 16  # pictures that one model alone gets right
 
 
 @drawn
-def model_comparison(labels, probabilities, *, images=None, class_names=()):
+def model_comparison(labels, probabilities, *, images=None, class_names=()) -> Section:
     """Agreement, paired differences, McNemar's test, and the images that one model alone gets right.
 
     Args:
@@ -19,7 +19,6 @@ def model_comparison(labels, probabilities, *, images=None, class_names=()):
         probabilities: `{name: float (n, classes)}` of two models or more, on these images.
         images: uint8 `(n, height, width, 3)`, RGB in [0, 255]; None leaves out the gallery.
         class_names: one per class, for the gallery.
-    Returns: `Section`.
     Raises: ValueError for fewer than two, and for predictions that do not match the labels.
     """
     if len(probabilities) < 2:
@@ -56,14 +55,9 @@ def only_right(right, name):
 
 
 def bootstrap(correct_a, correct_b, *, repetitions=2000, seed=0):
-    """The percentile interval of the difference of two accuracies when the images are resampled (Efron, 1979).
+    """The 95% percentile interval of the difference of two accuracies when the images are resampled (Efron, 1979).
 
-    Args:
-        correct_a: bool `(n,)`, of the first.
-        correct_b: the same of the second.
-        repetitions: draws.
-        seed: of the draws.
-    Returns: `(low, high)` of b minus a, 95%.
+    Returns: `(low, high)` of b minus a, for bool `(n,)` arrays.
     """
     difference = correct_b.astype("int8") - correct_a.astype("int8")
     counts = np.array([(difference == value).sum() for value in (-1, 0, 1)])

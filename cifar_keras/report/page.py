@@ -228,7 +228,7 @@ def overview(groups, entries, rebuilt):
     rows = []
     for entry in sorted(entries, key=lambda entry: natural(entry.key)):
         group = groups.get(entry.key)
-        published = (group.first if group else {"published_test": entry.published.get("test")})["published_test"]
+        published = group.first["published_test"] if group else entry.experiment.published.get("test")
         row = {"model": entry.experiment.name.replace("_", " "), "published": _whole_percent(published)}
         for heading, own in {"published recipe, run here": rebuilt.get(entry.key), "ours": group}.items():
             row[heading] = own.estimate.accuracy() if own else "not run"

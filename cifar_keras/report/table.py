@@ -35,7 +35,7 @@ def collated(records, experiments=()):
     results = [_row(group) for group in groups if counts(group.first)]
     measured = {(row["experiment"], row["variant"]) for row in results}
     for entry in experiments:
-        missing = [variant for variant in entry.variants if (entry.key, variant) not in measured]
+        missing = [variant for variant in entry.experiment.variants if (entry.key, variant) not in measured]
         results += [_empty_row(entry, variant) for variant in missing]
     results.sort(key=_order)
     others = sorted((_row(group) for group in groups if not counts(group.first)), key=_order)
@@ -113,7 +113,7 @@ def _row(group):
 
 def _empty_row(entry, variant):
     row = dict.fromkeys(HEADINGS, DASH) | {"experiment": entry.key, "variant": variant}
-    return row | {"published test": _percent(published_of(entry.published, variant).get("test"))}
+    return row | {"published test": _percent(published_of(entry.experiment.published, variant).get("test"))}
 
 
 def _order(row):

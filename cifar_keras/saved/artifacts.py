@@ -41,13 +41,13 @@ def for_inference(model: keras.Model) -> keras.Model:
 
 
 def save(model: keras.Model, paths: Paths, *, provenance: dict[str, Any], history: dict[str, list[Any]]) -> None:
-    """Writes the checkpoint, the architecture, both `.h5` and the history, each whole or not at all.
+    """Writes the checkpoint, the architecture, both `.h5` and the history of a run, each whole or not at all.
 
     Args:
         model: from `for_inference`, with the selected weights.
-        paths: `paths.Paths` of the run.
+        paths: where to write.
         provenance: JSON-able facts to store in the files; `contract` is added.
-        history: lists by name, one entry per epoch.
+        history: one list per metric, with one entry per epoch.
     """
     note = json.dumps({**provenance, "contract": CONTRACT})
     with replacing(paths.keras) as temporary:
@@ -79,11 +79,10 @@ def _weights_alone(complete, path):
 
 
 def load(path: StrPath) -> keras.Model:
-    """Loads a saved model for inference, in float32. No stored code is run.
+    """Loads a saved model for inference, in float32, not compiled. No stored code is run.
 
     Args:
         path: of a `.keras` of Keras 2.13 and later, or of a complete `.h5` of Keras 2 or 3; the content decides.
-    Returns: a `keras.Model`, not compiled.
     Raises: ConfigError where the file is missing or damaged, or `safe_loading.to_keras3` refuses it.
     """
     path = Path(path)
@@ -99,13 +98,12 @@ def load(path: StrPath) -> keras.Model:
 
 
 def rebuild(architecture, weights):
-    """Loads a model from its architecture and its weights, for inference, in float32. No stored code is run.
+    """As `load`, for a model whose architecture and weights are in two files.
 
     Args:
         architecture: path of a JSON file: `model.to_json()` or `model.get_config()` of Keras 2 or 3, or the
             `config.json` of a `.keras`.
         weights: path of an `.h5` of Keras 2 or 3, complete or with weights alone; a `.weights.h5`; or a `.keras`.
-    Returns: a `keras.Model`, not compiled.
     Raises: ConfigError as `load`, and where the weights are not the architecture's.
     """
     architecture, weights = Path(architecture), Path(weights)
@@ -118,12 +116,12 @@ def rebuild(architecture, weights):
 
 
 def _parsed(text):
-    """The description in a JSON text. Raises ConfigError for JSON that is something else."""
+    """The description in a JSON text. Raises ConfigError for anything else."""
     try:
         config = json.loads(text)
         config = json.loads(config) if isinstance(config, str) else config  # `json.dump(model.to_json(), file)`
     except (ValueError, RecursionError):
-        raise ConfigError(f"{ARCHITECTURE} Received: a file that is no JSON.") from None
+        raise ConfigError(f"{ARCHITECTURE} Received: a file that is not JSON.") from None
     if isinstance(config, dict) and "class_name" not in config and isinstance(config.get("layers"), list):
         return {"class_name": "Functional" if "input_layers" in config else "Sequential", "config": config}
     if not (isinstance(config, dict) and isinstance(config.get("config"), dict | list) and "class_name" in config):
@@ -142,17 +140,13 @@ def _filled(config, file, path):
     return model
 
 
-@contextlib.contextmanager
 def _stored_weights(path):
-    """The HDF5 file with the weights; in a `.keras` it is a member, but before Keras 2.12 the file itself."""
+    """The HDF5 file with the weights, open; in a `.keras` it is a member, but before Keras 2.12 the file itself."""
     if not zipfile.is_zipfile(path):
-        with h5py.File(path) as file:
-            yield file
-        return
+        return h5py.File(path)
     if (content := _member(path, stored_weights.WEIGHTS)) is None:
         raise ConfigError(f"A `.keras` must hold its weights as {stored_weights.WEIGHTS}. Received: one without them.")
-    with h5py.File(io.BytesIO(content)) as file:
-        yield file
+    return h5py.File(io.BytesIO(content))
 
 
 @contextlib.contextmanager
@@ -160,7 +154,7 @@ def reading(path):
     """As `using`, for a file that must exist."""
     refuse_saved_model(path)
     if not path.is_file():
-        raise ConfigError(f"The model must be a file. Received: {str(path)!r}, which is none.")
+        raise ConfigError(f"The model must be a file. Received: {str(path)!r}, which is not a file.")
     with using(path):
         yield
 
@@ -193,10 +187,7 @@ def using(path):
 
 
 def provenance(path: Path) -> dict[str, Any] | None:
-    """The provenance stored in a file of this project, or None for a file from elsewhere.
-
-    Raises: ConfigError where the file can't be read.
-    """
+    """The provenance stored in a file of this project, or None for a file from elsewhere."""
     with reading(path):
         if zipfile.is_zipfile(path):
             return json.loads(_member(path, MEMBER) or "null")
@@ -207,11 +198,11 @@ def provenance(path: Path) -> dict[str, Any] | None:
 
 
 def written_by(path, architecture=None):
-    """The Keras that wrote a `.keras` or `.h5`, as `Keras 3.15.1`; empty where the file does not state it.
+    """The Keras that wrote a `.keras` or `.h5`, as `Keras 3.15.1`; empty where no file states it.
 
     Args:
         path: of the file with the weights.
-        architecture: path of the JSON with the architecture, if there is one; read where the weights don't state it.
+        architecture: path of the JSON with the architecture, if any; read where the weights don't state the version.
     """
     with reading(path):
         if zipfile.is_zipfile(path):

@@ -24,7 +24,7 @@ from keras import layers
 
 from cifar_keras.config import CifarKerasError, ConfigError, RunFailedError
 from cifar_keras.data import load as load_dataset
-from cifar_keras.data.base import at_most, take
+from cifar_keras.data.base import at_most
 from cifar_keras.models import blocks
 from cifar_keras.saved import artifacts, inference, resizing, scoring
 from cifar_keras.saved.formats import imported
@@ -121,15 +121,9 @@ def export(
 ) -> tuple[Path, Check]:
     """Writes a model in another format, whole or not at all, after checking it on validation images.
 
-    Args:
-        classifier: `inference.Classifier` of a `.keras` or `.h5`.
-        to: key of `FORMATS`.
-        path: of the new file; None for one beside the model.
-        dataset: as `--dataset`; default the one that the model was trained on, where that has a name.
-        data_dir: as `--data-dir`.
-        skip_unreadable: as `--skip-unreadable`.
-        verbose: let the converter's own messages through.
-    Returns: `(path, Check)`.
+    `to` is a key of `FORMATS`. By default, the new file lies beside the model, and the images are those of the dataset
+    that it was trained on. The other options are those of `cifar-keras export`; the classifier has a `keras.Model`.
+
     Raises: ConfigError where the images or a package are missing; RunFailedError, with nothing written, where the
         model can't be converted, or the new one differs more than its `Format` allows.
     """
@@ -160,16 +154,10 @@ def _beside(path: Path, form: Format) -> Path:
 
 
 def convert(classifier, to, path, calibration, *, verbose=False):
-    """Writes a model in another format, unchecked.
+    """Writes a model in another format, unchecked, with its provenance, and its class names where it has any.
 
-    Its provenance is written with it, and its class names where it has any.
+    int8 ranges are taken from the activations of the calibration images, uint8 at the model's size.
 
-    Args:
-        classifier: as for `export`.
-        to: key of `FORMATS`.
-        path: of the new file.
-        calibration: uint8 images at the model's size, from whose activations int8 ranges are taken.
-        verbose: as for `export`.
     Raises: ConfigError where a package is missing; RunFailedError where the converter fails in any way.
     """
     form = FORMATS[to]
@@ -218,7 +206,7 @@ def real_images(classifier, dataset, data_dir, *, skip_unreadable=False):
     data = load_dataset(dataset, data_dir=data_dir, decoded_at=classifier.size, skip_unreadable=skip_unreadable)
     for note in data.notes:
         to_stderr(f"{data.label}: {note}")
-    train, val = (take(split, at_most(split, most)) for split, most in ((data.train, CALIBRATED), (data.val, count)))
+    train, val = at_most(data.train, CALIBRATED), at_most(data.val, count)
     sized = [np.asarray(inference.at_size(split.images, classifier)) for split in (train, val)]
     return *sized, np.asarray(val.labels) if data.class_names == classifier.class_names else None
 

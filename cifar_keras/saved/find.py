@@ -14,10 +14,7 @@ WEIGHTS = (".h5", ".hdf5", ".keras")  # endings of files with the weights of a `
 
 
 def find_model(name: str, *, root: StrPath) -> Path:
-    """The path of the model that a path, a run id or an experiment names.
-
-    Raises: ConfigError where there is none.
-    """
+    """The path of the model that a path, a run id or an experiment names. Raises ConfigError where there is none."""
     path = Path(name)
     if path.suffix in (*OPENERS, ".json") or path.exists():
         return path
@@ -25,10 +22,7 @@ def find_model(name: str, *, root: StrPath) -> Path:
 
 
 def saved_model(name: str, *, root: StrPath) -> Path:
-    """The path of the saved model of a run, or of an experiment's newest run with a model.
-
-    Raises: ConfigError where there is no such run, or its model is missing.
-    """
+    """The path of the saved model of a run, or of an experiment's newest run with a model. Raises ConfigError."""
     missing = []
     for record in matching(name, records := finished(root)):
         try:
@@ -36,11 +30,6 @@ def saved_model(name: str, *, root: StrPath) -> Path:
         except ConfigError as error:
             missing.append(error)
     raise missing[0] if missing else _unknown(name, records)
-
-
-def recorded(name: str, *, root: StrPath) -> dict[str, Any]:
-    """The record of a finished run below `root`, as `record_of` finds it."""
-    return record_of(str(name), finished(root))
 
 
 def paired(arguments: Sequence[str]) -> list[tuple[str, str | None]]:
@@ -65,17 +54,6 @@ def paired(arguments: Sequence[str]) -> list[tuple[str, str | None]]:
     return pairs
 
 
-def single(model: str, weights: str | None) -> tuple[str, str | None]:
-    """The `(model, weights)` of a command that takes one model; `weights` may be None.
-
-    Raises: ConfigError as `paired`, and for weights after another model than a `.json`.
-    """
-    first, *others = paired([model, *([weights] if weights else [])])
-    if others:
-        raise ConfigError(f"One model must be named; weights follow a `.json` only. Received: {model} and {weights}.")
-    return first
-
-
 def finished(root: StrPath) -> list[dict[str, Any]]:
     """The records of runs that finished below `root`, the oldest first."""
     return [record for record in results.read(root) if record["status"] == "finished"]
@@ -87,7 +65,7 @@ def is_model(name: StrPath) -> bool:
 
 
 def record_of(name, records):
-    """The record of a run id, an experiment (its newest) or a saved model's file. Raises ConfigError for none."""
+    """The newest record of `matching`. Raises ConfigError where there is none."""
     if (found := next(matching(name, records), None)) is None:
         raise _unknown(name, records)
     return found
@@ -97,8 +75,8 @@ def matching(name, records):
     """The records of a run id, an experiment or a saved model's file, the newest first."""
     wanted = _owner(Path(name)) if is_model(name) else name
     for record in reversed(records):
-        number = f"{record['config'].get('number')}"
-        if wanted in (record["run_id"], record["experiment"], f"exp{number}", number):
+        number = record["config"].get("number")
+        if wanted in (record["run_id"], record["experiment"], f"exp{number}", f"{number}"):
             yield record
 
 
@@ -114,10 +92,7 @@ def known(records):
 
 
 def _owner(path):
-    """The id of the run that a model's file came from, '' for a file from elsewhere.
-
-    Raises: ConfigError where it can't be read.
-    """
+    """The id of the run that a model's file came from, '' for a file from elsewhere."""
     return (artifacts.provenance(path) or {}).get("run_id", "")
 
 

@@ -11,6 +11,7 @@ from typing import Any, Self
 import keras
 import numpy as np
 from keras import layers
+from scipy import special
 from tqdm import tqdm
 
 from cifar_keras.config import ConfigError
@@ -51,31 +52,24 @@ def probabilities(model: keras.Model, images: Any, *, batch_size: int) -> np.nda
 
 
 def augmented_probabilities(model, images, *, by=probabilities, **options):
-    """The weighted mean of the probabilities of six views of each image.
-
-    Args:
-        model: as `by` takes it.
-        images: as for `probabilities`.
-        by: computes probabilities of a model and images.
-        options: of `by`.
-    """
+    """The weighted mean of `by(model, images, **options)` over six views of each image."""
     return sum(weight * by(model, moved(images, move, mirrored), **options) for move, mirrored, weight in VIEWS)
 
 
-def in_blocks(function, images, *, what, batch_size=None):
+def in_blocks(function, images, *, what, batch_size=BATCH):
     """What a function makes of images, block after block, with a progress bar.
 
     Args:
         function: takes uint8 `(n, height, width, 3)`; returns an array with n rows, or a list of such arrays.
         images: uint8 `(n, height, width, 3)`; anything that an array of indices indexes.
         what: for the progress bar.
-        batch_size: images at a time; None for `BATCH`.
+        batch_size: images at a time.
     Returns: the array for all images, float32, or the list of them.
     """
-    parts, count = [], batch_size or BATCH
+    parts = []
     with tqdm(total=len(images), unit=" images", desc=what, disable=None, leave=False) as bar:
-        for start in range(0, len(images), count):
-            block = np.ascontiguousarray(images[np.arange(start, min(start + count, len(images)))])
+        for start in range(0, len(images), batch_size):
+            block = np.ascontiguousarray(images[np.arange(start, min(start + batch_size, len(images)))])
             parts.append(function(block))
             bar.update(len(block))
     return keras.tree.map_structure(lambda *part: np.concatenate(part).astype("float32", copy=False), *parts)
@@ -127,7 +121,7 @@ def load(
         image_size: side of the images, for a model that takes any.
         default_size: the same, where `image_size` is not given; ignored by a model that takes one size.
         class_names: in the order of the outputs, as for `labels.listed`; default those that the file holds.
-    Returns: `Classifier`; its `assumptions` say what the file left open.
+    Returns: the model; its `assumptions` say what the file left open.
     Raises: ConfigError where the file is damaged, holds more than stock layers, is no classifier of images, or does
         not go with the other arguments.
     """
@@ -152,14 +146,11 @@ def load(
 
 
 def named(network, class_names=None):
-    """The names of a network's classes.
+    """The names of a network's classes; `class_names` as for `load`.
 
-    Args:
-        network: `formats.Network`.
-        class_names: as for `load`.
-    Returns: `(names, provenance, assumptions)`. The provenance holds `class_names` where they are known, and is empty
-        for a file from elsewhere without; else the names are 'class 0' and so on.
-    Raises: ConfigError for names that are not one per class.
+    Returns: `(names, provenance, assumptions)`. Where the names are known, the provenance holds them as `class_names`;
+        else they are 'class 0' and so on.
+    Raises: ConfigError unless there is one name per class.
     """
     count = max(network.outputs, 2)
     numbered = tuple(f"class {number}" for number in range(count))
@@ -207,7 +198,6 @@ def _pixels_known(classifier, scaling):
         pixels = f"pixels go in as they are{shifted}" if scaling in ("raw", None) else "pixels are scaled so"
         meaning = f"that is {known!r}: {pixels}" if known else f"the range of no scaling here: as a guess, {pixels}"
         assumed.append(f"takes {network.quantised.dtype} for {low:.4g} to {high:.4g}, {meaning}")
-        classifier = dataclasses.replace(classifier, range_known=known is not None)
     return classifier.scaled(scaling or "raw"), assumed
 
 
@@ -261,11 +251,10 @@ def _of_two_classes(classifier, scores):
             f"{network.path} must distinguish two classes. Received: a softmax of one number, which is always 1. "
             "End the model with a sigmoid, or with two outputs."
         )
-    if network.quantised_output or network.activation in ("sigmoid", "hard_sigmoid", "linear"):
-        unit = _is_unit(network.quantised_output) if network.quantised_output else network.activation != "linear"
-        source = (
-            "its quantised output says so" if network.quantised_output else f"its last layer is {network.activation}"
-        )
+    if network.quantised_output:
+        unit, source = _is_unit(network.quantised_output), "its quantised output says so"
+    elif network.activation in ("sigmoid", "hard_sigmoid", "linear"):
+        unit, source = network.activation != "linear", f"its last layer is {network.activation}"
     else:
         unit = bool(scores.min() >= 0 and scores.max() <= 1)
         source = f"a guess: on {len(scores)} test patterns it lies between {scores.min():.3g} and {scores.max():.3g}"
@@ -310,7 +299,7 @@ def _noise(count, size):
 
 
 def _probes(size):
-    """Images of all kinds, uint8 `(n, height, width, 3)`: plain ones of every corner of the colours, noise of parts."""
+    """Images, uint8 `(n, height, width, 3)`: one of each extreme colour, and noise of falling brightness."""
     corners = [np.full((*size, 3), colour, "uint8") for colour in itertools.product((0, 255), repeat=3)]
     noise = _noise(PROBES - len(corners), size)
     return np.stack([*corners, *(one // (2 + place) for place, one in enumerate(noise))])
@@ -329,7 +318,6 @@ class Classifier:
         scaling: of `SCALINGS`, 'raw' where the model scales by itself.
         scale: takes uint8 pixels, returns what the network takes.
         assumptions: what was assumed where the file left it open; each sentence continues the file's name.
-        range_known: whether the range of a quantised input is that of a scaling.
         single: what the file's only number is, `PROBABILITY` or `LOGIT` of the second class; None where it puts out a
             number for each class. `network.run` then gives both probabilities, `network.model` still the one number.
     """
@@ -342,7 +330,6 @@ class Classifier:
     scaling: str = "raw"
     scale: Callable | None = None
     assumptions: tuple[str, ...] = ()
-    range_known: bool = False
     single: str | None = None
 
     def predict(self, images: Any, *, batch_size: int = BATCH) -> np.ndarray:
@@ -370,7 +357,7 @@ class Classifier:
         Raises: ConfigError where the model puts out NaN or infinity.
         """
         scores = self.scores(pixels)
-        return _softmax(scores) if self.logits else scores
+        return special.softmax(scores, axis=1) if self.logits else scores
 
     def scores(self, pixels: np.ndarray) -> np.ndarray:
         """What the network puts out, float32; arguments and errors as `probabilities`."""
@@ -405,13 +392,17 @@ class Classifier:
 
     @property
     def states_scaling(self) -> bool:
-        """Whether the file itself says how pixels are scaled: by contract, layers that do it, or the input's type."""
-        stated = "contract" in self.provenance or self.network.holds_scaling or self.range_known
-        return stated or self.scalings == ("raw",)
+        """Whether the file itself says how pixels are scaled: by contract, layers that do it, or the input's range."""
+        if "contract" in self.provenance or self.network.holds_scaling or self.scalings == ("raw",):
+            return True
+        if self.network.quantised is None:
+            return False
+        low, high = self.network.quantised.ends
+        return scaling_of_range(low, high, self.scalings) is not None
 
 
 def _holds(ends, span):
-    """Whether a range covers most of another one, and is not far wider than it, so that steps would be too coarse."""
+    """Whether a range covers most of another one and is not so much wider that its steps would be too coarse."""
     common = min(ends[1], span[1]) - max(ends[0], span[0])
     return common >= 0.7 * (span[1] - span[0]) and common >= 0.1 * (ends[1] - ends[0])
 
@@ -451,11 +442,6 @@ def _scale(scaling, shape):
     x = inputs = keras.Input(shape, dtype="uint8")
     x = layers.Rescaling(1.0, dtype="float32")(x)
     return keras.Model(inputs, blocks.scale(x, scaling)).predict_on_batch
-
-
-def _softmax(scores):
-    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
 
 
 def batched(values, count):

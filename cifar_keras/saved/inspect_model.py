@@ -21,12 +21,9 @@ ONE_OUTPUT = {  # of one number
 
 
 def text(network, *, class_names=None):
-    """A description for people: file, input contract, classes, provenance, layers.
+    """A description of a `Network` for people: file, input contract, classes, provenance, layers.
 
-    Args:
-        network: `formats.Network`.
-        class_names: as for `inference.load`.
-    Raises: ConfigError for names that are not one per class.
+    Raises: ConfigError unless there is one of the given names per class.
     """
     note = network.provenance or {}
     apart = "" if network.architecture is None else f", architecture {network.architecture}"

@@ -56,21 +56,16 @@ def _resized(images, rows, columns, added):
 def matrices(settings, height, width):
     """The effect of a `layers.Resizing` on an image, as `rows @ image @ columns.T + added` for each channel.
 
-    The layer itself is applied to images with one row or one column of ones.
+    The layer with these settings is itself applied to images with one row or one column of ones.
 
-    Args:
-        settings: the layer's configuration.
-        height: of the images.
-        width: of the images.
     Returns: float32 arrays `(new height, height)`, `(new width, width)` and `(1, new height, new width, 1)`; the last
         is the padding.
     """
-    without_fill = _layer(settings, fill_value=0.0)
-    rows = np.concatenate([part[:, :, part.shape[2] // 2] for part in _responses(without_fill, height, width, axis=1)])
-    columns = np.concatenate([part[:, part.shape[1] // 2] for part in _responses(without_fill, height, width, axis=2)])
-    rows, columns = rows.T, columns.T
     import tensorflow as tf
 
+    layer = _layer(settings, fill_value=0.0)
+    rows = np.concatenate([part[:, :, part.shape[2] // 2] for part in _responses(layer, height, width, axis=1)]).T
+    columns = np.concatenate([part[:, part.shape[1] // 2] for part in _responses(layer, height, width, axis=2)]).T
     with tf.init_scope():
         added = _layer(settings)(np.zeros((1, height, width, 1), "float32"))
     return rows / rows[len(rows) // 2].sum(), columns, np.asarray(added)

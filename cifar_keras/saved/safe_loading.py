@@ -13,11 +13,7 @@ import keras
 
 from cifar_keras.config import ConfigError
 
-MODEL_CLASSES = {
-    "Functional": "Functional",
-    "Model": "Functional",
-    "Sequential": "Sequential",
-}  # by the names files use
+MODEL_CLASSES = {"Functional": "Functional", "Model": "Functional", "Sequential": "Sequential"}  # by the names in files
 MODULES = {"Functional": "keras.src.models.functional", "Sequential": "keras"}
 CODE = (
     "Lambda", "__lambda__", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer", "StringLookup",
@@ -25,13 +21,12 @@ CODE = (
 )  # fmt: skip
 REFUSED = {
     **dict.fromkeys(CODE, "would run code or read files that come with the model"),
-    **dict.fromkeys(
-        ("TFOpLambda", "SlicingOpLambda"), "is an operation of TensorFlow, which Keras 3 can't load as a layer"
-    ),
+    "TFOpLambda": "is an operation of TensorFlow, which Keras 3 can't load as a layer",
+    "SlicingOpLambda": "is an operation of TensorFlow, which Keras 3 can't load as a layer",
 }
 HOMES = ("keras", "builtins")  # modules that a description may name, with their submodules
 ONLY_TRAINING = ("_initializer", "_regularizer", "_constraint")  # endings of settings that inference does not need
-KERAS3_ARGUMENTS = {("LeakyReLU", "alpha"): "negative_slope"}
+KERAS3_ARGUMENTS = {("LeakyReLU", "alpha"): "negative_slope", ("InputLayer", "batch_input_shape"): "batch_shape"}
 LEFT_OUT = {  # stored settings that Keras 3 does not have, with the value at which each may be ignored; ... for any
     "batch_input_shape": ...,  # `_sequential` makes an InputLayer of it
     "groups": 1,
@@ -112,23 +107,18 @@ def to_keras3(config):
     return _entry(config)
 
 
-def in_float32(config):
-    """A description whose layers compute in float32, without compilation. Pure.
+def in_float32(value, *, of_type=False):
+    """A description without `compile_config` whose layers compute in float32. Pure.
 
     Args:
-        config: as Keras of any version writes it.
-    Returns: the same without `compile_config`, every 16-bit type or precision policy replaced.
+        value: the description as Keras of any version writes it, or a part of it.
+        of_type: whether `value` is, or belongs to, a layer's type or precision policy.
     """
-    return _in_float32(config, of_type=False)
-
-
-def _in_float32(value, of_type):
-    """`of_type`: whether this is, or belongs to, a layer's type."""
     if isinstance(value, dict):
         kept = {name: inner for name, inner in value.items() if name != "compile_config"}
-        return {name: _in_float32(inner, of_type or str(name).endswith("dtype")) for name, inner in kept.items()}
+        return {name: in_float32(part, of_type=of_type or str(name).endswith("dtype")) for name, part in kept.items()}
     if isinstance(value, list | tuple):
-        return [_in_float32(inner, of_type) for inner in value]
+        return [in_float32(part, of_type=of_type) for part in value]
     return SIXTEEN.sub("float32", value) if of_type and isinstance(value, str) else value
 
 
@@ -158,9 +148,8 @@ def _functional(config):
     nodes = [layer["inbound_nodes"] for layer in layers]
     links = {kind: [*_links(nodes), *(_links(ends) if kind == "Sequential" else ())] for kind in MODULES}
     within = {layer["name"]: layer["class_name"] for layer in layers if layer["class_name"] in MODULES}
-    starts = {
-        name: min((link[1] for link in links[kind] if link[0] == name), default=0) for name, kind in within.items()
-    }
+    calls = {name: [link[1] for link in links[kind] if link[0] == name] for name, kind in within.items()}
+    starts = {name: min(numbers, default=0) for name, numbers in calls.items()}
     for layer in layers:
         layer["inbound_nodes"] = _renumbered(layer["inbound_nodes"], starts)
     stacks = {name: start for name, start in starts.items() if within[name] == "Sequential"}
@@ -216,9 +205,7 @@ def _settings(kind, config):
     known, found = _arguments(layer), {}
     for name, value in config.items():
         name = KERAS3_ARGUMENTS.get((kind, name), name)
-        if name == "batch_input_shape" and kind == "InputLayer":
-            name = "batch_shape"
-        if name.endswith(ONLY_TRAINING) or name == "activity_regularizer":
+        if name.endswith(ONLY_TRAINING):
             continue
         if name in known:
             found[name] = _value(name, value)
@@ -276,19 +263,13 @@ def check_size(config, stored_bytes):
 
 
 def check_outputs(model, size):
-    """Refuses a model that takes images of any size where it needs too much memory for this one.
-
-    Args:
-        model: a `keras.Model` whose input leaves height and width open.
-        size: `(height, width)`.
-    Raises: ConfigError for a layer that puts out more than `MAX_VALUES` for an image.
-    """
+    """Refuses a model that takes images of any size where it needs too much memory for `(height, width)`."""
     with keras.StatelessScope(initialize_variables=False):
         _check_outputs(keras.models.clone_model(model, input_tensors=keras.Input((*size, 3), dtype=model.input.dtype)))
 
 
 def _check_outputs(model):
-    """Checks every call of every layer and operation, nested models included."""
+    """Raises ConfigError where a call of a layer or operation, in nested models too, puts out too much for an image."""
     found = (one for part in model._flatten_layers() for one in getattr(part, "operations", [part]))
     for layer in {id(one): one for one in found}.values():
         for output in keras.tree.flatten([node.output_tensors for node in layer._inbound_nodes]):

@@ -61,8 +61,8 @@ def chosen_scaling(right, guessing):
             " All lie below it: the classes are probably in another order." if below * len(right) < SIGNIFICANCE else ""
         )
         return "raw", (
-            f"None beats guessing ({guessing:.1%}, the commonest class).{order} Used: raw, for want of a better one; "
-            f"give more images, or state it: --input-scaling {named}"
+            f"None beats guessing ({guessing:.1%}, the commonest class).{order} Used: raw, as none is better; "
+            f"give more images, or state the scaling: --input-scaling {named}"
         )
     tied = [other for other in others if mcnemar(right[best], right[other]).p >= SIGNIFICANCE]
     if not tied:

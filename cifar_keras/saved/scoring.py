@@ -11,7 +11,7 @@ from cifar_keras import metrics
 from cifar_keras.config import ConfigError, Limits
 from cifar_keras.data import NAMES, shapes
 from cifar_keras.data import load as load_dataset
-from cifar_keras.data.base import at_most, take
+from cifar_keras.data.base import at_most
 from cifar_keras.saved import inference, labels, scaling
 from cifar_keras.utils.text import to_stderr
 
@@ -55,10 +55,9 @@ class Images:
 
     def __init__(self, name, asked):
         limits = Limits(asked.limit, asked.limit, asked.limit)
-        shared = {"data_dir": asked.data_dir, "classes": asked.classes, "limits": limits}
-        shared["skip_unreadable"] = asked.skip_unreadable
+        shared = {"data_dir": asked.data_dir, "classes": asked.classes, "skip_unreadable": asked.skip_unreadable}
         self.name = name
-        self._read = functools.cache(lambda **size: load_dataset(name, **shared, **size))
+        self._read = functools.cache(functools.partial(load_dataset, name, limits=limits, **shared))
         self.data = self._read()
         if not len(getattr(self.data, asked.split)):
             raise ConfigError(f"The {asked.split} split of {self.data.label} must hold images. Received: none.")
@@ -87,10 +86,7 @@ class Images:
 
 
 def own_dataset(classifier: inference.Classifier) -> str:
-    """The dataset that a model was trained on, where it has a name.
-
-    Raises: ConfigError where it has none.
-    """
+    """The name of the dataset that a model was trained on. Raises ConfigError where it has none."""
     file, name = classifier.network.path.name, classifier.provenance.get("config", {}).get("dataset")
     if name not in NAMES:
         known = f"{file} was trained on the folder {name}" if name else f"{file} does not state its training images"
@@ -173,7 +169,7 @@ def _seen_in_training(classifier, data, split):
 def _with_best_scaling(classifier, data, order, split):
     """The classifier with the scaling that fits best on a split that is not evaluated, and a sentence on it."""
     name = "train" if split == "val" else "val"
-    some = take(getattr(data, name), at_most(getattr(data, name), scaling.TRIED))
+    some = at_most(getattr(data, name), scaling.TRIED)
 
     def outcomes(one):
         found = probabilities(one, some.images, what=one.scaling)[:, order.outputs]

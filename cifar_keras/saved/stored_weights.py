@@ -27,11 +27,8 @@ KERAS3_NAMES = {"depthwise_kernel": "kernel", "model": "functional"}  # by those
 
 
 def check(file, stored_bytes):
-    """Refuses weights that are in other files, are no numbers, or would take far more memory than their file.
+    """Refuses an open file of `stored_bytes` whose weights are elsewhere, not numbers, or far larger in memory.
 
-    Args:
-        file: an open `h5py.File`.
-        stored_bytes: its size.
     Raises: ConfigError for any of these.
     """
     links = []
@@ -39,15 +36,15 @@ def check(file, stored_bytes):
     found = _datasets(file)
     elsewhere = [*links, *(item.name for item in found if item.external or item.is_virtual)]
     if elsewhere:
-        raise ConfigError(f"The weights must stand in the file itself. Received: {elsewhere[0]!r}, which does not.")
-    if others := [item.name for item in found if not _holds_numbers(item.dtype)]:
+        raise ConfigError(f"The weights must be in the file itself. Received: {elsewhere[0]!r}, which is elsewhere.")
+    if others := [item.name for item in found if item.dtype.kind not in "biuf" and not _is_bfloat16(item.dtype)]:
         raise ConfigError(f"The weights must be numbers. Received: {others[0]!r}, which holds values of another kind.")
     _check_total(found, stored_bytes)
 
 
-def _holds_numbers(dtype):
-    bfloat16 = dtype.kind == "V" and dtype.itemsize == 2 and not dtype.names  # stored as two bytes without a type
-    return dtype.kind in "biuf" or bfloat16
+def _is_bfloat16(dtype):
+    """HDF5 does not know `bfloat16`, which is stored as two bytes without a type."""
+    return dtype.kind == "V" and dtype.itemsize == 2 and not dtype.names
 
 
 def _check_total(datasets, stored_bytes):
@@ -103,9 +100,8 @@ def _fill_by_layer(model, group):
 
 def _names(group, kind):
     """A list of names; a long one is cut into several attributes."""
-    keys = [kind] if kind in group.attrs else sorted(
-        (key for key in group.attrs if re.fullmatch(rf"{kind}\d+", key)), key=lambda key: int(key[len(kind) :])
-    )  # fmt: skip
+    keys = [key for key in group.attrs if re.fullmatch(rf"{kind}\d*", key)]
+    keys.sort(key=lambda key: int(key[len(kind) :] or 0))
     names = (name for key in keys for name in group.attrs[key])
     return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
 
@@ -183,9 +179,9 @@ def _ending(name, depth):
 
 
 def _values(dataset):
-    """The numbers of a dataset; `bfloat16`, which HDF5 does not know, is stored as two bytes without a type."""
+    """The numbers of a dataset, those of `bfloat16` as float32."""
     values = dataset[()]
-    if dataset.dtype.kind == "V" and dataset.dtype.itemsize == 2:
+    if _is_bfloat16(dataset.dtype):
         return (np.asarray(values).view("uint16").astype("uint32") << 16).view("float32")
     return values
 

@@ -199,7 +199,7 @@ def broken(path, tmp_path):
     yield written("text.h5", b"this is no HDF5"), "whole saved model"
     yield written("empty.h5", b""), "whole saved model"
     yield bomb, "must unpack to at most"
-    yield tmp_path / "missing.keras", "which is none"
+    yield tmp_path / "missing.keras", "which is not a file"
     yield written("model.pkl", whole), "ends in .keras"
     yield tmp_path, "ends in .keras"
 
@@ -357,7 +357,7 @@ def test_external_links_in_a_h5_are_refused(paths, tmp_path):
     with h5py.File(tmp_path / "a.h5", "a") as file:
         del file["model_weights"]["conv"]
         file["model_weights"]["conv"] = h5py.ExternalLink(str(paths.h5), "/model_weights/conv")
-    with pytest.raises(ConfigError, match="a.h5.*must stand in the file itself"):
+    with pytest.raises(ConfigError, match="a.h5.*must be in the file itself"):
         artifacts.load(tmp_path / "a.h5")
 
 

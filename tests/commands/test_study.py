@@ -60,7 +60,7 @@ def test_experiments_come_by_number_and_are_never_run(tmp_path):
     folder = project(tmp_path, exp10="raise SystemExit('imported')", exp2="raise SystemExit('imported')")
     (folder / "helper.py").write_text("not python at all")
     two, ten = study.experiments(folder)
-    assert (two.key, two.number, two.question) == ("exp2_x", 2, "Exp 2: question 2?")
+    assert (two.key, two.experiment.number, two.question) == ("exp2_x", 2, "Exp 2: question 2?")
     assert (two.variants, two.published) == (("best", "published"), {"test": 0.5})
     assert ten.key == "exp10_x"
 
@@ -81,8 +81,9 @@ def test_a_file_without_an_experiment_is_named(text, tmp_path):
 
 def test_the_projects_own_experiments_can_be_read():
     entries = study.experiments()
-    assert [entry.number for entry in entries[:4]] == [1, 2, 3, 4]
-    assert all(entry.question.endswith("?") and entry.variants and entry.published["test"] for entry in entries[:4])
+    assert [entry.experiment.number for entry in entries[:4]] == [1, 2, 3, 4]
+    assert all(entry.question.endswith("?") for entry in entries[:4])
+    assert all(entry.experiment.variants and entry.experiment.published["test"] for entry in entries[:4])
 
 
 def test_reading_commands_load_neither_tensorflow_nor_keras():
@@ -251,6 +252,13 @@ def test_readme_and_docstrings_never_take_results_from_elsewhere(tmp_path):
     folder = project(tmp_path, exp1="")
     with pytest.raises(ConfigError, match="`--write` needs the project's own results"):
         study.collate(tmp_path / "demo", write=True, folder=folder)
+
+
+def test_writing_needs_the_pages_of_the_repository(tmp_path):
+    folder = project(tmp_path, exp1="")
+    (tmp_path / "docs" / "results.md").unlink()
+    with pytest.raises(ConfigError, match="Received: no docs/results.md"):
+        study.collate(tmp_path, write=True, folder=folder)
 
 
 def test_the_projects_readme_and_docstrings_are_fresh():

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
-from helpers import finished_run, model_for, noise
+from helpers import finished_run, gradcam, model_for, noise
 from keras import layers
 from PIL import Image
 
@@ -16,7 +16,6 @@ from cifar_keras.config import ConfigError, Limits
 from cifar_keras.data import load
 from cifar_keras.data.images import decode, fitted
 from cifar_keras.explain import analyse, elsewhere
-from cifar_keras.explain.gradcam import gradcam
 from cifar_keras.saved import artifacts, find, inference
 from cifar_keras.utils.paths import Paths
 
@@ -342,7 +341,7 @@ def test_what_a_model_can_not_have_is_left_out_with_its_reason(few, undrawn, tmp
 
 
 def test_options_for_models_of_no_run_are_refused_for_a_run(explained):
-    with pytest.raises(ConfigError, match="`--input-scaling` is for models of no recorded run. .* run-1"):
+    with pytest.raises(ConfigError, match="`--input-scaling` is for models without a recorded run. .* run-1"):
         analyse.explain("run-1", root=explained.root, scaling="unit")
 
 

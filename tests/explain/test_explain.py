@@ -5,6 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
+from helpers import gradcam
 from keras import layers
 from sklearn import metrics
 
@@ -15,7 +16,7 @@ from cifar_keras.explain.calibration import bins, ece, measures, temperature, wi
 from cifar_keras.explain.embeddings import neighbours, unit
 from cifar_keras.explain.errors import confused_pairs, most_confident_mistakes, top_k
 from cifar_keras.explain.flatten import flattened, plain
-from cifar_keras.explain.gradcam import GradCam, centres, gradcam, logits_of, looked_at, spatial_layers, weighed
+from cifar_keras.explain.gradcam import GradCam, centres, logits_of, looked_at, spatial_layers, weighed
 from cifar_keras.explain.model_comparison import bootstrap, only_right
 
 NAMES = tuple("abcdefghij")

@@ -290,8 +290,8 @@ def test_architecture_and_weights_go_under_any_names(folder, tmp_path, capsys):
     for arguments, said in (
         (["predict", pair[0], folder], "must be followed by its weights"),
         (["predict", *pair], "IMAGE must be named after"),
-        (["inspect", pair[0]], "must be followed by its weights"),
-        (["inspect", pair[1], pair[1]], "weights follow a `.json` only"),
+        (["inspect", pair[0]], "weights must be named after it"),
+        (["inspect", pair[1], pair[1]], "Weights go with an architecture"),
         (["inspect", tmp_path / "none.json", pair[1]], "none.json"),
     ):
         assert run(*arguments) == 2

@@ -175,7 +175,7 @@ def test_a_file_of_names_beside_the_model_is_mentioned_and_not_read(shifted, tmp
     (tmp_path / "labels.txt").write_text("a\nb\nc\nd\ne\n")
     assert run("predict", tmp_path / "m.h5", shifted / "ants" / "00.png", "--top", 1) == 0
     out, err = capsys.readouterr()
-    assert "class 0" in out and f"--class-names {tmp_path / 'labels.txt'} would" in err
+    assert "class 0" in out and f"--class-names {tmp_path / 'labels.txt'}" in err
 
 
 def test_names_of_a_placeholder_kind_are_no_names(tmp_path, shifted, capsys):

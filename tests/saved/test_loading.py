@@ -238,7 +238,7 @@ def test_a_link_among_the_weights_is_refused(tmp_path):
         del file["layers/dense"]
         file["layers/dense"] = h5py.ExternalLink("/elsewhere.h5", "/secret")
     write_members(path, content | {"model.weights.h5": weights.getvalue()})
-    with pytest.raises(ConfigError, match="must stand in the file itself. Received: 'layers/dense'"):
+    with pytest.raises(ConfigError, match="must be in the file itself. Received: 'layers/dense'"):
         artifacts.load(path)
 
 
@@ -409,9 +409,9 @@ def test_an_architecture_of_every_kind_goes_with_weights(architecture, apart):
         ("[1, 2]", "JSON of a list"),
         ('{"accuracy": [0.5]}', "JSON with accuracy"),
         ('{"class_name": "Sequential"}', "JSON with class_name"),
-        ("not JSON", "no JSON"),
-        ("[" * 10**5, "no JSON"),
-        ("\udcff", "no JSON"),
+        ("not JSON", "not JSON"),
+        ("[" * 10**5, "not JSON"),
+        ("\udcff", "not JSON"),
     ],
 )
 def test_json_of_another_kind_is_refused_by_its_name(text, said, apart, tmp_path):

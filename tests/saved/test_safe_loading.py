@@ -242,7 +242,7 @@ def test_weights_in_another_file_are_refused(tmp_path):
     (tmp_path / "secret").write_bytes(b"0" * 40)
     with h5py.File(tmp_path / "a.h5", "a") as file:
         file["model_weights"].create_dataset("there", (10,), "float32", external=[(str(tmp_path / "secret"), 0, 40)])
-    with pytest.raises(ConfigError, match="must stand in the file itself.*/model_weights/there"):
+    with pytest.raises(ConfigError, match="must be in the file itself.*/model_weights/there"):
         artifacts.load(tmp_path / "a.h5")
 
 
