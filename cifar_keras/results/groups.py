@@ -255,7 +255,7 @@ def natural(name):
 
 
 def recipe(run):
-    """All that may not differ within a group besides the seed, as text."""
+    """Everything that must be equal within a group, apart from the seed, as text."""
     config = run.get("config") or {column: run.get(column) for column in CONFIGURATION}
     data = (run["fingerprint"], run.get("test_n"), run["overrides"])
     stated = dict.fromkeys(("seed", "overrides", "classes"))  # `data` has the last two; older runs lack `classes`

@@ -160,7 +160,7 @@ def _difference(a, b, both):
 
 
 def _on_same_images(one, other):
-    """What two results of `_correct` say of the images, whose labels must be equal."""
+    """The correct images of two results of `_correct`, whose labels must be equal."""
     (labels, correct), (other_labels, other_correct) = one, other
     if not np.array_equal(labels, other_labels):
         raise ConfigError("the stored labels differ, so these are other images.")

@@ -78,7 +78,7 @@ def write(root, record, *, predictions=None):
 
     Args:
         root: folder that holds `results/`.
-        record: values by the names in COLUMNS, besides whatever else the run wants kept (`config`, `notes`).
+        record: values by the names in COLUMNS, and others that only the JSON file holds (`config`, `notes`).
         predictions: `(labels, probabilities)` on test, or None.
     """
     results = Path(root) / "results"
