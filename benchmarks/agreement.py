@@ -35,7 +35,7 @@ def agreement(record, paths, dataset, *, images):
     classes = outputs.argmax(axis=2)
     same = int((classes == classes[0]).all(axis=0).sum())
     own = load(dataset, limits=Limits(**record["config"]["limits"])).test.images[: len(images)]
-    with np.load(paths.predictions / f"{record['run_id']}.npz") as file:
+    with np.load(paths.of_run(record["run_id"])[1]) as file:
         stored = file["probabilities"][: len(images)].astype("float32")
     return same, float(np.ptp(outputs, axis=0).max()), float(np.abs(probabilities(paths.keras, own) - stored).max())
 

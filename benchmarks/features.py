@@ -7,6 +7,7 @@ cores, the full one all 45,000. `views.py` measures what views do to accuracy an
 tried for the extraction without success.
 """
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -48,7 +49,7 @@ def trained(job):
     model_row, limits = row_of(training), config.Limits(job["train"], job["val"], 10)
     dataset = load(job["dataset"], limits=limits)
     training = config.cut(training, config.BUDGETS["full"], images=job["train"], images_per_second=0)
-    training = config.with_views(config.with_epochs(training, job["epochs"]), job["views"])
+    training = dataclasses.replace(config.with_epochs(training, job["epochs"]), views=job["views"])
     model = build(model_row, image_shape=dataset.image_shape, classes=len(dataset.class_names), steps=1000, seed=0)
     if job["weights"]:
         load_backbone(model, Path(job["weights"]))

@@ -26,8 +26,6 @@ class ConfigError(CifarKerasError):
 class RunFailedError(CifarKerasError):
     """The run itself failed (a diverging loss, a full disk). The last good weights are kept."""
 
-    exit_code = 3
-
 
 class HeldError(CifarKerasError):
     """Another process holds a lock that this one needs."""
@@ -76,7 +74,7 @@ class Training:
         batch_size: images per step.
         optimizer: 'adam', 'adamw', 'sgd' (Nesterov, 0.9) or 'muon' (see `training.optim.Muon`; the stages' learning
             rates are then those of the convolution kernels, and everything else keeps airbench's rates).
-        weight_decay: decoupled for 'adamw' and 'sgd', fraction of the weights a step at rate 1; for 'muon' per image.
+        weight_decay: decoupled for 'adamw' and 'sgd', fraction of the weights per step at rate 1; for 'muon' per image.
         label_smoothing: share of each target spread over all classes, in [0, 1).
         test_time_augmentation: also score the mean over mirrored and shifted views, in a column of its own.
         views: augmented views of each training image. A frozen backbone computes their features once, and epoch e
@@ -224,7 +222,7 @@ def with_epochs(training: Training, epochs: int) -> Training:
     total = sum(stage.epochs for stage in stages)
     counts: list[int] = []
     for behind, stage in zip(reversed(range(len(stages))), stages, strict=True):
-        left = epochs - sum(counts) - behind  # the stages behind this one need an epoch each
+        left = epochs - sum(counts) - behind  # each later stage needs an epoch
         counts.append(min(max(1, round(epochs * stage.epochs / total)), left) if behind else left)
     stages = tuple(dataclasses.replace(stage, epochs=n) for stage, n in zip(stages, counts, strict=True))
     return dataclasses.replace(training, stages=stages)
@@ -243,25 +241,14 @@ def with_batch_size(training: Training, batch_size: int) -> Training:
     return dataclasses.replace(with_learning_rate(training, rate), batch_size=batch_size)
 
 
-def with_views(training: Training, views: int | None) -> Training:
-    """Sets the number of views; see `Training.views`."""
-    return dataclasses.replace(training, views=views)
-
-
-def with_class_weights(training: Training, class_weights: str | None) -> Training:
-    """Sets how much each class counts in the loss; see `Training.class_weights`."""
-    return dataclasses.replace(training, class_weights=class_weights)
-
-
 def limits_of(budget: Budget, training: Training, *, pixels: int, images_per_second: float) -> Limits:
     """How many images of each split a budget allows: few enough for three epochs in its time, or one per stage.
 
     Args:
-        budget: a `Budget`.
+        budget: what is left of time and images.
         training: the full recipe.
         pixels: side of the model's input.
         images_per_second: the model row's reference training speed.
-    Returns: `Limits`.
     """
     limits = budget.small if pixels < 128 else budget.large
     if budget.seconds is None:
@@ -276,10 +263,9 @@ def cut(training: Training, budget: Budget, *, images: int, images_per_second: f
 
     Args:
         training: the full recipe.
-        budget: a `Budget`.
+        budget: what is left of the time.
         images: number of training images.
         images_per_second: the model row's reference training speed.
-    Returns: `Training`.
     """
     if budget.seconds is not None:
         epochs = max(len(training.stages), int(budget.seconds * images_per_second) // images)

@@ -17,10 +17,8 @@ from cifar_keras.config import (
     cut,
     limits_of,
     with_batch_size,
-    with_class_weights,
     with_epochs,
     with_learning_rate,
-    with_views,
 )
 from cifar_keras.data import load
 from cifar_keras.data.base import Dataset, stratified, take
@@ -54,7 +52,7 @@ def prepare(experiment, options):
     if options.limit is not None:
         limits = Limits(*(min(options.limit, given or options.limit) for given in dataclasses.astuple(limits)))
     if options.data_dir is not None and not Path(options.data_dir).is_dir():
-        raise ConfigError(f"`--data-dir` must be a folder. Received: {options.data_dir!r}, which is none.")
+        raise ConfigError(f"`--data-dir` must be a folder. Received: {options.data_dir!r}, which is not a folder.")
     default_weights = training.weights or (row.weights if budget.pretrained else "none")
     asked = training.weights or options.weights or default_weights
     weights, weights_file = resolve(asked, row, data_dir=options.data_dir)
@@ -106,23 +104,27 @@ def recipe(training, options, row, *, budget, images):
         (with_epochs, options.epochs),
         (with_batch_size, options.batch_size),
         (with_learning_rate, options.learning_rate),
-        (with_class_weights, options.class_weights),
-        (with_views, 0 if options.on_the_fly else options.views),
     ):
         training = change(training, value) if value is not None else training
+    fields = {"class_weights": options.class_weights, "views": 0 if options.on_the_fly else options.views}
+    training = dataclasses.replace(training, **{k: value for k, value in fields.items() if value is not None})
     if training.batch_size > images:
         raise ConfigError(
             f"`--batch-size` must be at most the number of training images, {images}. Received: {training.batch_size}."
         )
     if options.views and options.on_the_fly:
-        raise ConfigError("`--views` is the number of stored views, `--on-the-fly` stores none. Received: both.")
+        raise ConfigError(
+            "Use either `--views` (the number of stored views) or `--on-the-fly` (none is stored). Received: both."
+        )
     if (options.views or options.on_the_fly) and not features.frozen(row, training):
         raise ConfigError(
             "`--views` and `--on-the-fly` are for a backbone that is frozen in every stage. "
             f"Received: a recipe that trains the backbone of {row.name!r}."
         )
     if options.views and not row.augmentation:
-        raise ConfigError(f"`--views` is for rows with augmentation, else all are alike. Received: {row.name!r}.")
+        raise ConfigError(
+            f"`--views` needs a model with augmentation; without it, all views are alike. Received: {row.name!r}."
+        )
     return training
 
 
@@ -194,4 +196,4 @@ def describe(job):
         parts = (model, job.row, dataset, config.training)
         print(features.described(*parts, seed=config.seed, deterministic=config.deterministic))
     print("\n".join(f"{what:13} {path}" for what, path in paths.artifacts().items()))
-    print(f"{'results':13} {Path(paths.csv)}")
+    print(f"{'results':13} {paths.csv}")

@@ -1,4 +1,4 @@
-"""Metrics, intervals and tests: NumPy in, numbers out. Every difference is the second minus the first.
+"""Metrics, 95% intervals and tests: NumPy in, numbers out. Every difference is the second minus the first.
 
 SciPy is imported inside functions: it takes a second to load, which `--help` and `list` should not wait for.
 """
@@ -10,6 +10,7 @@ from statistics import mean, variance  # exact: equal values have no variance, n
 import numpy as np
 
 UNEQUAL = 1.2  # times as many images in the largest class as in the smallest, above which accuracy alone misleads
+CONFIDENCE = 0.95  # share of repetitions that an interval is to cover
 BOOTSTRAP_FROM = 10  # seeds; resampling fewer values covers far less than it states, Student's t does not
 
 
@@ -66,11 +67,6 @@ class McNemar:
 def percent(value, digits=1, sign=""):
     """A share in percent, '71.3', or with `sign="+"` a difference in percentage points, '+1.3'; zero is never -0."""
     return f"{round(100 * value, digits) + 0.0:{sign}.{digits}f}"
-
-
-def with_interval(accuracies, n, digits=1):
-    """An accuracy with its 95% interval, as text: '71.3% [70.4, 72.2]'; arguments as for `accuracy_interval`."""
-    return accuracy_interval(accuracies, n).accuracy(digits)
 
 
 def accuracy(labels, probabilities):
@@ -158,18 +154,18 @@ def beside_accuracy(matrix):
     return {"balanced_accuracy": balanced_accuracy(matrix), "majority_share": majority_share(counts)}
 
 
-def wilson(accuracy, n, *, confidence=0.95):
+def wilson(accuracy, n):
     """The Wilson score interval of one accuracy measured on `n` images (Wilson, JASA 22, 1927).
 
     Returns: `(low, high)`.
     """
     from scipy import stats
 
-    interval = stats.binomtest(round(accuracy * n), n).proportion_ci(confidence, method="wilson")
+    interval = stats.binomtest(round(accuracy * n), n).proportion_ci(CONFIDENCE, method="wilson")
     return float(interval.low), float(interval.high)
 
 
-def seeds_interval(values, *, confidence=0.95):
+def seeds_interval(values):
     """The mean accuracy of several seeds; the interval covers the draw of the seeds, on this one test set.
 
     Student's t (Biometrika 6, 1908) below ten seeds; from ten on the BCa bootstrap (Efron, JASA 82, 1987), whose random
@@ -177,35 +173,31 @@ def seeds_interval(values, *, confidence=0.95):
 
     Args:
         values: two accuracies or more, in [0, 1].
-        confidence: share of repetitions that the interval is to cover.
     Returns: `Estimate`, bounds in [0, 1].
     """
-    n, centre, spread = len(values), mean(values), variance(values)
-    if n < BOOTSTRAP_FROM:
-        half = _student(n - 1, confidence) * (spread / n) ** 0.5
-        return _bounded(centre, centre - half, centre + half, "Student t", lowest=0.0)
-    low, high = _bca(values, confidence) if spread else (centre, centre)
+    if len(values) < BOOTSTRAP_FROM:
+        return _student_interval(values, "Student t", lowest=0.0)
+    centre = mean(values)
+    low, high = _bca(values) if variance(values) else (centre, centre)
     return _bounded(centre, low, high, "BCa", lowest=0.0)
 
 
-def accuracy_interval(values, n, *, confidence=0.95):
-    """The mean accuracy of one seed or several: `wilson` for one, `seeds_interval` for several.
+def accuracy_interval(values, n):
+    """The mean test accuracy of one seed (`wilson`) or several (`seeds_interval`).
 
     Seeds that all gave the same value carry no information on their spread, so they count as one.
 
     Args:
-        values: an accuracy in [0, 1], or a list of one per seed.
+        values: accuracies in [0, 1], one per seed.
         n: number of test images.
-        confidence: share of repetitions that the interval is to cover.
     Returns: `Estimate`, bounds in [0, 1].
     """
-    values = values if isinstance(values, list | tuple) else [values]
     if len(set(values)) > 1:
-        return seeds_interval(values, confidence=confidence)
-    return Estimate(values[0], *wilson(values[0], n, confidence=confidence), "Wilson")
+        return seeds_interval(values)
+    return Estimate(values[0], *wilson(values[0], n), "Wilson")
 
 
-def difference_unpaired(p1, n1, p2, n2, *, confidence=0.95):
+def difference_unpaired(p1, n1, p2, n2):
     """The difference of two accuracies measured on two samples of images.
 
     The hybrid score interval of Newcombe (Statistics in Medicine 17, 1998, 873-890, method 10). It also holds on one
@@ -216,13 +208,12 @@ def difference_unpaired(p1, n1, p2, n2, *, confidence=0.95):
         n1: images behind it.
         p2: the second accuracy.
         n2: images behind that.
-        confidence: share of repetitions that the interval is to cover.
     Returns: `Estimate` of p2 - p1, bounds in [-1, 1].
     """
-    return _newcombe((p1, n1), (p2, n2), 0.0, "Newcombe, unpaired", confidence)
+    return _newcombe((p1, n1), (p2, n2), 0.0, "Newcombe, unpaired")
 
 
-def difference_paired(correct_a, correct_b, *, confidence=0.95):
+def difference_paired(correct_a, correct_b):
     """The difference of two accuracies measured on the same images.
 
     The paired score interval of Newcombe (Statistics in Medicine 17, 1998, 2635-2650, method 10): the unpaired one,
@@ -231,7 +222,6 @@ def difference_paired(correct_a, correct_b, *, confidence=0.95):
     Args:
         correct_a: bool `(images,)`, whether the first got each image right.
         correct_b: the same of the second.
-        confidence: share of repetitions that the interval is to cover.
     Returns: `Estimate` of the second accuracy minus the first, bounds in [-1, 1].
     """
     n, right_a, right_b = len(correct_a), int(np.sum(correct_a)), int(np.sum(correct_b))
@@ -239,7 +229,7 @@ def difference_paired(correct_a, correct_b, *, confidence=0.95):
     margins = right_a * (n - right_a) * right_b * (n - right_b)
     excess = n * both - right_a * right_b  # both right x both wrong - one right x other right
     phi = (max(excess - n / 2, 0.0) if excess > 0 else excess) / margins**0.5 if margins else 0.0
-    return _newcombe((right_a / n, n), (right_b / n, n), phi, "Newcombe, paired", confidence)
+    return _newcombe((right_a / n, n), (right_b / n, n), phi, "Newcombe, paired")
 
 
 def mcnemar(correct_a, correct_b):
@@ -271,7 +261,7 @@ def holm(p_values):
     return corrected
 
 
-def difference_seeds(a, b, *, test_sets=None, confidence=0.95):
+def difference_seeds(a, b, *, test_sets=None):
     """The difference of two mean accuracies over seeds; the interval covers the draw of the seeds, on one test set.
 
     Two seeds or more on both sides: Welch's t (Biometrika 34, 1947). One against m: Student's t with the variance of
@@ -284,7 +274,6 @@ def difference_seeds(a, b, *, test_sets=None, confidence=0.95):
         a: accuracies of the first side in [0, 1], one per seed.
         b: the same of the second; at least one side has two or more.
         test_sets: number of images in each side's test set; None if both sides used the same one.
-        confidence: share of repetitions that the interval is to cover.
     Returns: `Estimate` of the mean of `b` minus that of `a`, bounds in [-1, 1].
     """
     means = mean(a), mean(b)
@@ -298,12 +287,12 @@ def difference_seeds(a, b, *, test_sets=None, confidence=0.95):
         kind += " + test"
         square += sum(p * (1 - p) / n for p, n in zip(means, test_sets, strict=True))
     uncertain = sum(part**2 / df for part, df in parts)
-    half = _student(square**2 / uncertain if uncertain else math.inf, confidence) * square**0.5
+    half = _student(square**2 / uncertain if uncertain else math.inf) * square**0.5
     difference = means[1] - means[0]
     return _bounded(difference, difference - half, difference + half, kind, lowest=-1.0)
 
 
-def difference_seeds_paired(a, b, *, confidence=0.95):
+def difference_seeds_paired(a, b):
     """The mean difference of runs that share a seed, hence data and order; the interval covers the draw of seeds.
 
     Student's t of the differences (Biometrika 6, 1908).
@@ -311,13 +300,17 @@ def difference_seeds_paired(a, b, *, confidence=0.95):
     Args:
         a: accuracies of the first side in [0, 1], one per seed; two or more.
         b: the same of the second, of the same seeds in the same order.
-        confidence: share of repetitions that the interval is to cover.
     Returns: `Estimate` of the mean of `b - a`, bounds in [-1, 1].
     """
     differences = [after - before for before, after in zip(a, b, strict=True)]
-    half = _student(len(differences) - 1, confidence) * (variance(differences) / len(differences)) ** 0.5
-    centre = mean(differences)
-    return _bounded(centre, centre - half, centre + half, "paired t", lowest=-1.0)
+    return _student_interval(differences, "paired t", lowest=-1.0)
+
+
+def _student_interval(values, kind, *, lowest):
+    """The mean of values with Student's t interval."""
+    centre = mean(values)
+    half = _student(len(values) - 1) * (variance(values) / len(values)) ** 0.5
+    return _bounded(centre, centre - half, centre + half, kind, lowest=lowest)
 
 
 def _bounded(value, low, high, kind, *, lowest):
@@ -325,28 +318,28 @@ def _bounded(value, low, high, kind, *, lowest):
     return Estimate(float(value), max(lowest, float(low)), min(1.0, float(high)), kind)
 
 
-def _student(df, confidence):
+def _student(df):
     """The two-sided critical value of Student's t."""
     from scipy import stats
 
-    return float(stats.t.ppf((1 + confidence) / 2, df))
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, df))
 
 
-def _bca(values, confidence):
+def _bca(values):
     """The bounds of the BCa bootstrap for the mean of values that vary; reproducible."""
     from scipy import stats
 
     interval = stats.bootstrap(
-        (np.asarray(values, "float64"),), np.mean, confidence_level=confidence, method="BCa", vectorized=True,
+        (np.asarray(values, "float64"),), np.mean, confidence_level=CONFIDENCE, method="BCa", vectorized=True,
         rng=np.random.default_rng(0),
     ).confidence_interval  # fmt: skip
     return interval.low, interval.high
 
 
-def _newcombe(first, second, phi, kind, confidence):
+def _newcombe(first, second, phi, kind):
     """Newcombe's hybrid interval: distances to the Wilson bounds, combined with the correlation `phi` of the errors."""
     (p1, n1), (p2, n2) = first, second
-    (l1, u1), (l2, u2) = wilson(p1, n1, confidence=confidence), wilson(p2, n2, confidence=confidence)
+    (l1, u1), (l2, u2) = wilson(p1, n1), wilson(p2, n2)
 
     def distance(one, other):
         return max(0.0, one**2 - 2 * phi * one * other + other**2) ** 0.5

@@ -81,6 +81,7 @@ def facts(job, progress):
     images, batch = len(dataset.train), config.training.batch_size
     published = published_of(job.experiment.published, config.variant) if dataset.slug in CIFAR10 else {}
     seconds = progress.seconds + progress.feature_seconds(cached=False)
+    skipped = {"count": len(dataset.skipped), "files": list(dataset.skipped[:1000])}  # damaged images
     return {
         "run_id": progress.run_id,
         "utc": now().isoformat(timespec="seconds"),
@@ -103,14 +104,9 @@ def facts(job, progress):
         **runtime.environment(),
         "git_commit": progress.git_commit,
         "notes": list(dataset.notes),
-        **({"skipped": skipped(dataset)} if dataset.skipped else {}),
+        **({"skipped": skipped} if dataset.skipped else {}),
         "config": json.loads(config.identity),
     }
-
-
-def skipped(dataset):
-    """The damaged images that were skipped: their number, and the first thousand paths."""
-    return {"count": len(dataset.skipped), "files": list(dataset.skipped[:1000])}
 
 
 def draw(job, record, scored, progress):

@@ -1,7 +1,6 @@
 """What every figure shares, and the pictures of a run. No pyplot, so no state between calls."""
 
 import contextlib
-import functools
 import textwrap
 import warnings
 
@@ -33,7 +32,7 @@ NAMED = 120  # classes: beyond, pictures stop growing and show every k-th name
 
 
 def sample_grid(images, labels, class_names, path, *, title):
-    """Draws up to six images of each class in columns, or a plain grid of 60 for more than 20 classes.
+    """Draws the first six images of each class in columns, or a plain grid of 60 for more than 20 classes.
 
     Args:
         images: uint8 `(n, height, width, 3)`, RGB in [0, 255]; an array or `data.base.Rows`.
@@ -41,7 +40,6 @@ def sample_grid(images, labels, class_names, path, *, title):
         class_names: one per class.
         path: where the PNG goes.
         title: dataset label, experiment, n.
-    Returns: `path`. The first images of each class (of the data, in the plain grid) are taken, in their order.
     Raises: ValueError if there is no image.
     """
     labels = np.asarray(labels)
@@ -63,7 +61,6 @@ def sample_grid(images, labels, class_names, path, *, title):
         axes.set(xlim=(0, columns), ylim=(cells.shape[0] * (1 + below), 0))  # imshow moved them
         for column, name in enumerate(class_names if by_class else ()):
             _caption(axes, name, column, -0.03, va="bottom")
-    return path
 
 
 def _box(shape, left, top):
@@ -103,7 +100,6 @@ def label_distribution(labels_by_split, class_names, path, *, title):
         class_names: one per class.
         path: where the PNG goes.
         title: dataset label, experiment, n.
-    Returns: `path`.
     """
     classes = len(class_names)
     positions = np.arange(classes)
@@ -125,7 +121,6 @@ def label_distribution(labels_by_split, class_names, path, *, title):
             without_frame(panel, "x")
         panels[0].set_ylim(classes - 0.4, -0.6)
         _name_ticks(panels[0].yaxis, class_names)
-    return path
 
 
 def training_curves(history, path, *, title, best_epoch):
@@ -136,12 +131,10 @@ def training_curves(history, path, *, title, best_epoch):
         path: where the PNG goes.
         title: dataset label, experiment, n.
         best_epoch: the value of `history['epoch']` whose weights were kept; None marks none.
-    Returns: `path`.
     """
     with figure_of(path, title, size=(10, 4.3)) as figure:
         curves_on(figure, history, best_epoch)
         figure.supxlabel("\n".join(ON_CURVES), fontsize=7.5, color=GREY)
-    return path
 
 
 def curves_on(figure, history, best_epoch):
@@ -184,14 +177,15 @@ def _mark_stages(panel, history):
 
 
 def confusion_matrix(matrix, class_names, path, *, title):
-    """Draws which class is predicted as which: shade is the share of the true class, text (<= 20 classes) the count.
+    """Draws a confusion matrix: shade is the share of the true class, text (<= 20 classes) the count.
+
+    A class without images has an empty row.
 
     Args:
         matrix: int `(classes, classes)`, rows true, columns predicted.
         class_names: one per class.
         path: where the PNG goes.
         title: dataset label, experiment, n.
-    Returns: `path`. A class without images has an empty row.
     """
     matrix = np.asarray(matrix)
     side = max(5.5, 2.5 + 0.52 * len(matrix)) if len(matrix) <= FEW else 3 + 0.125 * min(len(matrix), NAMED)
@@ -200,7 +194,6 @@ def confusion_matrix(matrix, class_names, path, *, title):
         bar = confusion_on(axes, row_shares(matrix), np.where(matrix > 0, matrix, ""), class_names)
         bar.set_label("share of the true class (square-root scale)")
         shares(bar.ax.yaxis)
-    return path
 
 
 def row_shares(matrix):
@@ -239,15 +232,7 @@ def drawing():
         yield
 
 
-def drawn(function):
-    """A function that makes figures, under `drawing`."""
-
-    @functools.wraps(function)
-    def inside(*arguments, **named):
-        with drawing():
-            return function(*arguments, **named)
-
-    return inside
+drawn = drawing()  # decorates functions that make figures
 
 
 @contextlib.contextmanager

@@ -29,10 +29,11 @@ def drawn(kind, class_names, path):
     """Draws one picture of this kind with plausible data."""
     labels = np.arange(2 * len(class_names)) % len(class_names)
     if kind == "sample_grid":
-        return plotting.sample_grid(images_of(labels), labels, class_names, path, title="shapes, exp4, n = 9")
-    if kind == "label_distribution":
-        return plotting.label_distribution({"train": labels, "test": labels}, class_names, path, title="shapes")
-    return plotting.confusion_matrix(np.eye(len(class_names), dtype=int), class_names, path, title="shapes, exp4")
+        plotting.sample_grid(images_of(labels), labels, class_names, path, title="shapes, exp4, n = 9")
+    elif kind == "label_distribution":
+        plotting.label_distribution({"train": labels, "test": labels}, class_names, path, title="shapes")
+    else:
+        plotting.confusion_matrix(np.eye(len(class_names), dtype=int), class_names, path, title="shapes, exp4")
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def texts(monkeypatch):
 def test_each_picture_is_a_png_with_its_title_and_draws_without_a_warning(kind, class_names, tmp_path, texts):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a class name that is half a formula, or has no glyph, is no reason to fail
-        path = drawn(kind, class_names, tmp_path / "new folder" / f"{kind}.png")
+        drawn(kind, class_names, path := tmp_path / "new folder" / f"{kind}.png")
     with Image.open(path) as picture:
         assert picture.format == "PNG" and min(picture.size) > 300
         assert max(picture.size) < 2500

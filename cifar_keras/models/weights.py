@@ -18,17 +18,11 @@ from cifar_keras.utils.paths import StrPath, keras_cache, search_paths
 
 @dataclass(frozen=True)
 class Published:
-    """A published file of weights.
-
-    Attributes:
-        url: its address.
-        checksum: MD5 or SHA-256 in hex digits, as the publisher states it.
-        name: the file name that is searched for and cached.
-    """
+    """A published file of weights."""
 
     url: str
-    checksum: str
-    name: str
+    checksum: str  # MD5 or SHA-256 in hex digits, as the publisher states it
+    name: str  # the file name that is searched for and cached
 
     @property
     def algorithm(self) -> str:
@@ -52,7 +46,7 @@ IMAGENET = {
     ),
 }
 
-NAME_LENGTH = 16  # characters of a file's name: these too may name weights, and the hex digits tell files apart
+NAME_LENGTH = 16  # characters of a file's name that name its weights; hex digits of its SHA-256 tell files apart
 
 
 def resolve(asked: str | None, row: ModelSpec, *, data_dir: StrPath | None) -> tuple[str, Path | None]:
@@ -61,8 +55,8 @@ def resolve(asked: str | None, row: ModelSpec, *, data_dir: StrPath | None) -> t
     Args:
         asked: 'imagenet', 'none', a path, 'source' (the row calls for a model trained here, and none was named), or
             None for what the row calls for.
-        row: `zoo.ModelSpec`.
-        data_dir: searched first, may be None.
+        row: the model's.
+        data_dir: searched first.
     Returns: `(name, path)`: the name for tables and file names, and the file, or None where there is none.
     Raises: ConfigError if the file is missing, or ImageNet weights don't exist or can't be had.
     """
@@ -112,16 +106,13 @@ def imagenet(backbone: str, *, data_dir: StrPath | None) -> Path:
 
 
 def find_imagenet(backbone: str, *, data_dir: StrPath | None) -> Path | None:
-    """The first file of that name in the searched folders, unchecked, or None."""
+    """The first file of ImageNet weights in the searched folders, unchecked; None if there is none."""
     paths = (folder / IMAGENET[backbone].name for folder in search_paths(data_dir, "models"))
     return next((path for path in paths if path.is_file()), None)
 
 
 def checked(path: Path, published: Published) -> Path:
-    """Returns the path if the file has the checksum of this `Published` one.
-
-    Raises: ConfigError if it has another checksum.
-    """
+    """Returns the path if the file has the published checksum; raises ConfigError otherwise."""
     with open(path, "rb") as file:
         received = hashlib.file_digest(file, published.algorithm).hexdigest()
     if received != published.checksum:

@@ -18,7 +18,7 @@ class ModelSpec:
     """One model. A variant of an experiment may override a named column; nothing about a model stands elsewhere.
 
     Attributes:
-        name: what `Training.model` says.
+        name: the value of `Training.model`.
         backbone: key of `blocks.BACKBONES`.
         pixels: side at which the backbone sees the images; other sizes are resized inside the model.
         scaling: of the pixels, see `blocks.scale`.
@@ -88,10 +88,10 @@ def build(row: ModelSpec, *, image_shape: tuple[int, ...], classes: int, steps: 
     """Builds a row's model with random weights.
 
     Args:
-        row: `ModelSpec`.
+        row: of `MODELS`, perhaps with overrides.
         image_shape: `(height, width, 3)` of the dataset's images.
         classes: number of classes.
-        steps: training steps of the run, which the BatchNorm momentum of a trained ResNet50 is fitted to.
+        steps: training steps of the run, see `momentum_for`.
         seed: of the initial weights.
     Returns: a flat functional `keras.Model`: uint8 `(batch, *image_shape)`, RGB in [0, 255], to float32 logits
         `(batch, classes)`.
@@ -115,7 +115,7 @@ def momentum_for(steps: int) -> float:
 
 
 def initialise_from_data(model: keras.Model, images: np.ndarray | Rows) -> None:
-    """Sets what is computed from training images rather than learned: the whitening filters, where there are some.
+    """Sets the weights that are computed from training images rather than learned: whitening filters, if there are any.
 
     Args:
         model: from `build`.

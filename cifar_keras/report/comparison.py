@@ -1,7 +1,5 @@
 """Results files side by side: the difference, its cost, its cause, and whether chance explains it."""
 
-import csv
-import io
 import textwrap
 from itertools import chain
 from pathlib import Path
@@ -9,9 +7,10 @@ from pathlib import Path
 from tabulate import tabulate
 
 from cifar_keras import metrics
-from cifar_keras.config import ConfigError
+from cifar_keras.report.table import markdown_table
 from cifar_keras.results.groups import KEY, UNKNOWN, Group, age, from_record
 from cifar_keras.results.matching import changes, compared, read, sections
+from cifar_keras.utils.text import csv_text
 
 WIDTH = 118
 ON_INTERVALS = (
@@ -66,12 +65,10 @@ def run(paths, *, fmt="text"):
         paths: of results.csv files.
         fmt: 'text', 'csv' or 'markdown'.
     Returns: exit code 0.
-    Raises: ConfigError for a file that is no results.csv, and for an unknown format.
+    Raises: ConfigError for a file that is no results.csv.
     """
-    forms = {"text": as_text, "csv": as_csv, "markdown": as_markdown}
-    if fmt not in forms:
-        raise ConfigError(f"The format must be 'text', 'csv' or 'markdown'. Received: {fmt!r}.")
-    print(forms[fmt](read(paths)))
+    files = read(paths)
+    print(as_csv(files) if fmt == "csv" else as_text(files, markdown=fmt == "markdown"))
     return 0
 
 
@@ -118,19 +115,12 @@ def as_text(files, *, markdown=False):
     return "\n\n".join((*parts, *(footnotes if markdown else (textwrap.fill(note, WIDTH) for note in footnotes))))
 
 
-def as_markdown(files):
-    """The comparison as GitHub shows it."""
-    return as_text(files, markdown=True)
-
-
 def _heading(text, markdown):
     return f"### {text}" if markdown else textwrap.fill(text, WIDTH)
 
 
 def _table(rows, markdown):
-    if markdown:
-        rows = [{name: text.replace("|", "\\|") for name, text in row.items()} for row in rows]
-    return tabulate(rows, headers="keys", tablefmt="github" if markdown else "plain", disable_numparse=True)
+    return markdown_table(rows) if markdown else tabulate(rows, "keys", tablefmt="plain", disable_numparse=True)
 
 
 def _plural(count, noun):
@@ -169,9 +159,8 @@ def _block(pair, letters, markdown):
         "; ".join((pair.verdict, *_tested(pair, letters))),
         _table(changed, markdown) if changed else "nothing else changed",
     ]
-    title = _heading(
-        _title(pair.a, overrides=pair.a.overrides if pair.a.overrides == pair.b.overrides else ""), markdown
-    )
+    shared = pair.a.overrides if pair.a.overrides == pair.b.overrides else ""
+    title = _heading(_title(pair.a, overrides=shared), markdown)
     if markdown:
         return "\n\n".join((title, *parts))
     return "\n".join((title, *(textwrap.indent(part, "  ") for part in parts)))
@@ -226,11 +215,7 @@ def as_csv(files):
         records += [_record(first, file, b=group) for group in only_later]
     sides = (f"{name}_{side}" for side in "ab" for name in GROUP_COLUMNS)
     header = ("file_a", "file_b", "found_in", *KEY, *sides, *PAIR_COLUMNS)
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, header, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return buffer.getvalue().rstrip("\n")
+    return csv_text(records, header).rstrip("\n")
 
 
 def _record(first, later=None, **groups):

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import jinja2
 import markupsafe
-import numpy as np
 import seaborn
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from tabulate import tabulate
 
 from cifar_keras import metrics, results
 from cifar_keras.config import BEST, BUDGETS, PUBLISHED, ConfigError, RunConfig
@@ -22,7 +22,7 @@ from cifar_keras.explain.base import DATE
 from cifar_keras.plotting import ON_CURVES, curves_on, drawn, shares, short, without_frame
 from cifar_keras.report.comparison import against_previous
 from cifar_keras.report.conclusions import of_one, sentences
-from cifar_keras.report.table import DASH, counts
+from cifar_keras.report.table import DASH, counts, percent
 from cifar_keras.results.groups import Group, age, from_record, natural, newest_recipes
 from cifar_keras.utils.files import write_text
 from cifar_keras.utils.paths import PROJECT
@@ -30,7 +30,6 @@ from cifar_keras.utils.text import duration
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 TICKS = (1, 3, 10, 30, *(60 * minutes for minutes in (1, 2, 5, 10, 20, 60, 180, 600, 1800)))  # seconds of training
-NUMERALS = {2: "Two", 3: "Three", 4: "Four"}
 NOT_FROM_A_FILE = ("imagenet", "none")  # weights
 
 
@@ -44,13 +43,12 @@ class Picture:
 
 
 def build(root, entries, *, dataset=None):
-    """Writes `results/report/index.html`.
+    """Writes `results/report/index.html` and returns its path.
 
     Args:
         root: folder that holds `results/`.
         entries: the study's experiments, as `commands.study.Entry`.
         dataset: the value of `--dataset`, for the commands that repeat the runs.
-    Returns: the path.
     Raises: ConfigError if fewer than two of the study's experiments have finished runs.
     """
     path = Path(root) / "results" / "report" / "index.html"
@@ -59,14 +57,13 @@ def build(root, entries, *, dataset=None):
 
 
 def build_run(root, record, *, question="", dataset=None):
-    """Writes `results/report/<run id>/index.html`, the page of one run.
+    """Writes `results/report/<run id>/index.html`, the page of one finished run, and returns its path.
 
     Args:
         root: as for `build`.
-        record: of a finished run.
-        question: of its experiment.
+        record: the run's.
+        question: its experiment's.
         dataset: as for `build`.
-    Returns: the path.
     """
     path = Path(root) / "results" / "report" / record["run_id"] / "index.html"
     write_text(path, render_run(record, Path(root), question=question, dataset=dataset))
@@ -76,11 +73,8 @@ def build_run(root, record, *, question="", dataset=None):
 def study_groups(root, entries):
     """The best recipe's runs of each experiment, on the data that most experiments share.
 
-    Of several groups, the largest budget counts, then the newest.
+    Arguments as for `build`.
 
-    Args:
-        root: as for `build`.
-        entries: as for `build`.
     Returns: `{key: results.groups.Group}`, in the experiments' order.
     Raises: ConfigError for fewer than two.
     """
@@ -103,7 +97,7 @@ def _groups(root, variant):
 
 
 def _chosen(groups):
-    """Of an experiment's groups the plainest, of the largest budget, from the weights called for, the newest."""
+    """One of an experiment's groups: without overrides, of the largest budget, from the weights called for, newest."""
     groups, budgets = sorted(groups, key=lambda group: max(map(age, group.runs)), reverse=True), list(BUDGETS)
 
     def rank(group):
@@ -126,7 +120,7 @@ def render(groups, entries, root, *, dataset=None):
     """The page as HTML. Arguments as for `build`, and from `study_groups`."""
     questions = {entry.key: entry.question for entry in entries}
     return _filled(
-        title=f"{NUMERALS[len(groups)]} models on {next(iter(groups.values())).first['dataset']}",
+        title=f"{len(groups)} models on {next(iter(groups.values())).first['dataset']}",
         subtitle=_subtitle(groups, entries),
         opening=opening(groups),
         overview=overview(groups, entries, rebuilt(groups, root)),
@@ -166,7 +160,7 @@ def render_run(record, root, *, question="", dataset=None):
 
 
 def _filled(**parts):
-    """The template, filled in."""
+    """The page from its template."""
     loader = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
     template = loader.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(figure=figure_html, table=table_html, **parts)
@@ -196,16 +190,11 @@ def table_html(rows):
     if not rows:
         return markupsafe.Markup('<p class="missing">Nothing to show.</p>')
     headings = list(dict.fromkeys(heading for row in rows for heading in row))
-    numeric = {h for h in headings if all(isinstance(row.get(h), int | float | type(None)) for row in rows)}
-
-    def line(tag, texts):
-        kinds = (' class="number"' if heading in numeric else "" for heading in headings)
-        parts = (f"<{tag}{kind}>{markupsafe.escape(text)}</{tag}>" for kind, text in zip(kinds, texts, strict=True))
-        return f"<tr>{''.join(parts)}</tr>"
-
-    body = "".join(line("td", [_shown(row.get(heading)) for heading in headings]) for row in rows)
-    whole = f"<table><thead>{line('th', headings)}</thead><tbody>{body}</tbody></table>"
-    return markupsafe.Markup(f'<div class="table">{whole}</div>')
+    numeric = [all(isinstance(row.get(h), int | float | None) for row in rows) for h in headings]
+    cells = [[_shown(row.get(heading)) for heading in headings] for row in rows]
+    sides = ["right" if number else "left" for number in numeric]
+    table = tabulate(cells, headings, tablefmt="html", colalign=sides, disable_numparse=True)  # escapes the texts
+    return markupsafe.Markup(f'<div class="table">{table}</div>')
 
 
 def _shown(value):
@@ -218,26 +207,16 @@ def _shown(value):
 
 
 def overview(groups, entries, rebuilt):
-    """The main table: the published accuracy, the published recipe run here, our recipe; one row per experiment.
-
-    Args:
-        groups: from `study_groups`.
-        entries: as for `build`.
-        rebuilt: from the function of that name.
-    """
+    """The main table: the published accuracy, the published recipe run here, our recipe; one row per experiment."""
     rows = []
     for entry in sorted(entries, key=lambda entry: natural(entry.key)):
         group = groups.get(entry.key)
         published = group.first["published_test"] if group else entry.experiment.published.get("test")
-        row = {"model": entry.experiment.name.replace("_", " "), "published": _whole_percent(published)}
+        row = {"model": entry.experiment.name.replace("_", " "), "published": percent(published, ".0f")}
         for heading, own in {"published recipe, run here": rebuilt.get(entry.key), "ours": group}.items():
             row[heading] = own.estimate.accuracy() if own else "not run"
         rows.append(row | {"how": group and _how(group)})
     return rows
-
-
-def _whole_percent(share):
-    return None if share is None else f"{share:.0%}"
 
 
 def _how(group):
@@ -309,7 +288,7 @@ def _again(group):
     if group.precision_note:
         changed["precision"] = group.precision_note
     parts += [f"--{name}" if v is True else f"--{name} {v}" for name, v in changed.items() if name != "weights"]
-    return [" ".join([*parts, *_seed(block)]) for block in _blocks([run["seed"] for run in group.runs])]
+    return [" ".join([*parts, *seed]) for seed in _seed_options([run["seed"] for run in group.runs])]
 
 
 def _data(run):
@@ -319,16 +298,14 @@ def _data(run):
     return named + ([f"--classes {shlex.quote(','.join(classes))}"] if classes else [])
 
 
-def _blocks(seeds):
-    """Runs of neighbouring numbers: 0, 1, 2, 7 -> (0, 2), (7, 7)."""
+def _seed_options(seeds):
+    """The options for each block of consecutive seeds: 0, 1, 2, 7 -> ['--seed 0-2'], ['--seed 7']; none for 0 alone."""
     for _, block in groupby(enumerate(seeds), key=lambda pair: pair[1] - pair[0]):
-        numbers = [seed for _, seed in block]
-        yield numbers[0], numbers[-1]
-
-
-def _seed(block):
-    first, last = block
-    return [f"--seed {first}-{last}"] if last > first else [f"--seed {first}"] if first else []
+        first, *more = (seed for _, seed in block)
+        if more:
+            yield [f"--seed {first}-{more[-1]}"]
+        else:
+            yield [f"--seed {first}"] if first else []
 
 
 # --- parts of one run's page ---
@@ -345,8 +322,12 @@ def splits(run):
     for name, words in what.items():
         if (value := run.get(f"{name}_accuracy")) is not None:
             n = run["train_n" if "train" in name else "val_n" if name == "val" else "test_n"]
-            row = {"accuracy on": name.replace("_", " "), "here": metrics.with_interval(value, n), "images": n}
-            rows.append(row | {"published": _whole_percent(run.get(f"published_{name}")), "how": words})
+            row = {
+                "accuracy on": name.replace("_", " "),
+                "here": metrics.accuracy_interval([value], n).accuracy(),
+                "images": n,
+            }
+            rows.append(row | {"published": percent(run.get(f"published_{name}"), ".0f"), "how": words})
     return rows
 
 
@@ -384,7 +365,7 @@ def _word(value):
 
 
 def _upright(values):
-    """A dict as a table of two columns, which fits on a phone."""
+    """A dict as the rows of a table with two columns, which fits on a phone."""
     return [{"what": name, "value": _shown(value)} for name, value in values.items()]
 
 
@@ -393,24 +374,23 @@ def by_class(run, stored):
     names = run.get("class_names") or ()
     if stored is None:
         known = run.get("class_accuracy") or ()
-        return [{"class": n, "accuracy": None if a is None else f"{a:.1%}"} for n, a in zip(names, known, strict=False)]
-    rows = zip(names, metrics.class_accuracy(*stored, classes=len(names)), _sizes(run, stored), strict=True)
-    return [{"class": n, "accuracy": f"{a:.1%}" if size else None, "images": int(size)} for n, a, size in rows]
-
-
-def _sizes(run, stored):
-    return np.bincount(stored[0], minlength=len(run["class_names"]))
+        return [{"class": n, "accuracy": percent(a)} for n, a in zip(names, known, strict=False)]
+    matrix = metrics.confusion(*stored)
+    rows = zip(names, matrix.diagonal().tolist(), matrix.sum(axis=1).tolist(), strict=True)
+    return [
+        {"class": n, "accuracy": percent(right / size if size else None), "images": size} for n, right, size in rows
+    ]
 
 
 def _on_balance(run, stored):
     """A sentence for classes whose sizes differ by more than a fifth."""
-    if stored is None or not metrics.imbalanced(sizes := _sizes(run, stored)):
+    matrix = None if stored is None else metrics.confusion(*stored)
+    if matrix is None or (beside := metrics.beside_accuracy(matrix)) is None:
         return []
-    balanced = metrics.balanced_accuracy(metrics.confusion(*stored))
     return [
-        f"Classes differ in size by more than a fifth: {run['class_names'][sizes.argmax()]} alone is "
-        f"{metrics.majority_share(sizes):.1%} of the test images. Balanced accuracy, the mean over classes, is "
-        f"{balanced:.1%}."
+        f"Classes differ in size by more than a fifth: {run['class_names'][matrix.sum(axis=1).argmax()]} alone is "
+        f"{beside['majority_share']:.1%} of the test images. Balanced accuracy, the mean over classes, is "
+        f"{beside['balanced_accuracy']:.1%}."
     ]
 
 

@@ -1,7 +1,5 @@
 """The table of all results, from run records; README, docs/results.md and docstrings are refreshed from here."""
 
-import csv
-import io
 import re
 import textwrap
 
@@ -10,6 +8,7 @@ from tabulate import tabulate
 from cifar_keras.config import ConfigError, published_of
 from cifar_keras.results import overrides
 from cifar_keras.results.groups import natural, newest_recipes
+from cifar_keras.utils.text import csv_text
 
 DASH = "-"
 HEADINGS = (
@@ -100,7 +99,7 @@ def _row(group):
         "dataset": first["dataset"],
         "weights": first["weights"],
         "precision": first.get("precision") or DASH,
-        "published test": _percent(first.get("published_test")),
+        "published test": percent(first.get("published_test"), ".3g"),
         "test [95% interval] (n)": f"{group.estimate.accuracy()}{_spread(group)} ({group.test_n:,})",
         "seeds": str(len(group.runs)),
         "train (n)": _accuracy(group, "train"),
@@ -113,7 +112,7 @@ def _row(group):
 
 def _empty_row(entry, variant):
     row = dict.fromkeys(HEADINGS, DASH) | {"experiment": entry.key, "variant": variant}
-    return row | {"published test": _percent(published_of(entry.experiment.published, variant).get("test"))}
+    return row | {"published test": percent(published_of(entry.experiment.published, variant).get("test"), ".3g")}
 
 
 def _order(row):
@@ -122,14 +121,15 @@ def _order(row):
     return natural(row["experiment"]), *(row[heading] for heading in names)
 
 
-def _percent(share, form=".3g"):
+def percent(share, form=".1f"):
+    """'71.3%', or a dash."""
     return DASH if share is None else f"{100 * share:{form}}%"
 
 
 def _accuracy(group, split):
     """'89.6% (5,000)', or a dash."""
     value, n = group.average(f"{split}_accuracy"), group.first.get(f"{split}_n")
-    return f"{_percent(value, '.1f')} ({n:,})" if value is not None and n else DASH
+    return f"{percent(value)} ({n:,})" if value is not None and n else DASH
 
 
 def _spread(group):
@@ -137,22 +137,13 @@ def _spread(group):
 
 
 def render(rows, form):
-    """Rows as text in the form 'text', 'csv' or 'markdown'.
-
-    Raises: ConfigError if `form` is none of them.
-    """
-    if form not in ("text", "csv", "markdown"):
-        raise ConfigError(f"The format must be 'text', 'csv' or 'markdown'. Received: {form!r}.")
+    """Rows as text in the form 'text', 'csv' or 'markdown'."""
     if not rows:
         return ""
     if form == "csv":
-        buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        return buffer.getvalue().rstrip("\n")
+        return csv_text(rows, rows[0]).rstrip("\n")
     if form == "markdown":
-        return tabulate([_markdown(row) for row in rows], headers="keys", tablefmt="github", disable_numparse=True)
+        return markdown_table(rows)
     # Wrapped here, since tabulate's own wrapping reads '1,000' as a number and fails.
     left_out = (*NOT_IN_A_TERMINAL, "precision") if _plain_precision(rows) else NOT_IN_A_TERMINAL
     kept = [heading for heading in rows[0] if heading not in left_out]
@@ -160,9 +151,10 @@ def render(rows, form):
     return tabulate(rows, headers="keys", tablefmt="simple", disable_numparse=True)
 
 
-def _markdown(row):
-    """The row with `|` escaped, which separates columns in Markdown."""
-    return {heading: text.replace("|", "\\|") for heading, text in row.items()}
+def markdown_table(rows):
+    """Dicts heading -> text as a Markdown table; `|`, which separates its columns, is escaped."""
+    escaped = [{heading: text.replace("|", "\\|") for heading, text in row.items()} for row in rows]
+    return tabulate(escaped, headers="keys", tablefmt="github", disable_numparse=True, missingval=DASH)
 
 
 def generated(markdown, name, content):
@@ -192,7 +184,7 @@ def docstring_result(records, key):
 
 
 def _sentence(group):
-    first, accuracy = group.first, _percent(group.estimate.value, ".1f")
+    first, accuracy = group.first, percent(group.estimate.value)
     interval = f"{group.estimate.bounds()}{_spread(group)}"
     parts = (
         f"{first['variant']}: {accuracy} of {group.test_n:,} test images {interval}",

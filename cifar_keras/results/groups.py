@@ -14,9 +14,8 @@ from cifar_keras.config import ConfigError
 from cifar_keras.results import COLUMNS, overrides
 
 KEY = ("experiment", "variant", "dataset", "budget", "weights", "precision")  # what a run is about, before any detail
-CONFIGURATION = (  # the columns that describe a configuration, where there is no record with all of it
-    *("model", "pixels", "epochs", "train_images", "deterministic", "batch_size", "overrides"),
-)
+# The columns that describe a configuration, where there is no record with all of it.
+CONFIGURATION = ("model", "pixels", "epochs", "train_images", "deterministic", "batch_size", "overrides")
 NEEDED = (  # in a CSV from elsewhere; older versions lack some of the others
     *("run_id", "utc", "experiment", "variant", "budget", "dataset", "fingerprint", "seed", "weights"),
     *("test_accuracy", "test_n", "status"),
@@ -95,7 +94,7 @@ def _run(path, number, names, values):
 
 
 def _value(column, text, where):
-    """A text as a value of its column's type."""
+    """A CSV value, parsed as the type of its column."""
     if not text:
         return "" if column == "overrides" else None
     cast, check, name = TYPES.get(column, (str, bool, "text"))
@@ -215,7 +214,7 @@ class Group:
 
 
 def as_text(value):
-    """A value of a column or configuration; what is no text is written as JSON."""
+    """A value of a column or configuration as text; other values than text are written as JSON."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -235,7 +234,7 @@ def grouped(runs, folder=None):
 
 
 def newest_recipes(records, folder=None):
-    """Groups of records, of each only the newest recipe: a mean over two recipes means nothing."""
+    """Groups of records, with older recipes of the same run left out: a mean over two recipes means nothing."""
     groups = grouped(map(from_record, records), folder)  # older recipes first
     return list({(group.key, group.first["fingerprint"], group.overrides): group for group in groups}.values())
 
@@ -256,7 +255,7 @@ def natural(name):
 
 
 def recipe(run):
-    """All that may not differ within a group besides the seed, as text."""
+    """Everything that must be equal within a group, apart from the seed, as text."""
     config = run.get("config") or {column: run.get(column) for column in CONFIGURATION}
     data = (run["fingerprint"], run.get("test_n"), run["overrides"])
     stated = dict.fromkeys(("seed", "overrides", "classes"))  # `data` has the last two; older runs lack `classes`
@@ -264,6 +263,6 @@ def recipe(run):
 
 
 def _shared_cores(run):
-    """Whether a run is known to have had less than `OWN` of its cores; its time then says little."""
+    """Whether a run is known to have had less than `OWN` of its cores, so that its time says little."""
     used, wall, cores = (run.get(column) for column in ("cpu_seconds", "training_seconds", "cores"))
     return None not in (used, wall, cores) and used < OWN * cores * wall

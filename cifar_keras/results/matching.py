@@ -69,10 +69,6 @@ def distinguishable(difference, test=None):
     """Whether the interval excludes zero and McNemar's test, if it applies, agrees.
 
     The test does not apply to several seeds: each of its p-values is about two models, the interval about all of them.
-
-    Args:
-        difference: `metrics.Estimate`.
-        test: `metrics.McNemar` or None.
     """
     return difference.excludes_zero and (test is None or test.p < LEVEL)
 
@@ -93,9 +89,6 @@ def matched(first, later):
     If both sides have a single group under one key, these two are matched, whatever their recipes. Otherwise groups
     with equal overrides are matched, the newest recipe of each side, and then groups with equal recipes.
 
-    Args:
-        first: list of `Group`.
-        later: the same of another file.
     Returns: `(pairs, only_first, only_later)`: a list of two-tuples of groups, and two lists of groups.
     """
     pairs = []
@@ -118,13 +111,7 @@ def _by_trait(here, there, trait):
 
 
 def compared(a, b):
-    """Compares two groups, by image if the predictions of both sides are stored.
-
-    Args:
-        a: `Group` of the first file.
-        b: `Group` of the later one.
-    Returns: `Pair`.
-    """
+    """The `Pair` of two groups, compared by image if the predictions of both sides are stored."""
     notes, outcomes = [], {}
     if a.seen("fingerprint") != b.seen("fingerprint"):
         notes.append(f"different data under one label: fingerprint {a.seen('fingerprint')} -> {b.seen('fingerprint')}")
@@ -173,7 +160,7 @@ def _difference(a, b, both):
 
 
 def _on_same_images(one, other):
-    """Two results of `_correct` without their labels, which must be equal."""
+    """The correct images of two results of `_correct`, whose labels must be equal."""
     (labels, correct), (other_labels, other_correct) = one, other
     if not np.array_equal(labels, other_labels):
         raise ConfigError("the stored labels differ, so these are other images.")
@@ -241,9 +228,8 @@ class File:
 
 
 def read(paths):
-    """Reads results files.
+    """Reads results files, as a list of `File`.
 
-    Returns: list of `File`.
     Raises: ConfigError for a file that is no results.csv, and for more files than there are letters.
     """
     if len(paths) > len(string.ascii_uppercase):

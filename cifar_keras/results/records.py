@@ -3,8 +3,6 @@
 `results.groups` reads such a CSV back.
 """
 
-import csv
-import io
 import json
 import zipfile
 from pathlib import Path
@@ -13,6 +11,7 @@ import numpy as np
 
 from cifar_keras.config import ConfigError
 from cifar_keras.utils.files import lock, replacing, write_json, write_text
+from cifar_keras.utils.text import csv_text
 
 COLUMNS = {
     "run_id": "the run's name and when it started (UTC)",
@@ -79,7 +78,7 @@ def write(root, record, *, predictions=None):
 
     Args:
         root: folder that holds `results/`.
-        record: values by the names in COLUMNS, besides whatever else the run wants kept (`config`, `notes`).
+        record: values by the names in COLUMNS, and others that only the JSON file holds (`config`, `notes`).
         predictions: `(labels, probabilities)` on test, or None.
     """
     results = Path(root) / "results"
@@ -111,21 +110,15 @@ def rebuild(root):
     results = Path(root) / "results"
     with lock(results / "results.csv"):
         records = read(root)
-        buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, COLUMNS, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({**record, "overrides": overrides(record)} for record in records)
-        write_text(results / "results.csv", buffer.getvalue())
+        rows = ({**record, "overrides": overrides(record)} for record in records)
+        write_text(results / "results.csv", csv_text(rows, COLUMNS))
         write_text(results / "README.md", readme())
     return records
 
 
 def read_predictions(folder, run_id):
-    """What a run stored of its test images.
+    """The predictions on test that a run stored below `folder`, which holds results.csv.
 
-    Args:
-        folder: where results.csv stands.
-        run_id: the run's.
     Returns: `(labels, probabilities)`, int32 `(images,)` and float16 `(images, classes)`; None where none are stored.
     Raises: ConfigError naming a file that can't be read.
     """
@@ -143,7 +136,7 @@ def read_predictions(folder, run_id):
 
 
 def readme():
-    """What results/README.md says: every column explained."""
+    """The text of results/README.md, which explains every column."""
     rows = "\n".join(f"| `{name}` | {text} |" for name, text in COLUMNS.items())
     return f"""# Results
 

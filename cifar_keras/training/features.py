@@ -1,14 +1,13 @@
-"""Features: what a frozen backbone makes of every image, computed once, kept on disk, and trained on in its place.
+"""Features of a frozen backbone: computed once per image and view, kept on disk, and trained on in place of images.
 
-A frozen backbone in inference mode is a pure function of the image, and augmentation one of (seed, epoch, index), so
-`fit` through it computes in every epoch what it could have kept. Here the model is cut behind its pooling: the trunk
-runs once for each view of each image, and `fit` trains the head on a dataset that holds features where images were.
-Both share the whole model's layers, so that one has the trained head afterwards.
+A frozen backbone in inference mode is a pure function of the image, and augmentation is one of (seed, epoch, index). So
+the model is cut after its pooling layer: the trunk runs once for each view of each image, and `fit` trains the head on
+a dataset that holds features. Both share the layers of the whole model, which therefore has the trained head.
 
-Features are float32, as the network computes them: 8 KiB an image for ResNet50, 369 MB a view of 45,000 images. Half
-of that in float16 would cost four of seven digits, and computing a view (half an hour at 224 pixels on two cores) takes
-the time that there is long before it takes the disk. `$CIFAR_KERAS_CACHE/features` may be deleted at any time, also
-under a run, which holds on to the files that it has opened.
+Features are float32, as the network computes them: 8 KiB per image for ResNet50, 369 MB per view of 45,000 images.
+float16 would halve that but lose four of seven digits, and time runs out before the disk is full: a view takes half an
+hour at 224 pixels on two cores. `$CIFAR_KERAS_CACHE/features` may be deleted at any time, even during a run, since the
+run keeps its files open.
 """
 
 import contextlib
@@ -26,41 +25,36 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from tqdm import tqdm
 
 from cifar_keras.config import ConfigError, HeldError, RunFailedError
 from cifar_keras.data.augment import augmented
 from cifar_keras.data.base import Split
 from cifar_keras.data.pipeline import evaluation_pipeline
-from cifar_keras.training.train import evaluation_batch, time_left
+from cifar_keras.training.train import evaluation_batch, progress_bar, time_left
 from cifar_keras.utils import runtime
 from cifar_keras.utils.cache import cache, cache_folder
 from cifar_keras.utils.files import lock, settle
 from cifar_keras.utils.text import duration
 
-POOL = "head_pool"  # every head's first layer: it has no weights, and returns one vector an image
+POOL = "head_pool"  # every head's first layer: it has no weights, and returns one vector per image
 WITHOUT_EFFECT = ("momentum", "trainable")  # on what a layer computes in inference mode
 LINE = re.compile(rb" *(\d+\.\d{3}) ([0-9a-f]{32})\n")  # of a journal: seconds, digest
 HASHED = 256  # images read at a time
-SAID_EVERY = 60  # seconds
+REPORT_EVERY = 60  # seconds
 
 
 @dataclass(frozen=True)
 class Views(Split):
-    """A split with features in the images' place, of whose views an epoch shows one.
+    """A split that holds features in place of images, in several views, of which each epoch sees one."""
 
-    Attributes:
-        views: float32 `(n, channels)` each; `images` is the first of them.
-    """
-
-    views: tuple = ()
+    views: tuple = ()  # float32 `(n, channels)` each; `images` is the first of them
 
     def in_epoch(self, epoch):
         return self.views[epoch % len(self.views)]
 
 
 class Stored:
-    """An `.npy` file, mapped only while it is indexed: pages of a map that stays open count as the process's memory."""
+    """An `.npy` file that is memory-mapped only while it is indexed: open maps count as memory of the process."""
 
     def __init__(self, path):
         mapped = np.load(path, mmap_mode="r")
@@ -81,8 +75,8 @@ class Stored:
 class FeatureFile:
     """Features of one split in one view: a file that grows block by block and is renamed when it is whole.
 
-    Beside `<name>.npy` stands `<name>.blocks`: a line a block, with the seconds it took and its digest. A block counts
-    if its line agrees with it, so what a kill, a power cut or a bad disk has spoilt is computed again.
+    `<name>.blocks` beside it has one line per block: the seconds it took, and its digest. Only blocks that agree with
+    their line count, so what a kill, a power cut or a bad disk has spoilt is computed again.
 
     Attributes:
         path: where the whole file stands.
@@ -108,7 +102,7 @@ class FeatureFile:
 
     @property
     def blocks(self):
-        """How many there are; the last may be shorter."""
+        """Number of blocks; the last may be shorter."""
         return -(-len(self.split) // self.block)
 
     @property
@@ -128,7 +122,7 @@ class FeatureFile:
         return len(self.header) + 4 * self.width * self.images(blocks)
 
     def intact(self):
-        """The seconds that each of the first blocks took, as far as they are there and as they were written."""
+        """The seconds that each block took, up to the first that is missing or damaged."""
         path, seconds = self.path if self.path.is_file() else self.partial, []
         if not path.is_file() or not self.journal.is_file():
             return seconds
@@ -144,11 +138,11 @@ class FeatureFile:
         return seconds
 
     def whole(self, intact):
-        """Whether nothing is missing, going by what `intact` returned, and the file has its name."""
+        """Whether all blocks are there, given the result of `intact`, and the file has its final name."""
         return len(intact) == self.blocks and self.path.is_file()
 
     def extend(self, trunk, *, after, each):
-        """Computes the blocks behind the first `after`, and calls `each` with the number of images of every one.
+        """Computes the blocks that follow the first `after`, and calls `each` with the number of images in each.
 
         Returns: the seconds that each took.
         """
@@ -162,7 +156,7 @@ class FeatureFile:
             batches = evaluation_pipeline(self.split, batch_size=self.block, first=after * self.block, **self.view)
             for images, _ in batches:
                 images = images.numpy()
-                # The tail is filled up with itself: another number of images would be traced anew, for seconds.
+                # The last block is filled up with copies: a batch of another size would take seconds to trace.
                 full = np.resize(images, (self.block, *images.shape[1:]))
                 rows = trunk.predict_on_batch(full)[: len(images)].astype("<f4").tobytes()
                 file.write(rows)
@@ -172,12 +166,12 @@ class FeatureFile:
                 journal.write(_line(mark - before, rows))
                 journal.flush()
                 each(len(images))
-            os.fsync(journal.fileno())  # else a power cut may leave whole numbers that nothing vouches for
+            os.fsync(journal.fileno())  # else a power cut may leave blocks without their lines
         return seconds
 
 
 def _digest(data):
-    """32 hex digits, as bytes."""
+    """A digest of 32 hex digits, as bytes."""
     return hashlib.blake2b(data, digest_size=16).hexdigest().encode("ascii")
 
 
@@ -193,13 +187,7 @@ def frozen(row, training):
 
 
 def applicable(model, row, training):
-    """Whether `fit` would see one and the same vector each time a view of an image goes through the backbone.
-
-    Args:
-        model: from `zoo.build`.
-        row: its `zoo.ModelSpec`.
-        training: `config.Training`.
-    """
+    """Whether the backbone always gives the same vector for the same view of an image. Arguments as for `extracted`."""
     if training.views == 0 or training.also_score == "epochs" or not frozen(row, training):
         return False  # an audit sends images through the whole model after every epoch
     trunk, _ = cut(model)
@@ -207,10 +195,8 @@ def applicable(model, row, training):
 
 
 def cut(model):
-    """Cuts a model behind its pooling.
+    """Cuts a model after its pooling layer.
 
-    Args:
-        model: from `zoo.build`.
     Returns: `(trunk, head)`: images to features `(batch, channels)`, and features to logits, of the model's own layers.
     """
     features = model.get_layer(POOL).output
@@ -218,15 +204,15 @@ def cut(model):
 
 
 def views_of(row, training):
-    """How many views of each training image are extracted: no more than epochs, and one where all are alike."""
+    """How many views of each training image are extracted: at most one per epoch, and one if all are alike."""
     return min(training.views or training.epochs, training.epochs) if row.augmentation else 1
 
 
 def extracted(model, row, dataset, training, *, seed, deterministic, resume, progress):
     """Cuts a model with a frozen backbone, and extracts the features that are not in the cache.
 
-    Killed, it goes on behind the last finished block. Equal arguments give equal features to the last bit, cached,
-    resumed or not.
+    After a kill it continues with the first unfinished block. Equal arguments give bit-identical features, whether
+    cached, resumed or neither.
 
     Args:
         model: from `zoo.build`, with the weights that training starts from; see `applicable`.
@@ -236,16 +222,18 @@ def extracted(model, row, dataset, training, *, seed, deterministic, resume, pro
         seed: the run's, of augmentation.
         deterministic: whether kernels are forced to be reproducible.
         resume: `train.Resume`.
-        progress: `train.Progress`; `features` says afterwards what came from where.
+        progress: `train.Progress`; its `features` are filled in.
     Returns: `(head, row, dataset)` for `fit`: the dataset's train and val hold features; test keeps its images.
-    Raises: ConfigError if the disk has no room for them; RunFailedError if it is full nevertheless.
+    Raises: ConfigError if the disk has no room for them; RunFailedError if it fills up meanwhile.
     """
     trunk, head = cut(model)
     files = planned(trunk, row, dataset, training, seed=seed, deterministic=deterministic)
     done = [file.intact() for file in files]
-    print(said(files, done), flush=True)
+    print(summary(files, done), flush=True)
     require_room(files, done)
-    with Report(files, done) as report:
+    left, total = _left(files, done), sum(len(file.split) for file in files)
+    with progress_bar(total, total - left, desc="features", unit=" images") as bar:
+        report = Report(bar, left=left)
         for file, seconds in zip(files, done, strict=True):
             if file.whole(seconds):
                 progress.features.setdefault(file.path.name, {"seconds": sum(seconds), "cached": True})
@@ -259,16 +247,15 @@ def extracted(model, row, dataset, training, *, seed, deterministic, resume, pro
 
 
 def described(model, row, dataset, training, *, seed, deterministic):
-    """The line of `said` for a run that has not begun. Arguments as for `extracted`."""
+    """The line of `summary` for a run that has not begun. Arguments as for `extracted`."""
     files = planned(cut(model)[0], row, dataset, training, seed=seed, deterministic=deterministic)
-    return said(files, [file.intact() for file in files])
+    return summary(files, [file.intact() for file in files])
 
 
 def planned(trunk, row, dataset, training, *, seed, deterministic):
     """The files that a run needs: one for each view of train, then val.
 
-    Their names say what they hold, and end with a digest of all that their numbers depend on. Arguments as for
-    `extracted`.
+    Their names end with a digest of everything that the features depend on. Arguments as for `extracted`.
     """
     plain = {"seed": 0, "epoch": 0, "augmentation": ()}
     changed = {"seed": seed, "augmentation": row.augmentation} if row.augmentation else plain
@@ -276,7 +263,6 @@ def planned(trunk, row, dataset, training, *, seed, deterministic):
     block = min(evaluation_batch(row, dataset), len(dataset.train))
     facts = {**_network(trunk), **_machine(deterministic), "dataset": dataset.fingerprint, "block": block}
     pixels = {name: _pixels(getattr(dataset, name).images) for name in ("train", "val")}
-
     steps = _steps(row.augmentation, dataset.train.images)
 
     def file_of(split, view):
@@ -292,15 +278,12 @@ def planned(trunk, row, dataset, training, *, seed, deterministic):
 
 def _network(trunk):
     """What a trunk computes: its layers, without what has no effect here, and the digest of its weights."""
-    digest = hashlib.sha256()
-    for array in trunk.get_weights():
-        digest.update(np.ascontiguousarray(array))
     layers = json.loads(trunk.to_json(), object_hook=lambda d: {k: v for k, v in d.items() if k not in WITHOUT_EFFECT})
-    return {"layers": layers, "weights": digest.hexdigest()}
+    return {"layers": layers, "weights": _sha256(trunk.get_weights())}
 
 
 def _machine(deterministic):
-    """What changes the last digits."""
+    """The parts of the environment that change the last digits of features."""
     names = ("backend", "device", "keras", "tensorflow")
     facts = {name: value for name, value in runtime.environment().items() if name in names}
     facts["backend_version"] = runtime.version(facts["backend"])
@@ -309,27 +292,31 @@ def _machine(deterministic):
 
 def _pixels(images):
     """The digest of a split's images, read a block at a time."""
+    return _sha256(images[start : start + HASHED] for start in range(0, len(images), HASHED))
+
+
+def _sha256(arrays):
     digest = hashlib.sha256()
-    for start in range(0, len(images), HASHED):
-        digest.update(np.ascontiguousarray(images[start : start + HASHED]))
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array))
     return digest.hexdigest()
 
 
 def _steps(names, images):
-    """The digest of what augmentation makes of some images: other code under the same names gives another."""
+    """A digest of some augmented images, which changes with the code of the augmentation."""
     seeds = np.random.RandomState(0).randint(0, 2**16, (64, 3)).astype("int32")  # odd epochs as well as even ones
     probe = np.resize(images[:8], (64, *images.shape[1:]))
     return _digest(np.asarray(augmented(probe, seeds, names)).tobytes()).decode()
 
 
 def _complete(file, trunk, *, missing, report, resume, progress):
-    """Extracts what is missing of a file, and notes what it took before the file counts as whole: no kill loses that.
+    """Extracts the missing part of a file. No kill loses the time it took: it is stored before the file gets its name.
 
-    Raises: HeldError after a day in which another process has been at it.
+    Raises: HeldError if another process holds the file for more than a day.
     """
-    with _turn(file), _told(file):
+    with _turn(file), _write_errors(file):
         seconds = file.intact()
-        cached = file.whole(seconds)  # by the process that this one has waited for
+        cached = file.whole(seconds)  # completed by the process that this one has waited for
         if cached:
             report.skip(missing)
         else:
@@ -345,7 +332,7 @@ def _complete(file, trunk, *, missing, report, resume, progress):
 
 @contextlib.contextmanager
 def _turn(file):
-    """Holds the file's lock; where another process has it, says so and waits."""
+    """Holds the file's lock. If another process has it, prints a line and waits."""
     busy = "Another process is extracting the same features."
     with contextlib.ExitStack() as stack:
         try:
@@ -357,8 +344,8 @@ def _turn(file):
 
 
 @contextlib.contextmanager
-def _told(file):
-    """Says in a sentence what keeps features from being written."""
+def _write_errors(file):
+    """Turns an OSError into a RunFailedError that says how to go on."""
     try:
         yield
     except OSError as error:
@@ -370,7 +357,7 @@ def _told(file):
 
 
 def require_room(files, done):
-    """Checks that what is missing of the files fits on the disk.
+    """Checks that the missing part of the files fits on the disk.
 
     Args:
         files: from `planned`.
@@ -390,8 +377,8 @@ def require_room(files, done):
         )
 
 
-def said(files, done):
-    """A line on what features a run uses and where they come from. Arguments as for `require_room`."""
+def summary(files, done):
+    """A line on which features a run uses and where they come from. Arguments as for `require_room`."""
     *views, val = (len(file.split) for file in files)
     what = f"{len(views)} view{'s' * (len(views) > 1)} of {views[0]:,} train images, {val:,} val"
     if not (left := _left(files, done)):
@@ -402,45 +389,30 @@ def said(files, done):
 
 
 def _left(files, done):
-    """How many images are still to go through the backbone."""
+    """The number of images whose features are not in the files yet."""
     return sum(len(file.split) - file.images(len(seconds)) for file, seconds in zip(files, done, strict=True))
 
 
 class Report:
-    """A bar over the images to extract where somebody looks on, and a line a minute everywhere."""
+    """Updates a bar over the images of all files, and prints one line per minute."""
 
-    def __init__(self, files, done):
-        self.total = sum(len(file.split) for file in files)
-        self.left = self.todo = _left(files, done)
-        self.start = self.said = time.perf_counter()
-        self.bar = tqdm(
-            total=self.total,
-            initial=self.total - self.left,
-            desc="features",
-            unit=" images",
-            disable=None,
-            leave=False,
-            dynamic_ncols=True,
-        )
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.bar.close()
+    def __init__(self, bar, *, left):
+        self.bar = bar
+        self.left = self.todo = left
+        self.start = self.printed = time.perf_counter()
 
     def skip(self, images):
-        """To be called when another process has meanwhile made a file of so many images."""
+        """Counts images whose features another process has extracted meanwhile."""
         self.bar.update(images)
         self.left, self.todo = self.left - images, self.todo - images
 
     def update(self, images):
-        """To be called when some more images have their features."""
+        """Counts images whose features have just been extracted."""
         self.bar.update(images)
         self.left -= images
         now = time.perf_counter()
-        if now - self.said >= SAID_EVERY:
-            self.said, speed = now, (self.todo - self.left) / (now - self.start)
-            done = f"features {self.total - self.left:,}/{self.total:,}  {speed:.1f} images/s"
+        if now - self.printed >= REPORT_EVERY:
+            self.printed, speed = now, (self.todo - self.left) / (now - self.start)
+            done = f"features {self.bar.total - self.left:,}/{self.bar.total:,}  {speed:.1f} images/s"
             self.bar.write(f"{done}  {time_left(self.left / speed)}", file=sys.stdout)
             sys.stdout.flush()

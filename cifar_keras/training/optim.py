@@ -84,7 +84,7 @@ class Muon(keras.optimizers.Optimizer):
         self.peak = learning_rate if peak is None else peak
 
     def build(self, variables):
-        """Makes one momentum slot a variable."""
+        """Makes one momentum slot per variable."""
         if self.built:
             return
         super().build(variables)

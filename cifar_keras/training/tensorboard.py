@@ -29,14 +29,10 @@ CURVES = {
 
 
 def require(kind):
-    """Checks that runs can be tracked in this way. `tracker` does so too, but only after the data are loaded.
+    """Checks, before the data are loaded, that runs can be tracked in this way: 'tensorboard', or None for not at all.
 
-    Args:
-        kind: 'tensorboard', or None for no tracking.
-    Raises: ConfigError for another kind, or if a package is missing.
+    Raises: ConfigError if the package is missing.
     """
-    if kind not in (None, "tensorboard"):
-        raise ConfigError(f"`--track` must be tensorboard. Received: {kind!r}.")
     if kind and importlib.util.find_spec("tensorboard") is None:
         raise ConfigError(
             "`--track tensorboard` needs the tensorboard package. Received: not installed. "
@@ -48,12 +44,10 @@ def tracker(kind, *, folder, config):
     """Returns an object that follows a run from `start` to `finish`. Nothing is written before `start`.
 
     Args:
-        kind: 'tensorboard', or None for an object that does nothing.
+        kind: 'tensorboard', or None for an object that does nothing; see `require`.
         folder: the run's own, for event files only: it is emptied at the start.
         config: `config.RunConfig`.
-    Raises: ConfigError, see `require`.
     """
-    require(kind)
     return TensorBoard(folder, config) if kind else Tracker()
 
 
@@ -100,10 +94,10 @@ class TensorBoard(Tracker):
                 identity = json.dumps(json.loads(self.config.identity), indent=1)
                 tf.summary.text("configuration", f"```json\n{identity}\n```")
         self.catch_up()
-        return [_Epochs(self)]
+        return [keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: self.catch_up())]
 
     def catch_up(self):
-        """Writes the epochs of the history that are not yet in the files. A kill afterwards loses none of them."""
+        """Writes the epochs that are in the history but not yet in the files. A later kill loses none of them."""
         import tensorflow as tf
 
         history = self.progress.history
@@ -141,14 +135,3 @@ class TensorBoard(Tracker):
                 f"Could not write the event files in {self.folder}: {why}. Free some space, choose a folder that can "
                 "be written to (`--root DIR`), or leave out `--track`; the same command then continues."
             ) from error
-
-
-class _Epochs(keras.callbacks.Callback):
-    """Updates the event files after every epoch."""
-
-    def __init__(self, tracker):
-        super().__init__()
-        self.tracker = tracker
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.tracker.catch_up()

@@ -1,4 +1,4 @@
-"""Training: one `fit` a stage, with the callbacks that record, select, save and report. Stopping costs one epoch."""
+"""Training: one `fit` per stage, with callbacks that record, select, save and report. A kill costs one epoch."""
 
 import json
 import math
@@ -36,7 +36,7 @@ class Progress:
         seconds: wall time in `fit` so far.
         cpu_seconds: processor time of this process in the same span, all threads together.
         history: lists by the names in HISTORY.
-        features: what each file of features took, and where it came from: {name: {"seconds": 1.5, "cached": False}}.
+        features: seconds that each file of features took, and its origin: {name: {"seconds": 1.5, "cached": False}}.
     """
 
     identity: str
@@ -51,12 +51,12 @@ class Progress:
     features: dict = field(default_factory=dict)
 
     def feature_seconds(self, *, cached):
-        """What extracting the features took that came from the cache, or that this run extracted itself."""
+        """Extraction time of the features that came from the cache, or of those that this run extracted."""
         return sum(entry["seconds"] for entry in self.features.values() if entry["cached"] == cached)
 
 
 class Resume:
-    """The folder with all that resuming needs. `state.json` is written last and names the weights that belong to it."""
+    """The folder with everything that resuming needs. `state.json` is written last and names its weights."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -85,15 +85,15 @@ class Resume:
         return json.loads(json.loads(self.state.read_text(encoding="utf-8"))["identity"])
 
     def last(self, epochs):
-        """The path of the weights and optimiser state after that many epochs."""
+        """The path of the weights and optimiser state after this many epochs."""
         return self.folder / f"last-{epochs:04d}.weights.h5"
 
     def best(self, epochs):
-        """The path of the weights after that epoch, kept while it is the best."""
+        """The path of the weights after this many epochs, kept while they are the best."""
         return self.folder / f"best-{epochs:04d}.weights.h5"
 
     def save(self, model, progress):
-        """Writes the state after an epoch; a kill midway leaves that of the epoch before."""
+        """Writes the state after an epoch; a kill midway leaves the state of the previous epoch."""
         with replacing(self.last(progress.epochs)) as temporary:
             model.save_weights(temporary)
         if progress.best_epoch == progress.epochs:
@@ -105,7 +105,7 @@ class Resume:
             file.unlink()
 
     def note(self, progress):
-        """Writes how far the run has come. The weights that belong to it must exist already."""
+        """Writes `state.json`. The weights that belong to it must exist already."""
         write_json(self.state, progress.__dict__)
 
     def load_best(self, model, progress):
@@ -146,13 +146,7 @@ class Reseed(keras.callbacks.Callback):
 
 
 class Follow(keras.callbacks.Callback):
-    """An audit: accuracy on another split after every epoch, which goes into the history and selects nothing.
-
-    Args:
-        split: `data.base.Split`.
-        name: in the history.
-        batch_size: images at a time.
-    """
+    """An audit: writes the accuracy on another split after every epoch to the history, and selects nothing."""
 
     def __init__(self, split, *, name, batch_size):
         super().__init__()
@@ -160,7 +154,7 @@ class Follow(keras.callbacks.Callback):
         self.images = evaluation_pipeline(split, batch_size=batch_size)
 
     def on_epoch_end(self, epoch, logs=None):
-        # As NumPy: other backends know nothing of TensorFlow's tensors.
+        # As NumPy arrays, since other backends can't read TensorFlow's tensors.
         batches = ((images.numpy(), labels.numpy()) for images, labels in self.images)
         right = (np.sum(self.model.predict_on_batch(x).argmax(axis=-1) == y) for x, y in batches)
         logs[self.name] = float(sum(right)) / self.count
@@ -185,7 +179,7 @@ class Recorder(keras.callbacks.Callback):
             self.fail(f"The loss became {logs['loss']} in step {batch + 1} of {self.params['steps']}")
 
     def fail(self, what):
-        """Ends the run with what happened, where, why probably, and what is left."""
+        """Ends the run: what happened and where, likely causes, and which weights are kept."""
         kept = f"The best weights so far stay in {self.resume.best(self.progress.best_epoch)}."
         raise RunFailedError(
             f"{what}, epoch {self.epoch + 1}, stage {self.stage} (learning rate {self.rate:.3g}). Likely causes: too "
@@ -217,20 +211,17 @@ class Recorder(keras.callbacks.Callback):
         self.resume.save(self.model, progress)
 
 
-class Report(keras.callbacks.Callback):
-    """A bar over the steps of the whole run where somebody looks on, and a line an epoch everywhere."""
+def progress_bar(total, done, **named):
+    """A bar that is shown only in a terminal, and removed at the end."""
+    return tqdm(total=total, initial=done, disable=None, leave=False, dynamic_ncols=True, **named)
 
-    def __init__(self, progress, *, epochs, steps):
+
+class Report(keras.callbacks.Callback):
+    """Updates a bar over the steps of the whole run, and prints one line per epoch."""
+
+    def __init__(self, bar, progress, *, epochs):
         super().__init__()
-        self.progress, self.epochs = progress, epochs
-        self.bar = tqdm(
-            total=epochs * steps,
-            initial=progress.epochs * steps,
-            unit="step",
-            disable=None,
-            leave=False,
-            dynamic_ncols=True,
-        )
+        self.bar, self.progress, self.epochs = bar, progress, epochs
 
     def on_train_batch_end(self, batch, logs=None):
         self.bar.update()
@@ -246,27 +237,21 @@ class Report(keras.callbacks.Callback):
         )
         sys.stdout.flush()
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):  # Keras' own `on_train_end` is not called after an error, which a live bar would garble
-        self.bar.close()
-
 
 def time_left(seconds):
-    """What is left of a run, and what a study has planned behind it: 'about 3 min left; behind this run: ...'."""
+    """The time left of a run, and what a study runs after it: 'about 3 min left; behind this run: ...'."""
     study = f"; behind this run: {ahead}" if (ahead := os.environ.get(AHEAD)) else ""
     return f"about {duration(seconds)} left{study}"
 
 
 def evaluation_batch(row, dataset):
-    """A batch for evaluation that takes about the same memory at every size of images and activations."""
+    """The batch size for evaluation: about the same memory at every image size."""
     side = max((row.pixels, *dataset.image_shape[:-1]))  # features have no sides
     return max(32, round(500 * (32 / side) ** 2))
 
 
 def fit(model, row, dataset, training, *, seed, resume, progress, callbacks=(), audits=()):
-    """Trains a model through its stages, from wherever `progress` stands, and leaves it with the selected weights.
+    """Trains a model through its stages, continuing from `progress`, and leaves it with the selected weights.
 
     Args:
         model: from `zoo.build`, at its initial weights; returns logits.
@@ -276,8 +261,8 @@ def fit(model, row, dataset, training, *, seed, resume, progress, callbacks=(), 
         seed: of order, augmentation and dropout.
         resume: `Resume`.
         progress: `Progress` from `resume.load`; updated in place.
-        callbacks: Keras callbacks that look on; at an epoch's end `progress` already knows it.
-        audits: callbacks that come first and put into the epoch's `logs` what the history shall hold besides.
+        callbacks: Keras callbacks; at an epoch's end they run after `progress` has been updated.
+        audits: callbacks that run first; what they add to the epoch's `logs` goes into the history.
     """
     if progress.epochs:
         model.load_weights(resume.last(progress.epochs))
@@ -292,22 +277,17 @@ def fit(model, row, dataset, training, *, seed, resume, progress, callbacks=(), 
 
 
 def make_variables(model):
-    """Makes a compiled model's optimiser slots and metrics: made inside the first step they have it traced twice."""
+    """Creates a compiled model's optimiser slots and metrics. In the first step, they would have it traced twice."""
     model.optimizer.build(model.trainable_variables)
     model.compute_metrics(None, np.zeros(1, "int32"), np.zeros((1, model.output_shape[-1]), "float32"))
     model.reset_metrics()
 
 
 def class_weights(labels, *, classes):
-    """What each class counts in the loss so that all count alike: images / (classes * images of the class).
+    """Weights that make all classes count alike in the loss: images / (classes * images of the class), by label.
 
     scikit-learn's 'balanced' (`compute_class_weight`); the mean over the images is 1, so learning rates keep their
-    meaning. Classes without a training image are passed over.
-
-    Args:
-        labels: int `(images,)`.
-        classes: how many there are.
-    Returns: {label: weight}, as Keras' `fit` takes it.
+    meaning. Classes without a training image do not count as classes.
     """
     counts = np.bincount(labels, minlength=classes)
     there = np.count_nonzero(counts)
@@ -315,7 +295,7 @@ def class_weights(labels, *, classes):
 
 
 def _fit_stage(model, row, dataset, training, *, number, first, seed, resume, progress, callbacks, audits):
-    """Trains what is left of one stage, whose first epoch is `first`."""
+    """Trains the remaining epochs of one stage, which starts after `first` epochs."""
     stage = training.stages[number - 1]
     steps = steps_per_epoch(dataset.train, training.batch_size)
     set_trainable(model, row, freeze_backbone=stage.freeze_backbone)
@@ -336,7 +316,9 @@ def _fit_stage(model, row, dataset, training, *, number, first, seed, resume, pr
     weights = None
     if training.class_weights == "balanced":
         weights = class_weights(dataset.train.labels, classes=len(dataset.class_names))
-    with Report(progress, epochs=training.epochs, steps=steps) as report:
+    # Closed here, since Keras does not call `on_train_end` after an error, whose message a live bar would garble.
+    with progress_bar(training.epochs * steps, progress.epochs * steps, unit="step") as bar:
+        report = Report(bar, progress, epochs=training.epochs)
         model.fit(
             images,
             initial_epoch=progress.epochs,

@@ -87,25 +87,14 @@ class Paths:
     def history(self):
         return self.root / "Models" / f"{self.model}_history.json"
 
-    @property
-    def figures(self):
-        return self.root / "results" / "figures"
-
     def figure(self, kind):
         """The path of one picture of the run, by kind."""
-        return self.figures / f"{self.stem}_{kind}.png"
-
-    @property
-    def runs(self):
-        return self.root / "results" / "runs"
-
-    @property
-    def predictions(self):
-        return self.root / "results" / "predictions"
+        return self.root / "results" / "figures" / f"{self.stem}_{kind}.png"
 
     def of_run(self, run_id):
         """The files named after a run id: its record and its predictions."""
-        return self.runs / f"{run_id}.json", self.predictions / f"{run_id}.npz"
+        results = self.root / "results"
+        return results / "runs" / f"{run_id}.json", results / "predictions" / f"{run_id}.npz"
 
     @property
     def tracking(self):

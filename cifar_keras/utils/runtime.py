@@ -98,7 +98,7 @@ def gpu():
         import jax
 
         found = [device for device in jax.devices() if device.platform == "gpu"]
-        return (found[0].device_kind, _version(found[0].compute_capability)) if found else None
+        return (found[0].device_kind, tuple(map(int, found[0].compute_capability.split(".")))) if found else None
     if keras.backend.backend() == "torch":
         import torch
 
@@ -109,10 +109,6 @@ def gpu():
     gpus = tf.config.list_physical_devices("GPU")
     details = tf.config.experimental.get_device_details(gpus[0]) if gpus else {}
     return (details.get("device_name", "GPU"), details.get("compute_capability", (0, 0))) if gpus else None
-
-
-def _version(text):
-    return tuple(int(part) for part in text.split("."))
 
 
 def environment():

@@ -1,5 +1,7 @@
-"""How times, and text from elsewhere, are printed."""
+"""How times, tables and text from elsewhere are written."""
 
+import csv
+import io
 import re
 import sys
 
@@ -16,6 +18,15 @@ def duration(seconds):
 def shortened(names, most=10):
     """Names in one line: the first `most`, then how many there are in all."""
     return ", ".join(names[:most]) + (f", ... ({len(names)})" if len(names) > most else "")
+
+
+def csv_text(rows, columns):
+    """Dicts as CSV with these columns; missing values are empty."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
 
 
 def to_stderr(text):

@@ -118,8 +118,6 @@ def test_the_three_renderings_hold_the_same_cells():
     assert len(markdown) == 4 and "**" not in "".join(markdown)
     assert "exp4_scratch" in markdown[3] and "a\\|b" in markdown[3]
     assert table.render([], "text") == ""
-    with pytest.raises(ConfigError, match="'text', 'csv' or 'markdown'. Received: 'html'"):
-        table.render(rows, "html")
 
 
 def test_generated_text_replaces_only_what_stands_between_its_marks():

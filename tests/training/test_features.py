@@ -288,7 +288,7 @@ def test_what_extraction_took_is_counted_once_over_kills_and_not_when_it_came_fr
 
 
 def test_progress_and_time_left_are_said(noise_data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(features, "SAID_EVERY", 0)
+    monkeypatch.setattr(features, "REPORT_EVERY", 0)
     killed_after(3, monkeypatch, lambda: extract(noise_data, tmp_path / "run"))
     capsys.readouterr()
     extract(noise_data, tmp_path / "run")
@@ -493,7 +493,7 @@ def test_a_dry_run_says_what_would_be_extracted_and_writes_nothing(tmp_path, cap
     ("override", "options", "said"),
     [
         ({}, {"views": 2, "on_the_fly": True}, "Received: both"),
-        ({"augmentation": ()}, {"views": 2}, "rows with augmentation"),
+        ({"augmentation": ()}, {"views": 2}, "model with augmentation"),
         ({"trainable": "all"}, {"views": 2}, "frozen in every stage"),
         ({"trainable": "all"}, {"on_the_fly": True}, "frozen in every stage"),
     ],

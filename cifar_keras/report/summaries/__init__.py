@@ -10,8 +10,8 @@ from pathlib import Path
 from cifar_keras.config import RunConfig
 from cifar_keras.data import CIFAR10
 from cifar_keras.report.summaries import factorial, gap, selection, transfer
-from cifar_keras.report.summaries.base import Family, is_baseline, percent, table
-from cifar_keras.report.table import DASH
+from cifar_keras.report.summaries.base import Family, is_baseline
+from cifar_keras.report.table import DASH, markdown_table, percent
 from cifar_keras.results.groups import newest_recipes
 from cifar_keras.utils.files import write_text
 from cifar_keras.utils.paths import stem
@@ -51,7 +51,7 @@ def figure_name(family):
 
 def text_of(family):
     """A family's table and sentences, as Markdown."""
-    parts = [f"# {family.title}", table(overview(family))]
+    parts = [f"# {family.title}", markdown_table(overview(family))]
     if family.groups:
         text = KINDS[family.experiment.summary].text(family)
         parts += [*text, f"![{family.title}]({figure_name(family)})", _provenance(family)]

@@ -4,28 +4,20 @@ from dataclasses import dataclass
 from statistics import mean
 
 import numpy as np
-from tabulate import tabulate
 
-from cifar_keras.config import published_of
+from cifar_keras.config import Experiment, published_of
 from cifar_keras.data import CIFAR10
-from cifar_keras.report.table import DASH
+from cifar_keras.results.groups import Group
 
 
 @dataclass(frozen=True)
 class Family:
-    """The groups of one experiment that are compared: same data, budget, precision and starting weights.
+    """The groups of one experiment that are compared: same data, budget, precision and starting weights."""
 
-    Attributes:
-        experiment: `config.Experiment`.
-        name: the name of its files.
-        groups: `results.groups.Group` by variant, in the experiment's order; empty before the first run.
-        source: the weights that all but the baselines start from.
-    """
-
-    experiment: object
-    name: str
-    groups: dict
-    source: str = "none"
+    experiment: Experiment
+    name: str  # of its files
+    groups: dict[str, Group]  # by variant, in the experiment's order; empty before the first run
+    source: str = "none"  # the weights that all but the baselines start from
 
     @property
     def first(self):
@@ -63,19 +55,9 @@ def class_means(group):
     return {name: mean(values) for name, *values in columns if None not in values}
 
 
-def percent(share):
-    """'71.3%', or a dash."""
-    return DASH if share is None else f"{100 * share:.1f}%"
-
-
 def points(difference):
     """'+1.3'."""
     return f"{100 * difference:+.1f}"
-
-
-def table(rows):
-    """Dicts heading -> text as a Markdown table."""
-    return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True, missingval=DASH)
 
 
 def with_intervals(panel, shown, colour, marker, label, line="-"):

@@ -6,8 +6,8 @@ import numpy as np
 
 from cifar_keras import metrics
 from cifar_keras.plotting import BLUE, GREEN, ORANGE, figure_of, shares, without_frame
-from cifar_keras.report.summaries.base import percent, table, with_intervals
-from cifar_keras.report.table import DASH
+from cifar_keras.report.summaries.base import with_intervals
+from cifar_keras.report.table import DASH, markdown_table, percent
 
 DESCRIPTIVE = ("images_per_second",)  # columns of a model that change no result
 WORDS = {
@@ -51,7 +51,7 @@ def text(family):
         "The mean change over the other factors' levels, with the 95% interval that the draw of the test images gives. "
         "Cells that differ in their numbers of images are not compared."
     )
-    return ["## Main effects", note, table(rows), conclusion(family, effects)]
+    return ["## Main effects", note, markdown_table(rows), conclusion(family, effects)]
 
 
 def _effect(cells, place):

@@ -6,7 +6,8 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from cifar_keras.plotting import BLUE, GREY, ORANGE, figure_of, shares, without_frame
-from cifar_keras.report.summaries.base import class_means, percent, points, table
+from cifar_keras.report.summaries.base import class_means, points
+from cifar_keras.report.table import markdown_table, percent
 
 
 def gaps(group):
@@ -43,7 +44,7 @@ def text(family):
         "Gap: train minus test in percentage points, of the last epoch's weights. Running: what `fit` shows, the mean "
         "over an epoch of moving weights with dropout on augmented images. Inference: the final weights without either."
     )
-    return ["## The gap, both ways", note, table(rows), *_artefacts(family), *_by_class(family)]
+    return ["## The gap, both ways", note, markdown_table(rows), *_artefacts(family), *_by_class(family)]
 
 
 def _artefacts(family):
@@ -71,7 +72,7 @@ def _by_class(family):
             rows = [{"class": name, "published": percent(published.get(name)), "here": percent(value)}
                     for name, value in means]  # fmt: skip
             yield f"## Accuracy by class, {variant}"
-            yield table(rows)
+            yield markdown_table(rows)
 
 
 def draw(family, path):

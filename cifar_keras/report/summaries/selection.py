@@ -5,8 +5,8 @@ import seaborn
 from matplotlib.ticker import MaxNLocator
 
 from cifar_keras.plotting import GREY, figure_of, shares, without_frame
-from cifar_keras.report.summaries.base import percent, points, table
-from cifar_keras.report.table import DASH
+from cifar_keras.report.summaries.base import points
+from cifar_keras.report.table import DASH, markdown_table, percent
 
 
 def text(family):
@@ -29,7 +29,7 @@ def text(family):
         "Accuracy on test. `test-selected` is an audit that follows test after every epoch, as the source did, and "
         "takes its maximum: it shows what that adds, and is no result."
     )
-    return ["## Which epoch is reported", note, table(rows)]
+    return ["## Which epoch is reported", note, markdown_table(rows)]
 
 
 def draw(family, path):

@@ -4,8 +4,8 @@ from statistics import mean
 
 from cifar_keras import metrics
 from cifar_keras.plotting import BLUE, GREEN, GREY, ORANGE, figure_of, shares, without_frame
-from cifar_keras.report.summaries.base import class_means, is_baseline, points, table, with_intervals
-from cifar_keras.report.table import DASH
+from cifar_keras.report.summaries.base import class_means, is_baseline, points, with_intervals
+from cifar_keras.report.table import DASH, markdown_table
 
 
 def points_of(family):
@@ -35,7 +35,7 @@ def text(family):
         "several comparisons are not corrected for."
     )
     most = max(pairs, key=lambda pair: (pair[1], pair[3].estimate.value))
-    return ["## What transfer adds", note, table(rows), *_gains(most[1], most[0], *most[2:])]
+    return ["## What transfer adds", note, markdown_table(rows), *_gains(most[1], most[0], *most[2:])]
 
 
 def _against(base, group):
@@ -60,7 +60,7 @@ def _gains(count, method, base, group):
     changes = sorted(((ours[name] - theirs[name], name) for name in ours), reverse=True)
     shown = changes if len(changes) <= 10 else [*changes[:5], *changes[-5:]]
     yield f"## Which classes gain: {method}, {count:,} labelled images a class"
-    yield table([{"class": name, "gain, points": points(change)} for change, name in shown])
+    yield markdown_table([{"class": name, "gain, points": points(change)} for change, name in shown])
 
 
 def draw(family, path):
