@@ -1,6 +1,7 @@
 """The documents stay true: each row of the table of forms is a test, links lead to files, and diffs still apply."""
 
 import ast
+import itertools
 import re
 
 import pytest
@@ -36,18 +37,18 @@ def test_every_link_of_a_page_leads_to_a_file(page):
 
 
 def lines_to_change():
-    """`(file, line)` of each line that a diff in CONTRIBUTING.md keeps or removes."""
+    """`(file, line, replacement)` of each line that a diff in CONTRIBUTING.md keeps or removes."""
     for block in re.findall(r"^```diff\n(.*?)^```", CONTRIBUTING.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
-        for line in block.splitlines():
+        for line, behind in itertools.pairwise([*block.splitlines(), " "]):
             if line.startswith("+++ b/"):
                 file = line.removeprefix("+++ b/")
             elif line[0] in " -" and not line.startswith("--- "):
-                yield file, line[1:]
+                yield file, line[1:], behind[1:] if behind[0] == "+" else line[1:]
 
 
-@pytest.mark.parametrize(("file", "line"), list(lines_to_change()))
-def test_the_diffs_of_contributing_still_apply(file, line):
-    assert line in (PROJECT / file).read_text(encoding="utf-8").splitlines()
+@pytest.mark.parametrize(("file", "line", "replacement"), list(lines_to_change()))
+def test_the_diffs_of_contributing_apply_or_are_applied(file, line, replacement):
+    assert {line, replacement} & set((PROJECT / file).read_text(encoding="utf-8").splitlines())
 
 
 def test_contributing_lists_every_package():

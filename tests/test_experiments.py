@@ -112,7 +112,7 @@ def test_an_experiment_reads_like_a_notebook_entry(path):
     assert {training.model for training in experiment.variants.values()} <= set(MODELS)
     if experiment.number <= 4:
         assert set(experiment.variants) >= {"best", "published"}
-        assert "Assumed here" in " ".join(document.split())
+        assert "e assume " in " ".join(document.split())
 
 
 def test_published_variants_run_too(root):

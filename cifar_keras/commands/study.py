@@ -89,15 +89,15 @@ def entry_named(name, entries):
 
 
 def list_experiments(root, *, folder=EXPERIMENTS):
-    """Prints every experiment with its question and its last result in `root`. Returns exit code 0."""
+    """Prints every experiment with its question and its newest run in `root`. Returns exit code 0."""
     records = results.read(root)
     for entry in experiments(folder):
         own = [record for record in records if record["experiment"] == entry.key]
-        print(f"{entry.key}\n    {entry.question}\n    last: {_last(own)}")
+        print(f"{entry.key}\n    {entry.question}\n    newest run: {_newest(own)}")
     return 0
 
 
-def _last(records):
+def _newest(records):
     """Describes the newest record (the last one) in one line."""
     if not records:
         return table.NOT_YET
