@@ -25,7 +25,7 @@ EXPORTS = ("onnx", "onnx-int8", "litert", "litert-int8")
 
 MODEL = "a {} file, a run id, or an experiment (its newest model)"
 ANY_MODEL = MODEL.format(".keras, .h5, .onnx or .tflite")
-WEIGHTS = "the weights, if MODEL is a .json"
+WEIGHTS_HELP = "the weights, if MODEL is a .json"
 RUN = "a run id, an experiment (its newest run), or a saved model"
 IMAGES_OF_RUN = "the images; needed for runs on a folder, and for models without a run"
 CLASS_NAMES = "the classes in the order of the outputs: a,b,c or a file with one name per line"
@@ -299,7 +299,7 @@ def _inspect(verbs):
 
     verb = _verb(verbs, run, "inspect", "a saved model's layers, input, classes, provenance and size")
     verb.add_argument("model", metavar="MODEL", help=ANY_MODEL)
-    verb.add_argument("weights", nargs="?", metavar="WEIGHTS.h5", help=WEIGHTS)
+    verb.add_argument("weights", nargs="?", metavar="WEIGHTS.h5", help=WEIGHTS_HELP)
     verb.add_argument("--class-names", metavar="NAMES|FILE", help=CLASS_NAMES)
     add_options(verb, only=("root", "verbose"))
 
@@ -318,7 +318,7 @@ def _export(verbs):
 
     verb = _verb(verbs, run, "export", "writes a saved model as ONNX or LiteRT, and checks it on validation images")
     verb.add_argument("model", metavar="MODEL", help=MODEL.format(".keras or .h5"))
-    verb.add_argument("weights", nargs="?", metavar="WEIGHTS.h5", help=WEIGHTS)
+    verb.add_argument("weights", nargs="?", metavar="WEIGHTS.h5", help=WEIGHTS_HELP)
     verb.add_argument("--to", required=True, choices=EXPORTS, help="the format; int8: with 8-bit integers")
     verb.add_argument("--output", metavar="FILE", help="default: beside the model")
     _add_loading(verb)

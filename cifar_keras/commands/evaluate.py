@@ -11,7 +11,7 @@ import numpy as np
 from tabulate import tabulate
 
 from cifar_keras import metrics, plotting
-from cifar_keras.commands.predict import ALL_FAILED, SOME_FAILED
+from cifar_keras.commands.predict import ALL_UNUSABLE, SOME_FAILED
 from cifar_keras.config import ConfigError
 from cifar_keras.explain.calibration import measures
 from cifar_keras.saved import find, inference, scaling
@@ -20,7 +20,6 @@ from cifar_keras.saved.scoring import Images, own_dataset, score
 from cifar_keras.utils.files import replacing
 from cifar_keras.utils.text import file_name, printable, shortened, to_stderr
 
-FEW = 20  # classes; of more, the text shows the worst ones
 WORST = 10
 
 
@@ -43,7 +42,7 @@ def run(models, asked, *, root, as_json=False, predictions=None, figure=None):
     if not scores:
         if as_json:
             print(json.dumps({"models": [], "failed": failed}))
-        return ALL_FAILED
+        return ALL_UNUSABLE
     report = document(scores, data, asked) | {"failed": failed}
     pictures = _draw(scores, report, data, folder, figure)
     for one, path in zip(report["models"], pictures, strict=True):
@@ -230,8 +229,8 @@ def text(report, names):
 
 
 def _row(name, one, sizes):
-    accuracy, low, high = (100 * one[key] for key in ("accuracy", "low", "high"))
-    row = {"model": name, "accuracy [95% interval]": f"{accuracy:.2f}% [{low:.1f}, {high:.1f}]"}
+    estimate = metrics.Estimate(one["accuracy"], one["low"], one["high"], "Wilson")
+    row = {"model": name, "accuracy [95% interval]": estimate.accuracy(2)}
     if metrics.imbalanced(sizes):
         row["balanced accuracy"] = f"{one['balanced_accuracy']:.2%}"
     if "tta_accuracy" in one:
@@ -253,8 +252,8 @@ def _differences(models, names):
     rows = []
     for name, one in zip(names, models, strict=True):
         d = one["difference"]
-        points = "{:+.2f} [{:+.1f}, {:+.1f}]".format(*(100 * d[bound] for bound in ("value", "low", "high")))
-        row = {"model": name, "points [95% interval]": points}
+        estimate = metrics.Estimate(d["value"], d["low"], d["high"], "Newcombe, paired")
+        row = {"model": name, "points [95% interval]": estimate.points(2)}
         row |= {"first alone right": f"{d['only_first']:,}", "this alone right": f"{d['only_this']:,}"}
         row["McNemar's exact p"] = f"{d['p']:.2g}"
         if len(models) > 1:
@@ -266,7 +265,7 @@ def _differences(models, names):
 def _by_class(models, names):
     """Accuracy of each class; of many classes those on which the first model is worst."""
     heading, classes = "Accuracy by class", list(zip(*(one["classes"] for one in models), strict=True))
-    if len(classes) > FEW:
+    if len(classes) > plotting.FEW:
         worst = sorted((one for one in classes if one[0]["n"]), key=lambda one: one[0]["accuracy"])[:WORST]
         heading += f", the {len(worst)} worst of {len(classes)} (all: --json)"
         classes = worst

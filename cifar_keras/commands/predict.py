@@ -19,14 +19,14 @@ from tqdm import tqdm
 
 from cifar_keras.config import ConfigError
 from cifar_keras.data.images import ImageError, files_in, left_out
-from cifar_keras.metrics import beside_accuracy, wilson
+from cifar_keras.metrics import accuracy_interval, beside_accuracy
 from cifar_keras.saved import inference, labels, scaling
 from cifar_keras.saved.find import find_model, paired
 from cifar_keras.utils.files import replacing
 from cifar_keras.utils.system import cores
 from cifar_keras.utils.text import file_name, printable, to_stderr
 
-SOME_FAILED, ALL_FAILED = 1, 2
+SOME_FAILED, ALL_UNUSABLE = 1, 2
 STANDARD_INPUT, MAX_PIPED_BYTES = "-", 2**28  # the latter of an image on standard input
 
 
@@ -258,16 +258,15 @@ class Tally:
     @property
     def exit_code(self):
         if not self.counted:
-            return ALL_FAILED
+            return ALL_UNUSABLE
         return SOME_FAILED if self.failed else 0
 
     def text(self):
         """Accuracy with its interval and the confusion matrix, true classes as rows."""
         count = int(self.confusion.sum())
-        low, high = wilson(self.accuracy, count)
         names = [printable(name) for name in self.names]
         rows = [[name, *row] for name, row in zip(names, self.confusion.tolist(), strict=True)]
-        line = f"accuracy {self.accuracy:.2%} [{low:.1%}, {high:.1%}] of {count:,} images"
+        line = f"accuracy {accuracy_interval([self.accuracy], count).accuracy(2)} of {count:,} images"
         if beside := beside_accuracy(self.confusion):
             balanced, share = beside["balanced_accuracy"], beside["majority_share"]
             line += f"; balanced accuracy {balanced:.2%}, as the largest class alone is {share:.1%} of them"

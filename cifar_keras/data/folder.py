@@ -26,7 +26,7 @@ KNOWN = {  # fingerprint: (slug, label)
     "f10d4c9e536a564f17fa5e8d68ba087d1235e60cd1f21700e11ff43f0647bbb0": ("cifar10-jpeg", "CIFAR-10 (JPEG)"),
 }
 MAX_DEFAULT_SIZE = 224  # photographs of 4000 pixels would fill the disk
-BLOCK = 256  # images decoded at a time: memory stays flat however many there are
+IMAGES_AT_ONCE = 256  # images decoded at a time: memory stays flat however many there are
 LISTED = 5  # files or folders that a sentence names before it says "..."
 SKIP = "An experiment's `--skip-unreadable` leaves such images out and lists them in the run's record"
 
@@ -226,8 +226,8 @@ def _facts(root, found):
     paths = [root / file.path for file in found]
     digest, sides = hashlib.sha256(), Counter()
     with ThreadPoolExecutor(os.cpu_count()) as pool, _progress(found, f"reading {root.name}") as bar:
-        for start in range(0, len(found), BLOCK):
-            block = slice(start, start + BLOCK)
+        for start in range(0, len(found), IMAGES_AT_ONCE):
+            block = slice(start, start + IMAGES_AT_ONCE)
             for file, (content, side) in zip(found[block], pool.map(_inspect, paths[block]), strict=True):
                 digest.update(os.fsencode(f"{content}  {file.path}\n"))  # the lines that sha256sum prints
                 if file.split in ("", "train") and side:
@@ -282,8 +282,8 @@ def _decode(root, found, target, size):
         _progress(found, f"decoding {root.name}") as bar,
     ):
         np.lib.format.write_array_header_1_0(file, header)
-        for start in range(0, len(paths), BLOCK):
-            block = list(pool.map(decode, paths[start : start + BLOCK]))
+        for start in range(0, len(paths), IMAGES_AT_ONCE):
+            block = list(pool.map(decode, paths[start : start + IMAGES_AT_ONCE]))
             file.writelines(block)
             bar.update(len(block))
         if broken:

@@ -36,12 +36,12 @@ EXTENSIONS = frozenset(  # of the files that are taken from a folder; a camera's
     for ending, format in Image.registered_extensions().items()
     if format in (*DECODERS, "MPO") and ending != ".pfm"  # floating-point pixels have no agreed range
 )
-PICTURES = (  # endings of images; some of them can't be used
+PICTURE_ENDINGS = (  # endings of images; some of them can't be used
     ".3fr .ai .arw .avif .bpg .cr2 .cr3 .crw .cur .dcm .dds .dcr .djvu .dng .emf .eps .erf .exr .fit .fits .hdr"
     " .heic .heif .hif .icns .ico .j2k .jng .jp2 .jxl .jxr .kdc .mef .mos .mrw .nef .nrw .orf .pcx .pef .pfm .ps"
     " .psb .psd .qoi .raf .ras .raw .rw2 .rwl .sgi .sr2 .srw .svg .svgz .tga .webp .wmf .x3f .xbm .xcf .xpm"
 )
-UNUSED = frozenset(PICTURES.split()) - EXTENSIONS
+UNUSED = frozenset(PICTURE_ENDINGS.split()) - EXTENSIONS
 OTHERS = frozenset(  # endings of files that are no images, so that their content need not be read
     ".avi .bin .cfg .csv .db .doc .docx .gz .h5 .hdf .hdf5 .htm .html .ini .ipynb .json .jsonl .lnk .log .mat .md .mkv"
     " .mov .mp3 .mp4 .mpeg .mpg .npy .npz .parquet .pdf .pkl .py .pyc .rar .sh .tar .tfrecord .toml .tsv .txt .url"

@@ -30,7 +30,7 @@ TURN = 370  # 1024 times the tangent of half the largest angle: 40 degrees to ei
 LATTICE = 5  # random values along one side of the texture
 TEXTURE = 40  # brightness, to either side
 NOISE = 24  # each channel of each pixel, to either side
-BLOCK = 2**18  # pixels drawn at a time: the temporaries stay near the processor
+PIXELS_AT_ONCE = 2**18  # pixels drawn at a time: the temporaries stay near the processor
 
 
 def load(name: str, *, image_size: int, limits: Limits) -> Dataset:
@@ -86,7 +86,7 @@ def render(split: str, indices: np.ndarray, *, size: int = 32, kind: str = "shap
     Returns: uint8 `(n, size, size, 3)`, RGB in [0, 255].
     """
     images = np.empty((len(indices), size, size, 3), np.uint8)
-    count = max(1, BLOCK // size**2)
+    count = max(1, PIXELS_AT_ONCE // size**2)
     for start in range(0, len(indices), count):
         images[start : start + count] = _block(split, indices[start : start + count], size, GENERATED[kind])
     return images

@@ -8,7 +8,7 @@ from cifar_keras.explain.flatten import flattened, plain
 from cifar_keras.explain.gradcam import spatial_layers
 from cifar_keras.plotting import drawn, titled
 
-CHANNELS = 6  # of each stage: those that vary most over the image
+SHOWN_CHANNELS = 6  # of each stage: those that vary most over the image
 
 
 def stages(model):
@@ -62,13 +62,13 @@ def activations(model, images, labels, class_names) -> Section:
         figures["kernels"] = _kernels_figure(weights)
         descriptions["kernels"] = "Kernels of the first convolution, as colours."
     numbers = {"stages": {f"{height} x {width}": name for (height, width), name in found.items()}}
-    sentence = f"Channels shown are the {CHANNELS} that vary most over the image, each scaled to its own range."
+    sentence = f"Channels shown are the {SHOWN_CHANNELS} that vary most over the image, each scaled to its own range."
     return Section("activations", "What its layers see", figures, descriptions, numbers, sentences=(sentence,))
 
 
 def _maps_figure(picture, stages_maps, found, name):
-    figure = titled(f"feature maps: {name}", size=(1.0 * CHANNELS, 0.5 + 1.25 * (len(found) + 1)))
-    panels = figure.subplots(len(found) + 1, CHANNELS, squeeze=False)
+    figure = titled(f"feature maps: {name}", size=(1.0 * SHOWN_CHANNELS, 0.5 + 1.25 * (len(found) + 1)))
+    panels = figure.subplots(len(found) + 1, SHOWN_CHANNELS, squeeze=False)
     for panel in panels.flat:
         panel.axis("off")
     panels[0, 0].imshow(picture, interpolation="nearest")
@@ -81,7 +81,7 @@ def _maps_figure(picture, stages_maps, found, name):
 
 def varying(stage):
     """The channels of a feature map `(height, width, channels)` that vary most over spatial positions."""
-    return np.argsort(-stage.std(axis=(0, 1)), kind="stable")[:CHANNELS]
+    return np.argsort(-stage.std(axis=(0, 1)), kind="stable")[:SHOWN_CHANNELS]
 
 
 def _kernels_figure(weights):

@@ -33,7 +33,7 @@ from cifar_keras.utils.paths import Paths
 from cifar_keras.utils.text import duration
 
 EMBEDDED = 10_000  # training images whose embeddings are compared, at most
-PICTURES = 2  # whose feature maps are shown
+EXAMPLES = 2  # whose feature maps are shown
 AGREES = 0.005  # how much the accuracy on the same images may differ on another machine
 
 
@@ -184,7 +184,7 @@ def sections(subject, model, computed, peers, *, folder, layer):
     names, predicted = data.class_names, test.probabilities.argmax(axis=1)
     coarse = subject.record and subject.record.get("superclass_of")
     train = at_most(data.train, EMBEDDED)
-    few = [int(np.argmax(test.labels == label)) for label in np.unique(test.labels)[:PICTURES]]
+    few = [int(np.argmax(test.labels == label)) for label in np.unique(test.labels)[:EXAMPLES]]
     groups = {"superclass": coarse, "superclass_names": data.superclass_names} if coarse else {}
 
     def against():

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from cifar_keras.plotting import DPI, drawing, lines, short, titled
 from cifar_keras.utils.files import replacing, write_json
 
-COLOURS = seaborn.color_palette("colorblind")
+PALETTE = seaborn.color_palette("colorblind")
 DATE = {"Date": None}
 
 

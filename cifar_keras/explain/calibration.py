@@ -4,7 +4,7 @@ import numpy as np
 from scipy import optimize, special
 
 from cifar_keras import metrics
-from cifar_keras.explain.base import COLOURS, Section, checked
+from cifar_keras.explain.base import PALETTE, Section, checked
 from cifar_keras.plotting import GREY, drawn, shares, titled, without_frame
 
 BINS = 15  # of equal width, as in Guo et al., arXiv:1706.04599
@@ -99,7 +99,7 @@ def _binned(labels, probabilities):
 def _figure(labels, both):
     figure = titled("reliability on test", size=(6.8, 3.6))
     panels = figure.subplots(1, 2, sharey=True)
-    for panel, (name, probabilities), colour in zip(panels, both.items(), COLOURS, strict=False):
+    for panel, (name, probabilities), colour in zip(panels, both.items(), PALETTE, strict=False):
         confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
         counts, mean_confidence, accuracy = bins(confidence, right)
         kept = counts > 0

@@ -3,7 +3,7 @@
 import numpy as np
 import seaborn
 
-from cifar_keras.explain.base import COLOURS, Section, gallery, named
+from cifar_keras.explain.base import PALETTE, Section, gallery, named
 from cifar_keras.plotting import FEW, drawn, shares, titled, without_frame
 
 NEIGHBOURS = 20  # of KNN
@@ -132,7 +132,7 @@ def _map(points, own, wrong, class_names):
     figure = titled(f"t-SNE of {len(points):,} test images", size=(6, 6.4))
     panel = figure.add_subplot()
     few = len(class_names) <= FEW
-    palette = COLOURS if len(class_names) <= 10 else seaborn.color_palette("husl", len(class_names))
+    palette = PALETTE if len(class_names) <= 10 else seaborn.color_palette("husl", len(class_names))
     names = named(class_names)
     for label in np.unique(own):
         mine = own == label
@@ -149,7 +149,7 @@ def _separability_figure(rows):
     panel = figure.add_subplot()
     for place, row in enumerate(sorted(rows, key=lambda row: row["recall"])):
         at = (row["silhouette"], row["recall"])
-        panel.plot(*at, "o", color=COLOURS[0], markersize=5)
+        panel.plot(*at, "o", color=PALETTE[0], markersize=5)
         if len(rows) <= FEW:
             x, side = (-6, "right") if place % 2 else (6, "left")
             beside = {"xytext": (x, 0), "textcoords": "offset points", "ha": side, "va": "center"}

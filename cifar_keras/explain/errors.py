@@ -4,7 +4,7 @@ import numpy as np
 import seaborn
 
 from cifar_keras import metrics
-from cifar_keras.explain.base import COLOURS, Section, checked, gallery, named
+from cifar_keras.explain.base import PALETTE, Section, checked, gallery, named
 from cifar_keras.plotting import FEW, GREY, NAMED, confusion_on, drawn, row_shares, shares, titled, without_frame
 
 MISTAKES = 20  # pictures in the gallery
@@ -181,7 +181,7 @@ def _outline(panel, edges):
     starts = np.flatnonzero(np.r_[True, edges[1:] != edges[:-1]])
     for start, end in zip(starts, np.r_[starts[1:], len(edges)], strict=True):
         x, y = [start, end, end, start, start], [start, start, end, end, start]
-        panel.plot(x, y, color=COLOURS[1], linewidth=0.8, clip_on=False)
+        panel.plot(x, y, color=PALETTE[1], linewidth=0.8, clip_on=False)
 
 
 def _roc_figure(labels, probabilities, by_class):

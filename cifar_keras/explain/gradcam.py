@@ -9,14 +9,14 @@ from cifar_keras.explain.base import NotApplicable, Section, spread
 from cifar_keras.explain.flatten import Call, flattened, plain
 from cifar_keras.plotting import drawn, short, titled
 
-ROWS = 6  # of right predictions, and of wrong ones
+GALLERY_ROWS = 6  # of right predictions, and of wrong ones
 OPACITY = 0.55  # of a map over its image
-SHAPES = (  # layers that leave scores as they are
+RESHAPING = (  # layers that leave scores as they are
     keras.layers.Reshape, keras.layers.Flatten, keras.layers.Dropout, keras.layers.Identity, keras.layers.Activation,
 )  # fmt: skip
 TO_PROBABILITIES = (keras.activations.softmax, keras.activations.sigmoid)
 PERMUTING = (keras.layers.Permute, keras.layers.Reshape)  # may move cells and still keep height and width
-UNKNOWN = "A layer before {} permutes spatial positions, so its map is stretched over the whole image."
+STRETCHED = "A layer before {} permutes spatial positions, so its map is stretched over the whole image."
 
 
 def spatial_layers(model):
@@ -55,7 +55,7 @@ def logits_of(model):
     """
     producers, (end,) = {id(layer.output): layer for layer in model.layers}, model.outputs
     after, tensor = [], end
-    while isinstance(plain(layer := producers[id(tensor)]), SHAPES) and _activation(layer) is None:
+    while isinstance(plain(layer := producers[id(tensor)]), RESHAPING) and _activation(layer) is None:
         after.append(layer)
         tensor = layer.input
     if _activation(layer) in TO_PROBABILITIES:
@@ -131,7 +131,7 @@ class GradCam:
             raise NotApplicable("its gradient comes from TensorFlow: KERAS_BACKEND=tensorflow")
         features = model.get_layer(self.layer).output
         self.positions = centres(model, self.layer)
-        self.note = "" if id(features) in positions_of(model) else UNKNOWN.format(self.layer)
+        self.note = "" if id(features) in positions_of(model) else STRETCHED.format(self.layer)
         self._both = keras.Model(model.inputs[0], [features, logits_of(model)])
 
     def __call__(self, images, classes, *, batch_size=32):
@@ -297,7 +297,7 @@ def looked_at(model, images, labels, predicted, class_names, *, layer=None) -> S
         layer: as for `GradCam`.
     """
     rows = {"right": np.flatnonzero(predicted == labels), "wrong": np.flatnonzero(predicted != labels)}
-    rows = {name: spread(chosen, labels, ROWS) for name, chosen in rows.items() if len(chosen)}
+    rows = {name: spread(chosen, labels, GALLERY_ROWS) for name, chosen in rows.items() if len(chosen)}
     figure = titled("what speaks for the predicted class", size=(5.6, 0.5 + 1.75 * max(map(len, rows.values()))))
     panels = figure.subplots(max(map(len, rows.values())), 4, squeeze=False)
     for panel in panels.flat:

@@ -16,7 +16,7 @@ from cifar_keras.results import COLUMNS, overrides
 KEY = ("experiment", "variant", "dataset", "budget", "weights", "precision")  # what a run is about, before any detail
 # The columns that describe a configuration, where there is no record with all of it.
 CONFIGURATION = ("model", "pixels", "epochs", "train_images", "deterministic", "batch_size", "overrides")
-NEEDED = (  # in a CSV from elsewhere; older versions lack some of the others
+NEEDED_COLUMNS = (  # in a CSV from elsewhere; older versions lack some of the others
     *("run_id", "utc", "experiment", "variant", "budget", "dataset", "fingerprint", "seed", "weights"),
     *("test_accuracy", "test_n", "status"),
 )
@@ -72,10 +72,10 @@ def read_csv(path):
     if not lines:
         raise ConfigError(f"Expected a results.csv with a line of column names. Received: {path}, which is empty.")
     (_, names), *lines = lines
-    if missing := [name for name in NEEDED if name not in names]:
+    if missing := [name for name in NEEDED_COLUMNS if name not in names]:
         raise ConfigError(
-            f"A results.csv needs the columns {', '.join(NEEDED)}, separated by commas. Received: {path} without "
-            f"{', '.join(missing)}. Its first line should be that of results/results.csv."
+            f"A results.csv needs the columns {', '.join(NEEDED_COLUMNS)}, separated by commas. Received: {path} "
+            f"without {', '.join(missing)}. Its first line should be that of results/results.csv."
         )
     return [_run(path, number, names, values) for number, values in lines]
 
@@ -85,7 +85,7 @@ def _run(path, number, names, values):
     if len(values) != len(names):
         raise ConfigError(f"{where}: expected {len(names)} values, as in the first line. Received: {len(values)}.")
     run = dict.fromkeys(COLUMNS) | {name: _value(name, text, where) for name, text in zip(names, values, strict=True)}
-    if run["status"] == "finished" and (unknown := [name for name in NEEDED if run[name] is None]):
+    if run["status"] == "finished" and (unknown := [name for name in NEEDED_COLUMNS if run[name] is None]):
         raise ConfigError(f"{where}: a finished run needs values for {', '.join(unknown)}. Received: nothing there.")
     run["config"] = _config(path.parent / "runs" / f"{run['run_id']}.json")
     if run["overrides"] is None and run["config"] is not None:  # a CSV from before that column

@@ -25,7 +25,7 @@ MEMBER, CONFIG, METADATA = "provenance.json", "config.json", "metadata.json"  # 
 ATTRIBUTE = "provenance"
 ARCHITECTURE = "The architecture must be JSON as `model.to_json()` writes it, or the `config.json` of a `.keras`."
 MAX_DESCRIPTION = 2**26  # bytes; ResNet50's takes less than 2**18
-SIXTEEN = ("float16", "bfloat16")
+HALF_PRECISION = ("float16", "bfloat16")
 CONTRACT = "input: RGB in [0, 255], uint8 (batch, height, width, 3); output: float32 probabilities (batch, classes)"
 
 
@@ -33,7 +33,9 @@ def for_inference(model: keras.Model) -> keras.Model:
     """The same layers with a softmax after the logits: float32 under every precision policy, flat, uncompiled."""
     probabilities = layers.Softmax(dtype="float32", name="probabilities")(model.output)
     model = keras.Model(model.input, probabilities, name=model.name)
-    if all(layer.dtype_policy.compute_dtype not in SIXTEEN for layer in model._flatten_layers(include_self=False)):
+    if all(
+        layer.dtype_policy.compute_dtype not in HALF_PRECISION for layer in model._flatten_layers(include_self=False)
+    ):
         return model
     rebuilt = safe_loading.build(safe_loading.in_float32(keras.saving.serialize_keras_object(model)))
     rebuilt.set_weights(model.get_weights())
@@ -144,8 +146,10 @@ def _stored_weights(path):
     """The HDF5 file with the weights, open; in a `.keras` it is a member, but before Keras 2.12 the file itself."""
     if not zipfile.is_zipfile(path):
         return h5py.File(path)
-    if (content := _member(path, stored_weights.WEIGHTS)) is None:
-        raise ConfigError(f"A `.keras` must hold its weights as {stored_weights.WEIGHTS}. Received: one without them.")
+    if (content := _member(path, stored_weights.WEIGHTS_MEMBER)) is None:
+        raise ConfigError(
+            f"A `.keras` must hold its weights as {stored_weights.WEIGHTS_MEMBER}. Received: one without them."
+        )
     return h5py.File(io.BytesIO(content))
 
 

@@ -36,8 +36,8 @@ from cifar_keras.utils.text import to_stderr
 CALIBRATED = 256  # training images that int8 ranges are taken from
 CALIBRATED_AT_ONCE = 8  # onnxruntime keeps every layer's output meanwhile, at 224 pixels 0.2 GB per image
 CHECKED, CHECKED_LARGE, LARGE = 1000, 500, 128  # validation images; fewer for models of images from this side on
-NEEDED = {".onnx": ("tf2onnx", "onnxruntime"), ".tflite": ("ai_edge_litert.interpreter",)}
-UNKNOWN = re.compile(r"'tf\.(\w+)' op is neither")  # how LiteRT's converter names an operation that it lacks
+NEEDED_PACKAGES = {".onnx": ("tf2onnx", "onnxruntime"), ".tflite": ("ai_edge_litert.interpreter",)}
+LACKING = re.compile(r"'tf\.(\w+)' op is neither")  # how LiteRT's converter names an operation that it lacks
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def convert(classifier, to, path, calibration, *, verbose=False):
     Raises: ConfigError where a package is missing; RunFailedError where the converter fails in any way.
     """
     form = FORMATS[to]
-    for module in NEEDED[form.ending]:
+    for module in NEEDED_PACKAGES[form.ending]:
         imported(module)
     note = {**classifier.provenance, "contract": artifacts.CONTRACT}
     note["exported_from"] = f"{classifier.network.path.name}, to {to}"
@@ -190,7 +190,7 @@ def _unconvertible(to, error, *, verbose):
     if verbose:
         traceback.print_exception(error, file=sys.stderr)
     text = " ".join(str(error).split())
-    reason = ", ".join(sorted({*UNKNOWN.findall(text)}))
+    reason = ", ".join(sorted({*LACKING.findall(text)}))
     if not reason:  # compilers put pages of their own language into a message
         reason = type(error).__name__ if not text or "loc(" in text else text[:120]
     hint = "" if verbose else " `--verbose` shows the converter's messages."

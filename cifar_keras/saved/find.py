@@ -10,7 +10,7 @@ from cifar_keras.saved import artifacts
 from cifar_keras.saved.formats import OPENERS
 from cifar_keras.utils.paths import Paths, StrPath
 
-WEIGHTS = (".h5", ".hdf5", ".keras")  # endings of files with the weights of a `.json`
+WEIGHTS_ENDINGS = (".h5", ".hdf5", ".keras")  # endings of files with the weights of a `.json`
 
 
 def find_model(name: str, *, root: StrPath) -> Path:
@@ -44,10 +44,10 @@ def paired(arguments: Sequence[str]) -> list[tuple[str, str | None]]:
     while rest:
         model, weights = rest.pop(0), None
         if Path(model).suffix == ".json":
-            if not rest or Path(rest[0]).suffix not in WEIGHTS:
+            if not rest or Path(rest[0]).suffix not in WEIGHTS_ENDINGS:
                 raise ConfigError(
                     f"{model} holds only an architecture and must be followed by its weights, a file that ends in "
-                    f"{', '.join(WEIGHTS)}. Received: {rest[0] if rest else 'nothing more'}."
+                    f"{', '.join(WEIGHTS_ENDINGS)}. Received: {rest[0] if rest else 'nothing more'}."
                 )
             weights = rest.pop(0)
         pairs.append((model, weights))

@@ -38,7 +38,7 @@ LEFT_OUT = {  # stored settings that Keras 3 does not have, with the value at wh
     "trainable": ...,
 }
 POLICIES = ("Policy", "PolicyV1", "DTypePolicy", "FloatDTypePolicy")  # defined by their names
-SIXTEEN = re.compile(r"(mixed_)?b?float16|half")  # also within `int8_from_mixed_bfloat16`
+SIXTEEN_BITS = re.compile(r"(mixed_)?b?float16|half")  # also within `int8_from_mixed_bfloat16`
 OPERATIONS = ("keras.src.ops.", "keras.ops")
 MAX_VALUES = 2**25  # that one layer may put out for one image: 128 MiB in float32, 8 GiB for 64 images
 
@@ -119,7 +119,7 @@ def in_float32(value, *, of_type=False):
         return {name: in_float32(part, of_type=of_type or str(name).endswith("dtype")) for name, part in kept.items()}
     if isinstance(value, list | tuple):
         return [in_float32(part, of_type=of_type) for part in value]
-    return SIXTEEN.sub("float32", value) if of_type and isinstance(value, str) else value
+    return SIXTEEN_BITS.sub("float32", value) if of_type and isinstance(value, str) else value
 
 
 def _entry(entry):

@@ -19,10 +19,10 @@ from cifar_keras.config import ConfigError
 from cifar_keras.utils.text import to_stderr
 
 CONTAINERS = ("layers", "_layer_checkpoint_dependencies")  # the second in Keras 2.13 and 2.14
-WEIGHTS = "model.weights.h5"
+WEIGHTS_MEMBER = "model.weights.h5"
 LEAST_BYTES = 2**20  # a small file may have chunks larger than itself
 MAX_EXPANSION = 10  # how many times its size a file may unpack to; weights hardly compress
-STATISTICS = ("moving_mean", "moving_variance")
+MOVING_STATISTICS = ("moving_mean", "moving_variance")
 KERAS3_NAMES = {"depthwise_kernel": "kernel", "model": "functional"}  # by those of Keras 2
 
 
@@ -168,7 +168,7 @@ def _as_stored(layer, names):
         if len(set(mine)) == len(mine) and sorted(mine) == sorted(theirs):
             by_name = dict(zip(mine, usual, strict=True))
             return [by_name[name] for name in theirs]
-    unfrozen = sorted(layer.weights, key=lambda item: item.name in STATISTICS)
+    unfrozen = sorted(layer.weights, key=lambda item: item.name in MOVING_STATISTICS)
     orders = (usual, layer.weights, unfrozen)
     return next((order for order in orders if [_ending(item.path, 1) for item in order] == theirs), usual)
 
@@ -194,7 +194,7 @@ def _fill_from_containers(model, config, file, stored_bytes):
     groups = list(_groups(model, config["config"], file, "layers"))
     _check_total([item for source, _ in groups for item in _datasets(file[source])], stored_bytes)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / WEIGHTS
+        path = Path(folder) / WEIGHTS_MEMBER
         with h5py.File(path, "w") as target:
             for source, to in groups:
                 file.copy(source, target, to)

@@ -253,7 +253,7 @@ def test_each_size_is_cached_apart(tmp_path, cache):
 def test_blocks_keep_the_order(tmp_path, monkeypatch):
     root = fill(tmp_path / "pets", ["cat", "dog"])
     whole = load(root)
-    monkeypatch.setattr(folder, "BLOCK", 7)
+    monkeypatch.setattr(folder, "IMAGES_AT_ONCE", 7)
     monkeypatch.setenv("CIFAR_KERAS_CACHE", str(tmp_path / "another"))
     blocks = load(root)
     assert blocks.fingerprint == whole.fingerprint
