@@ -1,24 +1,25 @@
-"""Augmentation as pure functions `(image, seed) -> image`; `seed` is the triple (run's seed, epoch, image's index).
+"""Augmentation as pure functions of images and seeds; a seed is the triple (run's seed, epoch, image's index).
 
-Stateful random layers draw other numbers when maps run in parallel; a function of the triple can't, and a run resumed
-at epoch k sees what the unbroken run saw. Every function keeps uint8 and the image's shape.
+Stateful random layers draw other numbers when maps run in parallel. A function of the triple does not, so a run resumed
+at epoch k sees what the unbroken run saw. Every function keeps uint8 and the images' shape.
 """
+
+import itertools
 
 import numpy as np
 import tensorflow as tf
 
 
-def _uniform(seed, count, *, salt):
-    """`count` float32 numbers in [0, 1) that depend on the triple `seed` and on `salt` alone.
+def _uniform(seeds, count, *, salt):
+    """`count` float32 numbers in [0, 1) for each row of `seeds`, which depend on that triple and on `salt` alone.
 
-    An integer hash, not TensorFlow's stateless generators: those have no vectorised form, so that `vectorized_map`
-    runs them image by image in a loop.
+    An integer hash, because TensorFlow's stateless generators take one seed for a whole batch.
     """
     state = tf.constant(salt, tf.uint32)
-    for part in (seed[0], seed[1], seed[2]):
-        state = _mixed(state ^ tf.cast(part, tf.uint32))
+    for part in range(3):
+        state = _mixed(state ^ tf.cast(seeds[:, part], tf.uint32))
     counters = np.arange(1, count + 1, dtype="uint32") * np.uint32(0x9E3779B9)
-    state = _mixed(state + tf.constant(counters))
+    state = _mixed(state[:, None] + tf.constant(counters))
     return tf.cast(tf.bitwise.right_shift(state, tf.constant(8, tf.uint32)), tf.float32) * 2.0**-24
 
 
@@ -29,93 +30,124 @@ def _mixed(x):
     return x ^ tf.bitwise.right_shift(x, tf.constant(16, tf.uint32))
 
 
-def _at(image, rows, columns):
-    """The image's pixels at `rows` x `columns`, places outside reflected at the border (without repeating it)."""
-    height, width = image.shape[0], image.shape[1]
-    rows = (height - 1) - tf.abs((height - 1) - tf.abs(rows))
-    columns = (width - 1) - tf.abs((width - 1) - tf.abs(columns))
-    return tf.gather(tf.gather(image, rows, axis=0), columns, axis=1)
+def _offsets(seeds, pad, *, salt):
+    """How far each image moves down and right: int32 `(batch, 2)` in [-pad, pad]."""
+    return tf.cast(tf.floor(_uniform(seeds, 2, salt=salt) * (2 * pad + 1)), tf.int32) - pad
 
 
-def shift(image, seed, *, pad=2):
+def shift(rows, columns, seeds, *, pad=2):
     """Moves the image by up to `pad` pixels each way, the border filled by reflection (arXiv:2404.00498, section 3.1).
 
     Args:
-        image: uint8 `(height, width, 3)`, RGB in [0, 255].
-        seed: int32 `(3,)`. Equal triples give equal results.
+        rows: int32 `(batch, height)`, which row of the image is shown at each height; -1 shows black.
+        columns: int32 `(batch, width)`, the same for columns.
+        seeds: int32 `(batch, 3)`. Equal triples give equal results.
         pad: pixels, less than the image's sides.
-    Returns: uint8, the shape of `image`.
+    Returns: `(rows, columns)`, of the same shapes.
     """
-    moves = tf.cast(tf.floor(_uniform(seed, 2, salt=1) * (2 * pad + 1)), tf.int32) - pad
-    return _at(image, tf.range(image.shape[0]) + moves[0], tf.range(image.shape[1]) + moves[1])
+
+    def moved(lines, by):
+        last = lines.shape[1] - 1
+        wanted = last - tf.abs(last - tf.abs(tf.range(last + 1) + by[:, None]))  # the border itself is not repeated
+        return tf.gather(lines, wanted, batch_dims=1)
+
+    by = _offsets(seeds, pad, salt=1)
+    return moved(rows, by[:, 0]), moved(columns, by[:, 1])
 
 
-def crop(image, seed, *, pad=4):
+def crop(rows, columns, seeds, *, pad=4):
     """Moves the image by up to `pad` pixels each way, black coming in: a random crop of the image with a border.
 
     Arguments and result as for `shift`.
     """
-    moves = tf.cast(tf.floor(_uniform(seed, 2, salt=6) * (2 * pad + 1)), tf.int32)
-    framed = tf.pad(image, ((pad, pad), (pad, pad), (0, 0)))
-    rows, columns = tf.range(image.shape[0]) + moves[0], tf.range(image.shape[1]) + moves[1]
-    return tf.gather(tf.gather(framed, rows, axis=0), columns, axis=1)
+
+    def moved(lines, by):
+        framed = tf.pad(lines, ((0, 0), (pad, pad)), constant_values=-1)
+        return tf.gather(framed, tf.range(lines.shape[1]) + by[:, None] + pad, batch_dims=1)
+
+    by = _offsets(seeds, pad, salt=6)
+    return moved(rows, by[:, 0]), moved(columns, by[:, 1])
 
 
-def flip(image, seed):
+def flip(rows, columns, seeds):
     """Mirrors left to right in half of the cases. Arguments and result as for `shift`."""
-    return tf.where(_uniform(seed, 1, salt=2)[0] < 0.5, image[:, ::-1], image)
+    return rows, tf.where(_uniform(seeds, 1, salt=2) < 0.5, columns[:, ::-1], columns)
 
 
-def alternating_flip(image, seed):
+def alternating_flip(rows, columns, seeds):
     """Mirrors half of the images in even epochs and the other half in odd ones (arXiv:2404.00498, section 3.6).
 
     Two successive epochs show each image in both ways. Arguments and result as for `shift`.
     """
-    first = _uniform(tf.stack([seed[0], 0, seed[2]]), 1, salt=3)[0] < 0.5  # not a function of the epoch
-    return tf.where(tf.equal(first, seed[1] % 2 == 0), image[:, ::-1], image)
+    first = _uniform(seeds * [1, 0, 1], 1, salt=3) < 0.5  # not a function of the epoch
+    return rows, tf.where(tf.equal(first, seeds[:, 1:2] % 2 == 0), columns[:, ::-1], columns)
 
 
-def colour_jitter(image, seed, *, strength=0.2):
+def colour_jitter(images, seeds, *, strength=0.2):
     """Scales brightness, then contrast around the mean grey, by factors in [1 - strength, 1 + strength].
 
-    Arguments and result as for `shift`.
+    Args:
+        images: uint8 `(batch, height, width, 3)`, RGB in [0, 255].
+        seeds: int32 `(batch, 3)`. Equal triples give equal results.
+        strength: in [0, 1).
+    Returns: uint8, the shape of `images`.
     """
-    factors = 1.0 + strength * (2.0 * _uniform(seed, 2, salt=4) - 1.0)
-    bright = tf.cast(image, tf.float32) * factors[0]
-    mean = tf.reduce_mean(bright)
-    return tf.cast(tf.clip_by_value(tf.round(mean + (bright - mean) * factors[1]), 0.0, 255.0), tf.uint8)
+    factors = 1.0 + strength * (2.0 * _uniform(seeds, 2, salt=4)[:, :, None, None, None] - 1.0)
+    bright = tf.cast(images, tf.float32) * factors[:, 0]
+    mean = tf.reduce_mean(bright, axis=(1, 2, 3), keepdims=True)
+    return tf.cast(tf.clip_by_value(tf.round(mean + (bright - mean) * factors[:, 1]), 0.0, 255.0), tf.uint8)
 
 
-def cutout(image, seed, *, share=0.375):
+def cutout(images, seeds, *, share=0.375):
     """Greys out a square of `share` of the shorter side around a random place (DeVries and Taylor, arXiv:1708.04552).
 
-    As in the paper the square may reach over the border. Arguments and result as for `shift`.
+    As in the paper the square may reach over the border. Arguments and result as for `colour_jitter`.
     """
-    height, width = image.shape[0], image.shape[1]
+    height, width = images.shape[1], images.shape[2]
     half = max(1, round(min(height, width) * share)) / 2
-    centre = _uniform(seed, 2, salt=5) * [float(height), float(width)]
-    rows = tf.abs(tf.range(height, dtype=tf.float32) + 0.5 - centre[0]) < half
-    columns = tf.abs(tf.range(width, dtype=tf.float32) + 0.5 - centre[1]) < half
-    return tf.where((rows[:, None] & columns[None, :])[..., None], tf.constant(128, tf.uint8), image)
+    centre = _uniform(seeds, 2, salt=5) * [float(height), float(width)]
+    rows = tf.abs(tf.range(height, dtype=tf.float32) + 0.5 - centre[:, :1]) < half
+    columns = tf.abs(tf.range(width, dtype=tf.float32) + 0.5 - centre[:, 1:]) < half
+    return tf.where((rows[:, :, None] & columns[:, None, :])[..., None], tf.constant(128, tf.uint8), images)
 
 
-# What the `augmentation` column of a model is made of.
-STEPS = {step.__name__: step for step in (shift, crop, flip, alternating_flip, colour_jitter, cutout)}
+MOVES = {function.__name__: function for function in (shift, crop, flip, alternating_flip)}  # change places alone
+COLOURS = {function.__name__: function for function in (colour_jitter, cutout)}  # change values
+STEPS = MOVES | COLOURS  # what a model row's `augmentation` column is made of
 
 
 def augmented(images, seeds, steps):
     """Applies `steps` in order to every image of a batch, each with its own seed.
 
+    Steps that only move pixels are composed as indices of rows and columns, so that a run of them copies the pixels
+    once (`docs/speed.md`).
+
     Args:
         images: uint8 `(batch, height, width, 3)`.
         seeds: int32 `(batch, 3)`, rows of (run's seed, epoch, image's index).
         steps: names from `STEPS`.
+    Returns: uint8, the shape of `images`.
     """
+    images, seeds = tf.convert_to_tensor(images), tf.convert_to_tensor(seeds)
+    for moving, names in itertools.groupby(steps, MOVES.__contains__):
+        if moving:
+            images = _moved(images, seeds, tuple(names))
+        else:
+            for name in names:
+                images = COLOURS[name](images, seeds)
+    return images
 
-    def one(pair):
-        image, seed = pair
-        for name in steps:
-            image = STEPS[name](image, seed)
-        return image
 
-    return tf.vectorized_map(one, (images, seeds)) if steps else images
+def _moved(images, seeds, names):
+    """The images after steps from `MOVES`, read from their places in one go."""
+    count, (height, width) = tf.shape(images)[0], images.shape[1:3]
+    rows, columns = (tf.tile(tf.range(side)[None], (count, 1)) for side in (height, width))
+    for name in names:
+        rows, columns = MOVES[name](rows, columns, seeds)
+    firsts = tf.range(count)[:, None] * height
+    places = (firsts + tf.maximum(rows, 0))[:, :, None] * width + tf.maximum(columns, 0)[:, None, :]
+    pixels = tf.gather(tf.reshape(images, (-1, images.shape[3])), places)
+    if "crop" not in names:
+        return pixels
+    shown = (rows >= 0)[:, :, None] & (columns >= 0)[:, None, :]
+    return tf.where(shown[..., None], pixels, tf.constant(0, tf.uint8))

@@ -1,5 +1,7 @@
 """Augmentation and order are pure functions of (seed, epoch, index)."""
 
+import hashlib
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -10,10 +12,27 @@ from cifar_keras.data.augment import STEPS, augmented
 from cifar_keras.data.pipeline import epoch_order, evaluation_pipeline, train_pipeline
 
 IMAGE = noise(1).images[0]
+PIXELS = {  # digests of what the first runs saw: augmentation may become faster, not different
+    "shift": "0145fc5b4a7e8f58",
+    "crop": "fb81482fd0420d8b",
+    "flip": "e270942c244e252c",
+    "alternating_flip": "b1e33c58739a96c2",
+    "colour_jitter": "b7b18064c05f137e",
+    "cutout": "9f5543104a4fa7e2",
+    "shift+crop+flip+alternating_flip+colour_jitter+cutout": "fe94d822a93622b1",
+    "flip+crop": "fff0b11ff9a3f525",
+    "crop+flip": "1fec549d91b2eb34",
+    "crop+shift": "ce931b2d617936ae",
+    "shift+alternating_flip": "cbf11574e8f1a273",
+    "shift+alternating_flip+cutout": "5b872b5b538be02c",
+    "flip+shift+colour_jitter": "64e0d1843c590ae8",
+    "cutout+shift": "a9badb3365ca4cb1",
+    "alternating_flip+colour_jitter+crop": "46195da3e216585e",
+}
 
 
 def apply(name, *, seed=0, epoch=0, index=0, image=IMAGE):
-    return STEPS[name](tf.constant(image), tf.constant([seed, epoch, index])).numpy()
+    return augmented(image[None], np.array([[seed, epoch, index]], "int32"), (name,))[0].numpy()
 
 
 def batches(dataset):
@@ -38,7 +57,7 @@ def test_the_numbers_behind_it_are_even_and_neighbours_unrelated():
     indices = tf.range(4000)
     for part in range(3):
         seeds = tf.stack([indices if place == part else 5 + 0 * indices for place in range(3)], axis=-1)
-        drawn = tf.vectorized_map(lambda seed: augment._uniform(seed, 2, salt=1), seeds).numpy()
+        drawn = augment._uniform(seeds, 2, salt=1).numpy()
         assert drawn.min() >= 0.0 and drawn.max() < 1.0
         assert np.all(np.abs(np.histogram(drawn, 10, (0, 1))[0] / drawn.size - 0.1) < 0.015)
         assert abs(np.corrcoef(drawn[:-1, 0], drawn[1:, 0])[0, 1]) < 0.06  # four standard errors
@@ -95,13 +114,24 @@ def test_cutout_greys_at_most_a_square_and_leaves_the_rest():
         assert height * width == len(changed)
 
 
-def test_a_batch_is_augmented_image_by_image():
+def test_a_batch_is_augmented_image_by_image_and_step_by_step():
     images, seeds = noise(5).images, np.array([[1, 2, index] for index in range(5)], "int32")
-    together = augmented(tf.constant(images), tf.constant(seeds), tuple(STEPS))
+    together = augmented(images, seeds, tuple(STEPS))
     for image, seed, result in zip(images, seeds, together, strict=True):
         for name in STEPS:
-            image = STEPS[name](tf.constant(image), tf.constant(seed)).numpy()
+            image = augmented(image[None], seed[None], (name,))[0].numpy()
         np.testing.assert_array_equal(result, image)
+
+
+@pytest.mark.parametrize(("steps", "digest"), PIXELS.items())
+def test_pixels_are_those_of_the_runs_in_the_tables(steps, digest):
+    found = hashlib.sha256()
+    for height, width in ((32, 32), (20, 28)):
+        images = np.random.RandomState(width).randint(0, 256, (64, height, width, 3)).astype("uint8")
+        index = np.arange(64)
+        seeds = np.stack([np.full(64, 3), index % 5, index * 7], axis=-1).astype("int32")
+        found.update(augmented(images, seeds, tuple(steps.split("+"))).numpy().tobytes())
+    assert found.hexdigest()[:16] == digest
 
 
 def test_augmentation_differs_per_epoch_and_repeats_per_seed():

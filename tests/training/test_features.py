@@ -1,6 +1,7 @@
 """Features of a frozen backbone: the same numbers as through the whole model, once, whatever happens to the files."""
 
 import dataclasses
+import functools
 import importlib
 import json
 import re
@@ -223,7 +224,7 @@ def test_another_machine_or_library_makes_its_own_features(monkeypatch, name):
 def test_what_concerns_augmentation_changes_the_names_of_train_alone(monkeypatch):
     plain = names()
     others = [names(seed=1), names(row=dataclasses.replace(SHIFTED, augmentation=("shift",)))]
-    monkeypatch.setitem(augment.STEPS, "shift", lambda image, seed: augment.shift(image, seed, pad=3))
+    monkeypatch.setitem(augment.MOVES, "shift", functools.partial(augment.shift, pad=3))
     for other in (*others, names()):
         (val,) = plain & other
         assert "-val-" in val
