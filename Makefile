@@ -43,7 +43,7 @@ study: $(STAMP) ## run the study; options as in: make study ARGS="--budget quick
 	$(BIN) -m cifar_keras study $(ARGS)
 
 test: $(STAMP) ## run every test except the slow ones, in two processes
-	$(BIN) -m pytest -q -m "not slow" -n 2 --dist loadfile --durations 10 $(ARGS)
+	$(BIN) -m pytest -q -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder --durations 10 $(ARGS)
 
 test-slow: $(STAMP) ## run the slow tests only
 	$(BIN) -m pytest -q -m slow $(ARGS)

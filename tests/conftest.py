@@ -20,6 +20,18 @@ from cifar_keras.data import load  # noqa: E402
 from cifar_keras.data.base import Dataset  # noqa: E402
 
 
+LONGEST = (  # files that take minutes start first, so that neither process waits long for the other at the end
+    *("test_experiments.py", "test_analyse.py", "test_kill.py", "test_export.py", "test_notebooks.py"),
+    *("test_features.py", "test_zoo.py", "test_study.py", "test_loading.py"),
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Sorts files by `LONGEST`; within a file tests keep their order."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
     """No test, and no process that one starts, touches the user's cache."""
