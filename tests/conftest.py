@@ -19,7 +19,6 @@ from cifar_keras.config import Limits  # noqa: E402
 from cifar_keras.data import load  # noqa: E402
 from cifar_keras.data.base import Dataset  # noqa: E402
 
-
 LONGEST = (  # files that take minutes start first, so that neither process waits long for the other at the end
     *("test_experiments.py", "test_analyse.py", "test_kill.py", "test_export.py", "test_notebooks.py"),
     *("test_features.py", "test_zoo.py", "test_study.py", "test_loading.py"),
