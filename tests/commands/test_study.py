@@ -61,7 +61,7 @@ def test_experiments_come_by_number_and_are_never_run(tmp_path):
     (folder / "helper.py").write_text("not python at all")
     two, ten = study.experiments(folder)
     assert (two.key, two.experiment.number, two.question) == ("exp2_x", 2, "Exp 2: question 2?")
-    assert (two.variants, two.published) == (("best", "published"), {"test": 0.5})
+    assert (tuple(two.experiment.variants), two.experiment.published) == (("best", "published"), {"test": 0.5})
     assert ten.key == "exp10_x"
 
 
