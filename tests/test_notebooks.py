@@ -43,7 +43,7 @@ def test_the_study_is_loaded_compared_and_looked_at(tmp_path):
     found = outputs("01_the_study.ipynb", tmp_path, root=str(tmp_path), dataset=None)
     assert pictures(found, "image/svg+xml") == 1 and pictures(found, "image/png") == 5
     text = "".join(output.get("text", "") for output in found)
-    assert "The most accurate of them on these data is" in text
+    assert "The most accurate model on these data is" in text
     tables = [output["data"]["text/html"] for output in found if "text/html" in output.get("data", {})]
     assert "exp4_scratch" in tables[0] and "published" in tables[1] and "recall" in tables[2]
 

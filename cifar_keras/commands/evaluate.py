@@ -187,9 +187,8 @@ def _draw(scores, report, data, folder, figure):
         name += f"_{len(paths) + 1}.png" if folder / f"{name}.png" in paths else ".png"
         title = f"{one.name}: {facts['accuracy']:.1%} of {facts['n']:,} {report['split']} images of {data.label}"
         names = (*data.class_names, "(another class)") if one.others else data.class_names
-        paths.append(
-            plotting.confusion_matrix(facts["confusion"], names, Path(figure or folder / name), title=printable(title))
-        )
+        paths.append(Path(figure or folder / name))
+        plotting.confusion_matrix(facts["confusion"], names, paths[-1], title=printable(title))
     return paths
 
 

@@ -94,7 +94,7 @@ class TensorBoard(Tracker):
                 identity = json.dumps(json.loads(self.config.identity), indent=1)
                 tf.summary.text("configuration", f"```json\n{identity}\n```")
         self.catch_up()
-        return [keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: self.catch_up())]
+        return [keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: self.catch_up())]
 
     def catch_up(self):
         """Writes the epochs that are in the history but not yet in the files. A later kill loses none of them."""

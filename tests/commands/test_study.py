@@ -99,10 +99,10 @@ def test_list_shows_the_question_and_the_newest_result(tmp_path, capsys):
     store(tmp_path, new, record(experiment="exp4_x"), failed)
     assert study.list_experiments(tmp_path, folder=folder) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[:3] == ["exp1_x", "    Exp 1: question 1?", "    last: not yet run"]
+    assert lines[:3] == ["exp1_x", "    Exp 1: question 1?", "    newest run: not yet run"]
     what = "CIFAR-10 (JPEG), best, quick, weights none, 2026-02-02"
-    assert lines[5] == f"    last: 91.0% of 10,000 test images, {what}"
-    assert lines[8].startswith("    last: failed, CIFAR-10 (JPEG)")
+    assert lines[5] == f"    newest run: 91.0% of 10,000 test images, {what}"
+    assert lines[8].startswith("    newest run: failed, CIFAR-10 (JPEG)")
 
 
 @pytest.mark.parametrize("name", ["2", "exp2", "exp2_x", "exp2_x.py", "experiments/exp2_x.py"])
