@@ -13,7 +13,7 @@ ORDER = {
     "metrics": (),
     "plotting": (),
     "data": ("base", "images", "cifar", "layout", "folder", "shapes", "", "augment", "pipeline"),
-    "models": ("blocks", "zoo", "weights"),
+    "models": ("blocks", "fused", "zoo", "weights"),
     "training": ("optim", "train", "features", "tensorboard"),
     "results": ("records", "", "groups", "matching"),
     "saved": (
@@ -43,7 +43,7 @@ WITHOUT_TENSORFLOW = (
     *("results.records", "results", "results.groups", "results.matching", "saved.labels"),
     *("report.table", "report.summaries", "report.comparison", "report.conclusions", "report.page", "commands.study"),
 )
-CONVERTERS = ("saved.resizing", "saved.export")
+CONVERTERS = ("saved.resizing", "saved.export", "models.fused")
 ONLY_KERAS = ("models.", "training.optim", "training.train", "training.features", "saved.", "job", "outcome", "runner")
 
 

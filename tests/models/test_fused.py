@@ -1,0 +1,94 @@
+"""The fused kernel of BatchNormalization gives what Keras' own layer gives."""
+
+import keras
+import numpy as np
+import pytest
+from helpers import noise
+from keras import layers
+
+from cifar_keras.models import fused
+from cifar_keras.models.fused import fused_norms
+
+IMAGES = noise(24, size=9).images.astype("float32") / 64 - 1
+
+
+def network(**options):
+    keras.utils.set_random_seed(3)
+    x = inputs = keras.Input((9, 9, 3))
+    x = layers.BatchNormalization(momentum=0.7, epsilon=1e-5, name="norm", **options)(layers.Conv2D(6, 3)(x))
+    x = layers.BatchNormalization(name="flat")(layers.GlobalAveragePooling2D()(x))
+    return keras.Model(inputs, layers.Dense(2)(x))
+
+
+def trained(model):
+    """Weights and losses after three steps."""
+    model.compile(keras.optimizers.SGD(0.05), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    losses = [float(model.train_on_batch(IMAGES, np.arange(24) % 2)) for _ in range(3)]
+    return model.get_weights(), losses
+
+
+@pytest.mark.parametrize("options", [{}, {"scale": False}, {"center": False}, {"center": False, "scale": False}])
+def test_losses_gradients_and_moving_statistics_are_those_of_keras(options):
+    weights, losses = trained(network(**options))
+    model = network(**options)
+    with fused_norms(model):
+        assert type(model.get_layer("norm")) is fused.BatchNormalization
+        found, fused_losses = trained(model)
+    np.testing.assert_allclose(fused_losses, losses, rtol=1e-5)
+    for one, other in zip(found, weights, strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-5)
+
+
+def test_one_step_s_statistics_agree_to_the_last_digits():
+    plain, model = network(), network()
+    plain(IMAGES, training=True)
+    with fused_norms(model):
+        model(IMAGES, training=True)
+    for name in ("moving_mean", "moving_variance"):
+        one, other = (np.asarray(getattr(each.get_layer("norm"), name)) for each in (model, plain))
+        np.testing.assert_allclose(one, other, rtol=2e-6, atol=1e-7)
+
+
+def test_the_layer_is_keras_own_again_also_after_an_error():
+    model = network()
+    with pytest.raises(KeyboardInterrupt), fused_norms(model):
+        raise KeyboardInterrupt
+    assert type(model.get_layer("norm")) is layers.BatchNormalization
+
+
+def test_weights_saved_within_load_outside(tmp_path):
+    model, other = network(), network()
+    with fused_norms(model):
+        trained(model)
+        model.save_weights(tmp_path / "m.weights.h5")
+    other.load_weights(tmp_path / "m.weights.h5")
+    for one, loaded in zip(model.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, loaded)
+
+
+def test_a_frozen_layer_and_inference_keep_the_moving_statistics():
+    model = network()
+    model.get_layer("norm").trainable = model.get_layer("flat").trainable = False
+    before = model.get_layer("norm").get_weights()
+    expected = model.predict(IMAGES, verbose=0)
+    with fused_norms(model):
+        np.testing.assert_array_equal(np.asarray(model(IMAGES, training=False)), np.asarray(model(IMAGES)))
+        model(IMAGES, training=True)
+        np.testing.assert_array_equal(model.predict(IMAGES, verbose=0), expected)
+    for one, other in zip(model.get_layer("norm").get_weights(), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_half_precision_comes_out_as_it_went_in_and_keeps_statistics_in_float32(precision):
+    layer = layers.BatchNormalization(dtype=precision)
+    layer.build((None, 9, 9, 3))
+    expected = np.asarray(layer(IMAGES, training=True), "float32")
+    mean = np.asarray(layer.moving_mean)
+    kernel = fused.BatchNormalization(dtype=precision)
+    kernel.build((None, 9, 9, 3))
+    found = kernel(IMAGES, training=True)
+    assert keras.backend.standardize_dtype(found.dtype) == precision.removeprefix("mixed_")
+    np.testing.assert_allclose(np.asarray(found, "float32"), expected, atol=0.03)
+    assert keras.backend.standardize_dtype(kernel.moving_mean.dtype) == "float32"
+    np.testing.assert_allclose(np.asarray(kernel.moving_mean), mean, atol=1e-4)
