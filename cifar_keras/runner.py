@@ -92,7 +92,7 @@ def finished(job, progress):
     Raises: ConfigError if the finished run of this name had another configuration.
     """
     paths = job.paths
-    done = [record for record in results.read(paths.root) if record["status"] == "finished"]
+    done = results.finished(paths.root)
     same_name = [record for record in done if stem(RunConfig.restored(record["config"])) == paths.stem]
     begun_anew = progress.run_id and progress.run_id not in [record["run_id"] for record in same_name]
     if not same_name or begun_anew or not paths.keras.is_file():

@@ -1,8 +1,8 @@
 """What several test files share: small data, models, records and configurations."""
 
 import dataclasses
-import importlib.util
 import json
+import runpy
 from pathlib import Path
 
 import keras
@@ -32,10 +32,7 @@ EXPERIMENT_FILES = sorted((PROJECT / "experiments").glob("exp*.py"))
 
 
 def experiment_of(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.EXPERIMENT
+    return runpy.run_path(str(path))["EXPERIMENT"]
 
 
 def noise(count, *, size=32, classes=10, seed=0):

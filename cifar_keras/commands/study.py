@@ -308,7 +308,7 @@ def report(root, *, name=None, dataset=None, data_dir=None, folder=EXPERIMENTS):
         failed = _analysed(runs, root=root, dataset=dataset, data_dir=data_dir)
         print(page.build(root, entries, dataset=dataset))
     else:
-        record = find.record_of(name, find.finished(root))
+        record = find.record_of(name, results.finished(root))
         failed = _analysed({record["run_id"]: record["run_id"]}, root=root, dataset=dataset, data_dir=data_dir)
         entries = experiments(folder) if Path(folder).is_dir() else []
         question = next((one.question for one in entries if one.key == record["experiment"]), "")

@@ -24,7 +24,7 @@ from cifar_keras.explain.errors import errors
 from cifar_keras.explain.gradcam import looked_at, spatial_layers
 from cifar_keras.explain.model_comparison import model_comparison
 from cifar_keras.saved import artifacts, inference
-from cifar_keras.saved.find import finished, is_model, known, matching, model_of, record_of
+from cifar_keras.saved.find import is_model, known, matching, model_of, record_of
 from cifar_keras.saved.formats import OPENERS
 from cifar_keras.training.train import evaluation_batch
 from cifar_keras.utils.cache import cache
@@ -227,7 +227,7 @@ def sections(subject, model, computed, peers, *, folder, layer):
 
 def find(name, *, root, dataset=None, data_dir=None, **loading):
     """The `Subject` that a name stands for. Arguments and errors as for `explain`."""
-    records, path = finished(root), Path(name)
+    records, path = results.finished(root), Path(name)
     if path.suffix in OPENERS and (not is_model(name) or next(matching(str(name), records), None) is None):
         if not path.is_file():
             raise ConfigError(f"The model must be a file. Received: {str(path)!r}, which is not a file.")
@@ -302,7 +302,7 @@ def passed(model, data, **options):
 def others(record, *, root):
     """The newest other run of each experiment and variant with predictions on the same images: run ids by name."""
     folder = Path(root) / "results"
-    runs = [one for one in finished(root) if one["run_id"] != record["run_id"]]
+    runs = [one for one in results.finished(root) if one["run_id"] != record["run_id"]]
     same = [one for one in runs if all(one[c] == record[c] for c in ("fingerprint", "test_n"))]
     own, found = results.read_predictions(folder, record["run_id"]), {}
     for one in same if own is not None else ():

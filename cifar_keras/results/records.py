@@ -105,6 +105,11 @@ def read(root):
     return [record for *_, record in sorted(records, key=lambda entry: entry[:2])]
 
 
+def finished(root):
+    """The records of runs that finished below `root`, oldest first. Raises ConfigError as `read`."""
+    return [record for record in read(root) if record["status"] == "finished"]
+
+
 def rebuild(root):
     """Rewrites results.csv and results/README.md from the records, under a lock. Returns the records."""
     results = Path(root) / "results"

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from cifar_keras import results
 from cifar_keras.config import ConfigError, RunConfig
@@ -24,7 +23,7 @@ def find_model(name: str, *, root: StrPath) -> Path:
 def saved_model(name: str, *, root: StrPath) -> Path:
     """The path of the saved model of a run, or of an experiment's newest run with a model. Raises ConfigError."""
     missing = []
-    for record in matching(name, records := finished(root)):
+    for record in matching(name, records := results.finished(root)):
         try:
             return model_of(record, None, Paths.of(RunConfig.restored(record["config"]), Path(root)))
         except ConfigError as error:
@@ -52,11 +51,6 @@ def paired(arguments: Sequence[str]) -> list[tuple[str, str | None]]:
             weights = rest.pop(0)
         pairs.append((model, weights))
     return pairs
-
-
-def finished(root: StrPath) -> list[dict[str, Any]]:
-    """The records of runs that finished below `root`, the oldest first."""
-    return [record for record in results.read(root) if record["status"] == "finished"]
 
 
 def is_model(name: StrPath) -> bool:
