@@ -1,10 +1,13 @@
-"""BatchNormalization by the backend's fused kernel while a model trains. Outside of `fit` it is Keras' own layer.
+"""BatchNormalization and GELU in one pass each way while a model trains. Outside of `fit` they are Keras' own layers.
 
-Keras 3 on TensorFlow composes a training step of BatchNormalization from moments and arithmetic, in several passes over
-the batch. TensorFlow's fused kernel does the same in one pass forward and one backward (`docs/speed.md`).
+Keras 3 on TensorFlow composes both from arithmetic, in several passes over the batch. BatchNormalization has a fused
+kernel in TensorFlow; GELU and its gradient are compiled by XLA, each to one loop (`docs/speed.md`).
 """
 
 import contextlib
+import functools
+import math
+import sys
 
 import keras
 from keras import layers, ops
@@ -39,20 +42,66 @@ class BatchNormalization(layers.BatchNormalization):
         return outputs
 
 
-@contextlib.contextmanager
-def fused_norms(model: keras.Model):
-    """Within it, the BatchNormalization layers of a model train by the fused kernel, where the backend has one.
+class Activation(layers.Activation):
+    """Keras' layer with GELU, compiled. It has the name of Keras' class, like the one above."""
 
-    The two classes have the same attributes and differ only in `call`, so a layer can change its class and keep its
-    weights, its name and its place in the graph. Afterwards it is Keras' own again, so files and summaries know no
-    other.
+    def call(self, inputs):
+        """Takes and returns the same as `Activation`."""
+        return _gelu()(inputs)
+
+
+@functools.cache
+def _gelu():
+    """x * Phi(x), Phi being the normal distribution, and its gradient; in float32 inside, whatever x is."""
+    import tensorflow as tf
+
+    compiled = functools.partial(tf.function, jit_compile=True, autograph=False)
+
+    def normal(x):
+        return 0.5 + 0.5 * tf.math.erf(x * math.sqrt(0.5))
+
+    @compiled
+    def forward(x):
+        wide = tf.cast(x, tf.float32)
+        return tf.cast(wide * normal(wide), x.dtype)
+
+    @compiled
+    def backward(x, upstream):
+        wide = tf.cast(x, tf.float32)
+        slope = normal(wide) + wide * tf.exp(-0.5 * tf.square(wide)) * math.sqrt(0.5 / math.pi)
+        return tf.cast(tf.cast(upstream, tf.float32) * slope, x.dtype)
+
+    @tf.custom_gradient
+    def gelu(x):
+        return forward(x), lambda upstream: backward(x, upstream)
+
+    return gelu
+
+
+def _fused_class(layer):
+    """The class that computes what this layer does in fewer passes; None if there is none."""
+    if type(layer) is layers.BatchNormalization:
+        return BatchNormalization
+    # TensorFlow's builds for other systems don't all contain XLA.
+    if type(layer) is layers.Activation and layer.activation is keras.activations.gelu and sys.platform == "linux":
+        return Activation
+    return None
+
+
+@contextlib.contextmanager
+def fused_kernels(model: keras.Model):
+    """Within it, a model's BatchNormalization and GELU layers take fewer passes, where the backend has the kernels.
+
+    The two classes of a pair have the same attributes and differ only in `call`, so a layer can change its class and
+    keep its weights, its name and its place in the graph. Afterwards it is Keras' own again, so files and summaries
+    know no other.
     """
-    norms = [layer for layer in model.layers if type(layer) is layers.BatchNormalization]
-    fused = norms if keras.backend.backend() == "tensorflow" else []
-    for layer in fused:
-        layer.__class__ = BatchNormalization
+    tensorflow = keras.backend.backend() == "tensorflow"
+    changed = [(layer, type(layer)) for layer in model.layers if tensorflow and _fused_class(layer)]
+    for layer, _ in changed:
+        layer.__class__ = _fused_class(layer)
     try:
         yield
     finally:
-        for layer in fused:
-            layer.__class__ = layers.BatchNormalization
+        for layer, own in changed:
+            layer.__class__ = own

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from cifar_keras.config import ConfigError, RunFailedError
 from cifar_keras.data.pipeline import evaluation_pipeline, steps_per_epoch, train_pipeline
-from cifar_keras.models.fused import fused_norms
+from cifar_keras.models.fused import fused_kernels
 from cifar_keras.models.zoo import set_trainable
 from cifar_keras.training.optim import CrossEntropy, make_optimizer
 from cifar_keras.utils.files import replacing, write_json
@@ -269,7 +269,7 @@ def fit(model, row, dataset, training, *, seed, resume, progress, callbacks=(), 
         model.load_weights(resume.last(progress.epochs))
     keywords = {"seed": seed, "resume": resume, "progress": progress, "callbacks": callbacks, "audits": audits}
     first = 0
-    with fused_norms(model):
+    with fused_kernels(model):
         for number, stage in enumerate(training.stages, start=1):
             if progress.epochs < first + stage.epochs:
                 _fit_stage(model, row, dataset, training, number=number, first=first, **keywords)

@@ -1,13 +1,16 @@
-"""The fused kernel of BatchNormalization gives what Keras' own layer gives."""
+"""The fused kernels of BatchNormalization and GELU give what Keras' own layers give."""
+
+import sys
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from helpers import noise
 from keras import layers
 
 from cifar_keras.models import fused
-from cifar_keras.models.fused import fused_norms
+from cifar_keras.models.fused import fused_kernels
 
 IMAGES = noise(24, size=9).images.astype("float32") / 64 - 1
 
@@ -16,6 +19,7 @@ def network(**options):
     keras.utils.set_random_seed(3)
     x = inputs = keras.Input((9, 9, 3))
     x = layers.BatchNormalization(momentum=0.7, epsilon=1e-5, name="norm", **options)(layers.Conv2D(6, 3)(x))
+    x = layers.Activation("gelu", name="gelu")(x)
     x = layers.BatchNormalization(name="flat")(layers.GlobalAveragePooling2D()(x))
     return keras.Model(inputs, layers.Dense(2)(x))
 
@@ -31,8 +35,9 @@ def trained(model):
 def test_losses_gradients_and_moving_statistics_are_those_of_keras(options):
     weights, losses = trained(network(**options))
     model = network(**options)
-    with fused_norms(model):
+    with fused_kernels(model):
         assert type(model.get_layer("norm")) is fused.BatchNormalization
+        assert type(model.get_layer("gelu")) is (fused.Activation if sys.platform == "linux" else layers.Activation)
         found, fused_losses = trained(model)
     np.testing.assert_allclose(fused_losses, losses, rtol=1e-5)
     for one, other in zip(found, weights, strict=True):
@@ -42,7 +47,7 @@ def test_losses_gradients_and_moving_statistics_are_those_of_keras(options):
 def test_one_step_s_statistics_agree_to_the_last_digits():
     plain, model = network(), network()
     plain(IMAGES, training=True)
-    with fused_norms(model):
+    with fused_kernels(model):
         model(IMAGES, training=True)
     for name in ("moving_mean", "moving_variance"):
         one, other = (np.asarray(getattr(each.get_layer("norm"), name)) for each in (model, plain))
@@ -51,14 +56,15 @@ def test_one_step_s_statistics_agree_to_the_last_digits():
 
 def test_the_layer_is_keras_own_again_also_after_an_error():
     model = network()
-    with pytest.raises(KeyboardInterrupt), fused_norms(model):
+    with pytest.raises(KeyboardInterrupt), fused_kernels(model):
         raise KeyboardInterrupt
     assert type(model.get_layer("norm")) is layers.BatchNormalization
+    assert type(model.get_layer("gelu")) is layers.Activation
 
 
 def test_weights_saved_within_load_outside(tmp_path):
     model, other = network(), network()
-    with fused_norms(model):
+    with fused_kernels(model):
         trained(model)
         model.save_weights(tmp_path / "m.weights.h5")
     other.load_weights(tmp_path / "m.weights.h5")
@@ -71,10 +77,10 @@ def test_a_frozen_layer_and_inference_keep_the_moving_statistics():
     model.get_layer("norm").trainable = model.get_layer("flat").trainable = False
     before = model.get_layer("norm").get_weights()
     expected = model.predict(IMAGES, verbose=0)
-    with fused_norms(model):
+    with fused_kernels(model):
         np.testing.assert_array_equal(np.asarray(model(IMAGES, training=False)), np.asarray(model(IMAGES)))
         model(IMAGES, training=True)
-        np.testing.assert_array_equal(model.predict(IMAGES, verbose=0), expected)
+        np.testing.assert_allclose(model.predict(IMAGES, verbose=0), expected, atol=1e-6)
     for one, other in zip(model.get_layer("norm").get_weights(), before, strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -92,3 +98,35 @@ def test_half_precision_comes_out_as_it_went_in_and_keeps_statistics_in_float32(
     np.testing.assert_allclose(np.asarray(found, "float32"), expected, atol=0.03)
     assert keras.backend.standardize_dtype(kernel.moving_mean.dtype) == "float32"
     np.testing.assert_allclose(np.asarray(kernel.moving_mean), mean, atol=1e-4)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere GELU stays Keras' own")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gelu_and_its_gradient_are_those_of_keras(dtype):
+    x = tf.constant(np.linspace(-12, 12, 2001, dtype="float32").reshape(-1, 3))
+
+    def both(function, x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = function(x)
+        return y, tape.gradient(y, x, output_gradients=tf.ones_like(y))
+
+    layer = layers.Activation("gelu", dtype=dtype)
+    layer.__class__ = fused.Activation
+    expected, wanted = both(keras.activations.gelu, x)
+    y, slope = both(layer, tf.cast(x, dtype))
+    assert keras.backend.standardize_dtype(y.dtype) == keras.backend.standardize_dtype(slope.dtype) == dtype
+    tolerance = {"rtol": 0.02, "atol": 0.02} if dtype == "bfloat16" else {"rtol": 1e-5, "atol": 2e-6}
+    np.testing.assert_allclose(tf.cast(y, "float32"), expected, **tolerance)
+    np.testing.assert_allclose(tf.cast(slope, "float32"), wanted, **tolerance)
+    assert np.isfinite(np.asarray(fused._gelu()(tf.constant([-np.float32(1e30), 1e30])))).all()
+
+
+def test_only_gelu_changes():
+    x = inputs = keras.Input((9, 9, 3))
+    for name in ("relu", "silu", "gelu"):
+        x = layers.Activation(name, name=name)(x)
+    model = keras.Model(inputs, x)
+    with fused_kernels(model):
+        changed = [layer.name for layer in model.layers if type(layer) is fused.Activation]
+    assert changed == (["gelu"] if sys.platform == "linux" else [])
