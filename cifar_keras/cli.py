@@ -331,10 +331,11 @@ def _doctor(verbs):
     def run(options):  # imports no other command: it must run even if packages that they need are broken
         from cifar_keras.commands import doctor
 
-        return doctor.run(**_chosen(options, "root", "data_dir", "as_json"))
+        return doctor.run(**_chosen(options, "root", "data_dir", "measure", "as_json"))
 
     verb = _verb(verbs, run, "doctor", "what this machine has, what is missing, how to fix it")
     verb.add_argument("--json", action="store_true", dest="as_json", help="print JSON")
+    verb.add_argument("--measure", action="store_true", help="also time training in float32 and bfloat16")
     add_options(verb, only=("root", "data_dir"))
 
 

@@ -323,6 +323,6 @@ class RunConfig:
         if self.classes is None:
             del values["classes"]
         values["training"] = {name: value for name, value in values["training"].items() if value is not None}
-        described = ("images_per_second", "source")
+        described = ("images_per_second", "gains_on_amx", "source")
         values["row"] = {name: v for name, v in self.row.items() if name not in described and v is not None}
         return json.dumps(values, sort_keys=True, separators=(",", ":"))

@@ -70,7 +70,7 @@ def prepare(experiment, options):
         dataset=dataset.slug,
         fingerprint=dataset.fingerprint,
         weights=weights,
-        precision=runtime.choose_precision(options.precision),
+        precision=_precision(options, row),
         limits=limits,
         training=recipe(training, options, row, budget=budget, images=len(dataset.train)),
         row=dataclasses.asdict(row),
@@ -81,6 +81,11 @@ def prepare(experiment, options):
     if not options.fresh and (begun := Resume(paths.resume).begun()):
         config = as_begun(config, begun)
     return Job(experiment, config, row, dataset, weights_file, paths)
+
+
+def _precision(options, row):
+    gains = {"gains_on_amx": row.gains_on_amx, "deterministic": options.deterministic}
+    return runtime.choose_precision(options.precision, **gains)[0]
 
 
 def as_begun(config, begun):

@@ -170,7 +170,7 @@ def small(monkeypatch):
 
 
 def on_a_machine_that_prefers(precision, patch):
-    patch.setattr(runtime, "choose_precision", lambda asked: precision if asked == "auto" else asked)
+    patch.setattr(runtime, "choose_precision", lambda asked, **_: (precision if asked == "auto" else asked, "so"))
 
 
 def test_a_run_that_continues_on_another_machine_keeps_its_precision(small, tmp_path, monkeypatch, capsys):

@@ -11,8 +11,10 @@ import json
 import os
 import platform
 import shutil
+import statistics
 import tempfile
 import textwrap
+import time
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ from cifar_keras.utils.paths import CHECKOUT, keras_cache, search_paths
 
 WIDTH = 100  # columns
 LOW = 3 * 2**30  # bytes of memory and of disk: a run of the study needed up to 2.5 GiB and writes up to 0.5
+MEASURED, STEP_IMAGES = "scratch_cnn", 100  # the model that `--measure` trains, and the images of a step
 FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16")
 ONEDNN = "TF_ENABLE_ONEDNN_OPTS"
 # With one of these, TensorFlow 2.21 turns oneDNN on by itself (DefaultOneDnnPolicy in tensorflow/core/util/port.cc).
@@ -32,11 +35,6 @@ BACKENDS = {  # backend -> how to make it find an NVIDIA GPU
     "tensorflow": "`pip install 'tensorflow[and-cuda]'` adds the CUDA libraries that TensorFlow looks for.",
     "jax": "`pip install 'jax[cuda12]'` adds the CUDA libraries that JAX looks for.",
     "torch": "Install the CUDA build of PyTorch, see https://pytorch.org/get-started/locally.",
-}
-WHY = {
-    "float32": "the GPU is too old to gain from 16 bit",
-    "mixed_float16": "the GPU has tensor cores",
-    "mixed_bfloat16": "the GPU has tensor cores for bfloat16, which needs no loss scaling",
 }
 REINSTALL = (
     "Reinstall it: remove .venv and run `make setup`; in another environment, repeat your `pip install` command with "
@@ -63,17 +61,19 @@ class Finding:
     advice: str = ""
 
 
-def run(*, root, data_dir=None, as_json=False):
+def run(*, root, data_dir=None, measure=False, as_json=False):
     """Checks everything and prints the findings. Call it before `runtime.setup`, which changes the line on oneDNN.
+
+    `measure` also times training in float32 and bfloat16, about half a minute.
 
     Returns: exit code 0, whatever is missing.
     """
-    findings = examine(root=root, data_dir=data_dir)
+    findings = examine(root=root, data_dir=data_dir, measure=measure)
     print(to_json(findings) if as_json else to_text(findings))
     return 0
 
 
-def examine(*, root, data_dir=None):
+def examine(*, root, data_dir=None, measure=False):
     """All findings, in the order in which they are shown."""
     given = dict(os.environ)  # `runtime.setup` adds to it
     root = Path(root).absolute()
@@ -82,6 +82,7 @@ def examine(*, root, data_dir=None):
         ("machine", lambda: machine(given)),
         ("backend", lambda: backends(given)),
         ("backend", lambda: precision(backend_of(given)[0])),
+        ("backend", lambda: measured_precisions() if measure else ()),
         ("packages", packages),
         ("project", project),
         ("data", lambda: datasets(data_dir)),
@@ -202,12 +203,59 @@ def backends(environment):
 
 
 def precision(backend):
-    """The GPU that the backend uses, and the precision that `--precision auto` chooses for it."""
-    found = runtime.gpu()
-    yield gpu(found, backend, driver=system.has_nvidia_driver())
-    chosen = runtime.choose_precision("auto")
-    why = WHY[chosen] if found else "there is no GPU, and most CPUs only emulate 16 bit"
-    yield Finding("backend", "--precision auto", f"{chosen}: {why}", "info")
+    """The GPU that the backend uses, and the precision that `--precision auto` chooses here."""
+    yield gpu(runtime.gpu(), backend, driver=system.has_nvidia_driver())
+    choices = {gains: runtime.choose_precision("auto", gains_on_amx=gains) for gains in (True, False)}
+    text = ": ".join(choices[True])
+    if choices[True] != choices[False]:
+        from cifar_keras.models.zoo import MODELS
+
+        gaining = ", ".join(name for name, row in MODELS.items() if row.gains_on_amx)
+        text = f"{text} ({gaining}); for other models {choices[False][0]}"
+    yield Finding("backend", "--precision auto", text, "info")
+
+
+def measured_precisions(policies=("float32", "mixed_bfloat16")):
+    """How fast this machine trains the small CNN in either precision: bare steps of 100 images, taking turns."""
+    runtime.setup()
+    import keras
+
+    usual, steps = keras.config.dtype_policy(), {}
+    try:
+        for policy in policies:
+            keras.config.set_dtype_policy(policy)
+            steps[policy] = _training_step()
+    finally:
+        keras.config.set_dtype_policy(usual)
+    seconds = {policy: [] for policy in policies}
+    for _ in range(5):
+        for policy, step in steps.items():
+            start = time.perf_counter()
+            step()
+            seconds[policy].append(time.perf_counter() - start)
+    speeds = [STEP_IMAGES / statistics.median(seconds[policy]) for policy in policies]
+    ratio = f" ({speeds[1] / speeds[0]:.2f} x)"
+    for policy, speed, note in zip(policies, speeds, ("", ratio), strict=True):
+        yield Finding("backend", f"{MEASURED}, {policy}", f"{speed:.0f} images/s{note}", "info")
+
+
+def _training_step():
+    """A function that trains the small CNN for one step, on noise; it has run once, so that it is compiled."""
+    import numpy as np
+
+    from cifar_keras.models import zoo
+    from cifar_keras.models.fused import fused_kernels
+    from cifar_keras.training.optim import CrossEntropy, Muon
+
+    row = zoo.MODELS[MEASURED]
+    images = np.random.default_rng(0).integers(0, 256, (STEP_IMAGES, 32, 32, 3), "uint8")
+    labels = np.arange(STEP_IMAGES) % 10
+    model = zoo.build(row, image_shape=images.shape[1:], classes=10, steps=100, seed=0)
+    zoo.set_trainable(model, row, freeze_backbone=False)
+    model.compile(Muon(0.1), CrossEntropy(0.2))
+    with fused_kernels(model):
+        model.train_on_batch(images, labels)
+    return lambda: model.train_on_batch(images, labels)
 
 
 def gpu(found, backend, *, driver):

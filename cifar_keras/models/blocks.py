@@ -233,7 +233,6 @@ BACKBONES: dict[str, Callable[..., keras.KerasTensor]] = {
     "resnet18": resnet18,
     "resnet18_32": partial(resnet18, stem=3),
     "airnet": airnet,
-    "airnet_wide": partial(airnet, widths=(128, 384, 384)),  # airbench95's widths, 2.6 times the arithmetic
     "simple": partial(plain_cnn, groups=((32,), (64,)), norm=False),
     "simple_norm": partial(plain_cnn, groups=((32,), (64,)), norm=True),
     "five_conv": partial(plain_cnn, groups=((64, 64), (128, 128), (256,)), norm=True),

@@ -52,7 +52,7 @@ class Activation(layers.Activation):
 
 @functools.cache
 def _gelu():
-    """x * Phi(x), Phi being the normal distribution, and its gradient; in float32 inside, whatever x is."""
+    """X * Phi(x), Phi being the normal distribution, and its gradient; in float32 inside, whatever x is."""
     import tensorflow as tf
 
     compiled = functools.partial(tf.function, jit_compile=True, autograph=False)

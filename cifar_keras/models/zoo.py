@@ -29,6 +29,8 @@ class ModelSpec:
         weights: what the backbone starts from when nothing else is asked for: 'imagenet', 'none', or 'source', a
             model trained here, which `--weights` must name.
         images_per_second: rough training throughput on 2 CPU cores; budgets are made of it.
+        gains_on_amx: whether bfloat16 was measured to train this model faster on a CPU with AMX (`docs/speed.md`);
+            only there does `--precision auto` choose it on a CPU. It describes speed, and is no part of the identity.
         source: where the architecture comes from.
         frozen_norm: 'training' lets the BatchNorm of frozen layers normalise by the batch and go on averaging, its
             scale and shift being frozen all the same; None: inference mode.
@@ -43,6 +45,7 @@ class ModelSpec:
     augmentation: tuple[str, ...]
     weights: str
     images_per_second: float
+    gains_on_amx: bool
     source: str
     frozen_norm: str | None = None
 
@@ -52,16 +55,16 @@ AIRBENCH = ("shift", "alternating_flip")
 TUTORIAL = ("crop", "flip", "colour_jitter")
 # fmt: off
 ROWS = (
-    #         name                    backbone    pixels scaling   trainable head     augmentation weights  img/s source
-    ModelSpec("resnet50_frozen",      "resnet50",  32,   "caffe",  "head", "probe", (),          "imagenet", 200, "arXiv:1512.03385"),  # noqa: E501
-    ModelSpec("resnet50_augment_224", "resnet50", 224,   "caffe",  "head", "probe", SHIFT_FLIP,  "imagenet",   9, "arXiv:1512.03385"),  # noqa: E501
-    ModelSpec("resnet50_finetune",    "resnet50",  32,   "caffe",  "all",  "probe", SHIFT_FLIP,  "imagenet",  75, "arXiv:1512.03385"),  # noqa: E501
-    ModelSpec("scratch_cnn",          "airnet",    32,   "zscore", "all",  "small", AIRBENCH,    "none",     175, "arXiv:2404.00498"),  # noqa: E501
+    #         name                    backbone    pixels scaling   trainable head     augmentation weights img/s AMX    source  # noqa: E501
+    ModelSpec("resnet50_frozen",      "resnet50",  32,   "caffe",  "head", "probe", (),          "imagenet", 200, False, "arXiv:1512.03385"),  # noqa: E501
+    ModelSpec("resnet50_augment_224", "resnet50", 224,   "caffe",  "head", "probe", SHIFT_FLIP,  "imagenet",   9, False, "arXiv:1512.03385"),  # noqa: E501
+    ModelSpec("resnet50_finetune",    "resnet50",  32,   "caffe",  "all",  "probe", SHIFT_FLIP,  "imagenet",  75, False, "arXiv:1512.03385"),  # noqa: E501
+    ModelSpec("scratch_cnn",          "airnet",    32,   "zscore", "all",  "small", AIRBENCH,    "none",     175, True,  "arXiv:2404.00498"),  # noqa: E501
     # the further experiments'
-    ModelSpec("simple_cnn",           "simple",    32,   "unit",   "all",  "dense128", (),       "none",    1500, "a tutorial's"),  # noqa: E501
-    ModelSpec("five_conv",            "five_conv", 32,   "half",   "all",  "dense512_dropout", TUTORIAL, "none", 100, "a tutorial's"),  # noqa: E501
-    ModelSpec("resnet18_224",         "resnet18", 224,   "torch", "stage4", "plain", SHIFT_FLIP, "imagenet",  12, "arXiv:1512.03385"),  # noqa: E501
-    ModelSpec("transferred_cnn",      "airnet",    32,   "zscore", "all",  "probe", AIRBENCH,    "source",   175, "arXiv:2404.00498"),  # noqa: E501
+    ModelSpec("simple_cnn",           "simple",    32,   "unit",   "all",  "dense128", (),       "none",    1500, False, "a tutorial's"),  # noqa: E501
+    ModelSpec("five_conv",            "five_conv", 32,   "half",   "all",  "dense512_dropout", TUTORIAL, "none", 100, False, "a tutorial's"),  # noqa: E501
+    ModelSpec("resnet18_224",         "resnet18", 224,   "torch", "stage4", "plain", SHIFT_FLIP, "imagenet",  12, False, "arXiv:1512.03385"),  # noqa: E501
+    ModelSpec("transferred_cnn",      "airnet",    32,   "zscore", "all",  "probe", AIRBENCH,    "source",   175, False, "arXiv:2404.00498"),  # noqa: E501
 )
 # fmt: on
 MODELS = {row.name: row for row in ROWS}

@@ -127,9 +127,9 @@ def _plural(count, noun):
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def _title(group, *, overrides):
-    experiment, variant, dataset, budget, weights, _ = group.key
-    parts = (f"{experiment} {variant}", dataset, budget, overrides, f"weights {weights}", group.precision_note)
+def _title(group, *, overrides, precision):
+    experiment, variant, dataset, budget, weights = group.key_without_precision
+    parts = (f"{experiment} {variant}", dataset, budget, overrides, f"weights {weights}", precision)
     return ", ".join(filter(None, parts))
 
 
@@ -137,7 +137,7 @@ def _listing(groups, markdown):
     """Groups without a counterpart, one per row; in a terminal under their titles, which are too long for a column."""
     if not groups:
         return "no finished run"
-    titles = [_title(group, overrides=group.overrides) for group in groups]
+    titles = [_title(group, overrides=group.overrides, precision=group.precision_note) for group in groups]
     rows = [_measured(group) | {"recorded": group.newest[:16]} for group in groups]
     if markdown:
         return _table([{"": title} | row for title, row in zip(titles, rows, strict=True)], markdown)
@@ -159,8 +159,13 @@ def _block(pair, letters, markdown):
         "; ".join((pair.verdict, *_tested(pair, letters))),
         _table(changed, markdown) if changed else "nothing else changed",
     ]
-    shared = pair.a.overrides if pair.a.overrides == pair.b.overrides else ""
-    title = _heading(_title(pair.a, overrides=shared), markdown)
+    overrides, precision = (
+        of_a if of_a == of_b else ""
+        for of_a, of_b in (
+            (getattr(group, name) for group in (pair.a, pair.b)) for name in ("overrides", "precision_note")
+        )
+    )
+    title = _heading(_title(pair.a, overrides=overrides, precision=precision), markdown)
     if markdown:
         return "\n\n".join((title, *parts))
     return "\n".join((title, *(textwrap.indent(part, "  ") for part in parts)))
@@ -222,7 +227,8 @@ def _record(first, later=None, **groups):
     """The CSV's row of one group or two, `a` and `b`; other columns stay empty."""
     record = {"file_a": first.path, "file_b": later and later.path, "found_in": " and ".join(groups)}
     for side, group in groups.items():
-        record |= zip(KEY, group.key, strict=True)
+        for column, value in zip(KEY, group.key, strict=True):  # where the sides differ, in precision: both
+            record[column] = value if record.get(column) in (None, value) else f"{record[column]} -> {value}"
         record |= {f"{name}_{side}": _rounded(look(group)) for name, look in GROUP_COLUMNS.items()}
     return record
 

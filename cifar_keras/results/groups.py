@@ -15,7 +15,7 @@ from cifar_keras.results import COLUMNS, overrides
 
 KEY = ("experiment", "variant", "dataset", "budget", "weights", "precision")  # what a run is about, before any detail
 # The columns that describe a configuration, where there is no record with all of it.
-CONFIGURATION = ("model", "pixels", "epochs", "train_images", "deterministic", "batch_size", "overrides")
+CONFIGURATION = ("model", "pixels", "epochs", "train_images", "precision", "deterministic", "batch_size", "overrides")
 NEEDED_COLUMNS = (  # in a CSV from elsewhere; older versions lack some of the others
     *("run_id", "utc", "experiment", "variant", "budget", "dataset", "fingerprint", "seed", "weights"),
     *("test_accuracy", "test_n", "status"),
@@ -142,6 +142,11 @@ class Group:
     def key(self):
         """The values by which groups are matched."""
         return key_of(self.first)
+
+    @property
+    def key_without_precision(self):
+        """The same without the precision, which may depend on the machine."""
+        return tuple(value for name, value in zip(KEY, self.key, strict=True) if name != "precision")
 
     @property
     def overrides(self):

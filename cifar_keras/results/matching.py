@@ -87,21 +87,30 @@ def matched(first, later):
     """Finds the counterpart in another file of each group of one file.
 
     If both sides have a single group under one key, these two are matched, whatever their recipes. Otherwise groups
-    with equal overrides are matched, the newest recipe of each side, and then groups with equal recipes.
+    with equal overrides are matched, the newest recipe of each side, and then groups with equal recipes. What is left
+    is matched in the same way whatever its precision, which `--precision auto` may have chosen for the machine.
 
     Returns: `(pairs, only_first, only_later)`: a list of two-tuples of groups, and two lists of groups.
     """
     pairs = []
-    for key in dict.fromkeys(group.key for group in first):
-        here, there = ([group for group in side if group.key == key] for side in (first, later))
+    for key in (lambda group: group.key, lambda group: group.key_without_precision):
+        pairs += (found := _by_key(first, later, key))
+        first, later = ([group for group in side if group not in chain(*found)] for side in (first, later))
+    return pairs, first, later
+
+
+def _by_key(first, later, key):
+    """Pairs with an equal key; see `matched`."""
+    pairs = []
+    for value in dict.fromkeys(map(key, first)):
+        here, there = ([group for group in side if key(group) == value] for side in (first, later))
         if len(here) == len(there) == 1:
             pairs.append((here[0], there[0]))
             continue
         for trait in (lambda group: group.overrides, lambda group: recipe(group.first)):
             pairs += (found := _by_trait(here, there, trait))
             here, there = ([group for group in side if group not in chain(*found)] for side in (here, there))
-    taken = list(chain(*pairs))
-    return pairs, [group for group in first if group not in taken], [group for group in later if group not in taken]
+    return pairs
 
 
 def _by_trait(here, there, trait):

@@ -10,7 +10,7 @@ import warnings
 
 from cifar_keras.config import ConfigError
 from cifar_keras.utils.paths import CHECKOUT
-from cifar_keras.utils.system import cores, cpu_name
+from cifar_keras.utils.system import cores, cpu_flags, cpu_name
 
 
 def setup(*, verbose=False):
@@ -60,7 +60,7 @@ def apply(*, precision, deterministic):
     """Sets the precision policy and determinism for this process.
 
     Args:
-        precision: a Keras policy name, from `choose_precision`.
+        precision: a Keras policy name, see `choose_precision`.
         deterministic: make every TensorFlow kernel reproducible, at some cost in speed.
     Raises: ConfigError if the backend has no deterministic mode.
     """
@@ -76,18 +76,42 @@ def apply(*, precision, deterministic):
         tf.config.experimental.enable_op_determinism()
 
 
-def choose_precision(asked):
-    """Resolves 'auto': 16 bit on the GPUs that gain from it, else float32.
+def choose_precision(asked, *, gains_on_amx=False, deterministic=False):
+    """The precision policy of a run, and why `auto` chose it.
 
-    bfloat16 from compute capability 8.0 (Ampere: needs no loss scaling), float16 from 7.0 (Volta: tensor cores),
-    float32 on older GPUs and on CPUs, most of which only emulate 16 bit.
+    On GPUs, bfloat16 from compute capability 8.0 (Ampere: needs no loss scaling), float16 from 7.0 (Volta: tensor
+    cores). On CPUs, bfloat16 where the processor multiplies matrices in it (AMX) and the model was measured to gain.
+    Other flags are no proof: of two processors with AVX512-BF16, one gained 1.3 and one lost half (`docs/speed.md`).
+
+    Args:
+        asked: 'auto' or a policy's name.
+        gains_on_amx: the model's column in `zoo.MODELS`.
+        deterministic: whether runs must repeat bit for bit; `auto` then is float32.
+    Returns: `(policy, reason)`.
     """
     if asked != "auto":
-        return asked
-    _, capability = gpu() or (None, (0, 0))
-    if capability < (7, 0):
-        return "float32"
-    return "mixed_bfloat16" if capability >= (8, 0) else "mixed_float16"
+        return asked, "`--precision` names it"
+    if deterministic:
+        return "float32", "`--deterministic` keeps it unless `--precision` names another"
+    if found := gpu():
+        if found[1] < (7, 0):
+            return "float32", "the GPU is too old to gain from 16 bit"
+        if found[1] < (8, 0):
+            return "mixed_float16", "the GPU has tensor cores"
+        return "mixed_bfloat16", "the GPU has tensor cores for bfloat16, which needs no loss scaling"
+    return _choose_for_cpu(gains_on_amx=gains_on_amx)
+
+
+def _choose_for_cpu(*, gains_on_amx):
+    import keras
+
+    if "amx_bf16" not in cpu_flags():
+        return "float32", "there is no GPU, and this processor has no AMX, without which bfloat16 may be slower"
+    if keras.backend.backend() != "tensorflow":
+        return "float32", f"bfloat16 with AMX was not measured with {keras.backend.backend()} on a CPU"
+    if not gains_on_amx:
+        return "float32", "this model was not measured to gain from bfloat16 with AMX"
+    return "mixed_bfloat16", "this processor has AMX, and this model was measured to gain from it"
 
 
 def gpu():

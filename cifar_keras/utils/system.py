@@ -70,9 +70,11 @@ def cores():
 
 
 def cpu_name():
-    """The processor's model, and whether it has AVX-512."""
-    wide = " (AVX-512)" if "avx512f" in cpu_flags() else ""
-    return f"{_fields('cpuinfo').get('model name') or platform.processor() or platform.machine()}{wide}"
+    """The processor's model and the widest of its instruction sets that matter here: AMX for bfloat16, or AVX-512."""
+    flags = cpu_flags()
+    sets = [name for flag, name in (("amx_bf16", "AMX"), ("avx512f", "AVX-512")) if flag in flags]
+    name = _fields("cpuinfo").get("model name") or platform.processor() or platform.machine()
+    return f"{name} ({sets[0]})" if sets else name
 
 
 def cpu_flags():

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 
+import keras
 import pytest
 from packaging.requirements import Requirement
 
@@ -169,17 +170,30 @@ def test_a_gpu_that_the_backend_can_not_use_is_a_warning(found, backend, driver,
 
 
 @pytest.mark.parametrize(
-    ("found", "said"),
+    ("found", "flags", "said"),
     [
-        (None, "float32: there is no GPU"),
-        (("Tesla P100", (6, 0)), "float32: the GPU is too old"),
-        (("Tesla V100", (7, 0)), "mixed_float16: "),
-        (("NVIDIA H200", (9, 0)), "mixed_bfloat16: "),
+        (None, INTEL_NEW, "float32: there is no GPU, and this processor has no AMX"),
+        (None, INTEL_NEW | {"avx512_bf16"}, "float32: there is no GPU, and this processor has no AMX"),
+        (None, INTEL_NEW | {"amx_bf16"}, "mixed_bfloat16: this processor has AMX"),
+        (None, INTEL_NEW | {"amx_bf16"}, "(scratch_cnn); for other models float32"),
+        (("Tesla P100", (6, 0)), {"amx_bf16"}, "float32: the GPU is too old"),
+        (("Tesla V100", (7, 0)), set(), "mixed_float16: "),
+        (("NVIDIA H200", (9, 0)), set(), "mixed_bfloat16: "),
     ],
 )
-def test_the_precision_comes_with_its_reason(monkeypatch, found, said):
+def test_the_precision_comes_with_its_reason(monkeypatch, found, flags, said):
     monkeypatch.setattr(runtime, "gpu", lambda: found)
+    monkeypatch.setattr(runtime, "cpu_flags", lambda: frozenset(flags))
     assert said in named(doctor.precision("tensorflow"), "--precision auto").value
+
+
+def test_both_precisions_are_timed_on_request(monkeypatch):
+    monkeypatch.setattr(doctor, "STEP_IMAGES", 4)
+    float32, bfloat16 = doctor.measured_precisions()
+    assert float32.name.endswith("float32") and bfloat16.name.endswith("mixed_bfloat16")
+    speeds = [float(finding.value.split()[0]) for finding in (float32, bfloat16)]
+    assert float(bfloat16.value.split("(")[1].split()[0]) == pytest.approx(speeds[1] / speeds[0], rel=0.2)
+    assert keras.config.dtype_policy().name == "float32"
 
 
 def test_the_backend_is_looked_up_where_keras_does(monkeypatch, tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 
@@ -209,9 +210,23 @@ def test_an_older_recipe_is_a_group_of_its_own_and_compared_with_itself_too(tmp_
 # Which groups are compared
 
 
-@pytest.mark.parametrize("column", KEY)
+@pytest.mark.parametrize("column", [column for column in KEY if column != "precision"])
 def test_rows_that_differ_in_a_key_do_not_meet(column):
     assert meetings([row(run_id="a")], [row(run_id="b", **{column: "other"})]) == ([], ["a"], ["b"])
+
+
+def test_precisions_meet_where_there_is_no_other_counterpart_and_that_is_a_change(tmp_path, capsys):
+    a, b = row(run_id="a"), row(run_id="b", precision="mixed_bfloat16", config=CONFIG | {"precision": "mixed_bfloat16"})
+    assert meetings([a], [b]) == ([("a", "b")], [], [])
+    assert meetings([a], [b, row(run_id="c")]) == ([("a", "c")], [], ["b"])
+    files = save(tmp_path / "A.csv", a), save(tmp_path / "B.csv", b)
+    comparison.run(files)
+    text = capsys.readouterr().out
+    assert "\nexp4_scratch best, CIFAR-10, full, weights none\n" in text
+    assert re.search(r"precision +float32 +mixed_bfloat16", text)
+    comparison.run(files, fmt="csv")
+    (values,) = csv.DictReader(capsys.readouterr().out.splitlines())
+    assert values["precision"] == "float32 -> mixed_bfloat16"
 
 
 def test_a_precision_other_than_float32_stands_in_the_title(tmp_path, capsys):
