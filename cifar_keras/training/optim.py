@@ -1,4 +1,4 @@
-"""The loss, the optimiser that Keras lacks, and the one place that makes both from a recipe."""
+"""The loss, the optimisers, and the one place that makes both from a recipe."""
 
 import math
 
@@ -117,6 +117,51 @@ class Muon(keras.optimizers.Optimizer):
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 
+class _OneKernel:
+    """Adam whose update is one TensorFlow kernel for each variable, by the same formula; on other backends Keras' own.
+
+    Keras composes the update from arithmetic, in several passes over the weights, and computes the schedule again for
+    each variable. In a ResNet50 these are thousands of operations, which made up two thirds of the time that a first
+    step takes (`docs/speed.md`).
+    """
+
+    def _apply_weight_decay(self, variables):
+        if keras.backend.backend() != "tensorflow":
+            super()._apply_weight_decay(variables)
+
+    def update_step(self, gradient, variable, learning_rate):
+        """Moves one variable; called by Keras."""
+        if keras.backend.backend() != "tensorflow":
+            return super().update_step(gradient, variable, learning_rate)
+        import tensorflow as tf
+
+        rate, step = ops.cast(learning_rate, variable.dtype), ops.cast(self.iterations + 1, variable.dtype)
+        if self.weight_decay and self._use_weight_decay(variable):
+            variable.assign_sub(variable * (rate * self.weight_decay))
+        slots = (slot[self._get_variable_index(variable)].value for slot in (self._momentums, self._velocities))
+        momentum, velocity = (slot.handle for slot in slots)
+        return tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=momentum,
+            v=velocity,
+            beta1_power=self.beta_1**step,
+            beta2_power=self.beta_2**step,
+            lr=rate,
+            beta1=self.beta_1,
+            beta2=self.beta_2,
+            epsilon=self.epsilon,
+            grad=ops.cast(gradient, variable.dtype),
+        )
+
+
+class Adam(_OneKernel, keras.optimizers.Adam):
+    """Keras' Adam, see `_OneKernel`. `amsgrad` is not supported."""
+
+
+class AdamW(_OneKernel, keras.optimizers.AdamW):
+    """Keras' AdamW, see `_OneKernel`. `amsgrad` is not supported."""
+
+
 def make_schedule(stage, *, steps):
     """The stage's learning rate over its `steps` as a Keras schedule."""
     if stage.schedule == "constant":
@@ -136,9 +181,9 @@ def make_optimizer(training, stage, *, steps):
     """The stage's optimiser, its schedule spread over `steps`."""
     rate = make_schedule(stage, steps=steps)
     if training.optimizer == "adam":
-        return keras.optimizers.Adam(rate)
+        return Adam(rate)
     if training.optimizer == "adamw":
-        return keras.optimizers.AdamW(rate, weight_decay=training.weight_decay)
+        return AdamW(rate, weight_decay=training.weight_decay)
     if training.optimizer == "sgd":
         return keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, weight_decay=training.weight_decay or None)
     # 'muon': airbench states its rates for a loss summed over the batch and logits divided by the features' number
