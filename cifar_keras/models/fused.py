@@ -1,4 +1,4 @@
-"""BatchNormalization and GELU in one pass each way while a model trains. Outside of `fit` they are Keras' own layers.
+"""BatchNormalization and GELU in one pass each way, while a model trains or predicts. Its files hold Keras' own layers.
 
 Keras 3 on TensorFlow composes both from arithmetic, in several passes over the batch. BatchNormalization has a fused
 kernel in TensorFlow; GELU and its gradient are compiled by XLA, each to one loop (`docs/speed.md`).
@@ -14,27 +14,30 @@ from keras import layers, ops
 
 
 class BatchNormalization(layers.BatchNormalization):
-    """Keras' layer, whose training step on images `(batch, height, width, channels)` is one kernel.
+    """Keras' layer, which on images `(batch, height, width, channels)` is one kernel.
 
     It has the name of Keras' class, which files of weights are keyed by: a run may continue on another backend.
     """
 
     def call(self, inputs, training=None, mask=None):
         """Takes and returns the same as `BatchNormalization`."""
-        if not (training and self.trainable and len(inputs.shape) == 4 and mask is None):
+        if len(inputs.shape) != 4 or self.axis not in (-1, 3) or mask is not None:
             return super().call(inputs, training=training, mask=mask)
         import tensorflow as tf
 
-        channels = inputs.shape[-1]
+        by_batch, channels = bool(training and self.trainable), inputs.shape[-1]
+        known = (ops.zeros(0), ops.zeros(0)) if by_batch else (self.moving_mean, self.moving_variance)
         outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=inputs,
             scale=ops.cast(self.gamma, "float32") if self.scale else ops.ones(channels, "float32"),
             offset=ops.cast(self.beta, "float32") if self.center else ops.zeros(channels, "float32"),
-            mean=ops.zeros(0, "float32"),
-            variance=ops.zeros(0, "float32"),
+            mean=ops.cast(known[0], "float32"),
+            variance=ops.cast(known[1], "float32"),
             epsilon=self.epsilon,
-            is_training=True,
+            is_training=by_batch,
         )
+        if not by_batch:
+            return outputs
         count = ops.cast(ops.size(inputs) // channels, "float32")
         variance = variance * ((count - 1.0) / count)  # the kernel's is unbiased, the one that Keras averages is not
         for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
@@ -80,6 +83,8 @@ def _gelu():
 
 def _fused_class(layer):
     """The class that computes what this layer does in fewer passes; None if there is none."""
+    if layer.compute_dtype not in ("float32", "bfloat16", "float16"):
+        return None
     if type(layer) is layers.BatchNormalization:
         return BatchNormalization
     # TensorFlow's builds for other systems don't all contain XLA.

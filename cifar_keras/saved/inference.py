@@ -19,6 +19,7 @@ from cifar_keras.data.base import Rows, Split
 from cifar_keras.data.images import Lazy, decode, fitted
 from cifar_keras.data.pipeline import evaluation_pipeline
 from cifar_keras.models import blocks
+from cifar_keras.models.fused import fused_kernels
 from cifar_keras.saved import labels, safe_loading
 from cifar_keras.saved.formats import Network, open_network
 from cifar_keras.utils.paths import StrPath
@@ -48,7 +49,8 @@ def probabilities(model: keras.Model, images: Any, *, batch_size: int) -> np.nda
     Returns: float32 `(n, classes)`.
     """
     split = Split(images, np.zeros(len(images), "int32"))
-    return model.predict(evaluation_pipeline(split, batch_size=batch_size), verbose=0)
+    with fused_kernels(model):
+        return model.predict(evaluation_pipeline(split, batch_size=batch_size), verbose=0)
 
 
 def augmented_probabilities(model, images, *, by=probabilities, **options):
