@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+CONVOLUTION = (250, 16, 256)  # images, side and channels of `convolution`
 IMAGES = 45_000  # of CIFAR-10's training split; noise costs the same time
 
 
@@ -74,14 +75,14 @@ def recipe(name):
     return next(training for training in recipes if training and training.model == name)
 
 
-def keras_model(name):
+def keras_model(name, precision="float32"):
     """The row, its model and its recipe's last stage, in which every layer trains."""
     import dataclasses
 
     from cifar_keras.utils import runtime
 
     runtime.setup()
-    runtime.apply(precision="float32", deterministic=False)
+    runtime.apply(precision=precision, deterministic=False)
     from cifar_keras.models.zoo import MODELS, build, initialise_from_data
 
     training = recipe(name)
@@ -90,9 +91,9 @@ def keras_model(name):
     return MODELS[name], model, dataclasses.replace(training, stages=training.stages[-1:])
 
 
-def fit(clock, name):
+def fit(clock, name, precision):
     """Our whole path: `train.fit` with pipeline, augmentation and callbacks."""
-    row, model, training = keras_model(name)
+    row, model, training = keras_model(name, precision)
     import keras
 
     from cifar_keras.training import train
@@ -108,9 +109,10 @@ def fit(clock, name):
         train.fit(model, row, dataset, training, **keywords)
 
 
-def on_batch(clock, name):
+def on_batch(clock, name, precision):
     """The bare step of the same model on one batch in memory: what `fit` would cost without data and callbacks."""
-    row, model, training = keras_model(name)
+    row, model, training = keras_model(name, precision)
+    from cifar_keras.models.fused import fused_kernels
     from cifar_keras.models.zoo import set_trainable
     from cifar_keras.training.optim import CrossEntropy, make_optimizer
     from cifar_keras.training.train import make_variables
@@ -120,8 +122,34 @@ def on_batch(clock, name):
     model.compile(optimizer, CrossEntropy(training.label_smoothing), metrics=["accuracy"])
     make_variables(model)
     batch = noise(training.batch_size)
+    with fused_kernels(model):
+        while True:
+            model.train_on_batch(*batch)
+            clock.step()
+
+
+def convolution(clock, precision):
+    """One 3x3 convolution with both of its gradients, of `CONVOLUTION`: as fast as a CNN could train at best."""
+    from cifar_keras.utils import runtime
+
+    runtime.setup()
+    import tensorflow as tf
+
+    batch, side, channels = CONVOLUTION
+    random, dtype = np.random.default_rng(0), precision.removeprefix("mixed_")
+    images = tf.cast(random.normal(size=(batch, side, side, channels)), dtype)
+    kernel = tf.cast(random.normal(size=(3, 3, channels, channels)), dtype)
+
+    @tf.function
+    def step(images, kernel):
+        with tf.GradientTape() as tape:
+            tape.watch((images, kernel))
+            output = tf.nn.conv2d(images, kernel, 1, "SAME")
+        by_images, by_kernel = tape.gradient(output, (images, kernel), output_gradients=images)
+        return by_images[0, 0, 0, 0] + by_kernel[0, 0, 0, 0]
+
     while True:
-        model.train_on_batch(*batch)
+        step(images, kernel).numpy()
         clock.step()
 
 
@@ -165,7 +193,7 @@ def serve(clock, path, count):
         clock.step()
 
 
-def torch_train(clock, name, layout):
+def torch_train(clock, name, layout, precision):
     """PyTorch's loop; `what` is the number of the loader's worker processes."""
     import torch
     import torch_models
@@ -174,7 +202,7 @@ def torch_train(clock, name, layout):
 
     torch.set_num_threads(cores())
     recipe = torch_models.RECIPES[name]
-    trainer, streams = torch_models.Trainer(recipe, layout=layout), {}
+    trainer, streams = torch_models.Trainer(recipe, layout=layout, precision=precision), {}
     data = noise(IMAGES)
     while True:
         workers = int(clock.what or 0)
@@ -199,7 +227,7 @@ def torch_predict(clock, name, layout, count):
         clock.step()
 
 
-TRAINING = {implementation.__name__: implementation for implementation in (fit, on_batch, torch_train)}
+TRAINING = {implementation.__name__: implementation for implementation in (fit, on_batch, convolution, torch_train)}
 PREDICTING = {
     implementation.__name__: implementation for implementation in (predict, serve, torch_predict)
 }  # a step is a pass over all images

@@ -8,6 +8,7 @@ implementations within a round. All implementations of a comparison are in memor
 import argparse
 import contextlib
 import importlib.util
+import itertools
 import math
 import os
 import statistics
@@ -156,20 +157,22 @@ def fastest_turn(benchmark, turns, *, rounds, seconds, lead=1):
             kept.implementation.close()
 
 
-def training_loops(recipe, *, batch_size, full):
+def training_loops(recipe, *, batch_size, full, precisions=("float32",)):
     """Every PyTorch training loop as a `Turn` by name; none without PyTorch. Torch.compile takes a minute: full only.
 
     Args:
         recipe: key of `torch_models.RECIPES`.
         batch_size: images of a step there.
         full: whether to try torch.compile too.
+        precisions: to try; 'mixed_bfloat16' is PyTorch's autocast.
     """
     turns = {}
-    for layout in (LAYOUTS if full else LAYOUTS[:2]) if installed("torch") else ():
+    layouts = (LAYOUTS if full else LAYOUTS[:2]) if installed("torch") else ()
+    for layout, precision in itertools.product(layouts, precisions):
         # One by one: OpenMP's barriers take minutes where another process computes.
-        implementation = Implementation(("torch_train", recipe, layout), images=batch_size).ready()
+        implementation = Implementation(("torch_train", recipe, layout, precision), images=batch_size).ready()
         for workers in WORKERS:
-            turns[f"PyTorch {layout}, {workers} workers"] = Turn(implementation, str(workers))
+            turns[f"PyTorch {layout}, {precision}, {workers} workers"] = Turn(implementation, str(workers))
     return turns
 
 

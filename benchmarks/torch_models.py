@@ -269,18 +269,21 @@ class Trainer:
     Args:
         recipe: `Recipe`.
         layout: key of LAYOUTS; 'compile' is inductor's work and needs a C++ compiler.
+        precision: 'float32', or 'mixed_bfloat16' for PyTorch's autocast.
     """
 
-    def __init__(self, recipe, *, layout):
+    def __init__(self, recipe, *, layout, precision="float32"):
         self.format, self.smoothing = LAYOUTS[layout], recipe.label_smoothing
+        self.mixed = torch.autocast("cpu", torch.bfloat16, enabled=precision == "mixed_bfloat16")
         model = recipe.network().to(memory_format=self.format).train()
         self.optimizer = recipe.optimizer(model)
         self.forward = torch.compile(model) if layout == "compile" else model
 
     def step(self, images, targets):
         """Trains on one batch, uint8 `(batch, 3, height, width)`, and returns the loss."""
-        logits = self.forward(images.contiguous(memory_format=self.format))
-        loss = F.cross_entropy(logits, targets, label_smoothing=self.smoothing)
+        with self.mixed:
+            logits = self.forward(images.contiguous(memory_format=self.format))
+        loss = F.cross_entropy(logits.float(), targets, label_smoothing=self.smoothing)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from cifar_keras.models.zoo import MODELS, build
+from cifar_keras.models.zoo import MODELS, build, set_trainable
 from cifar_keras.training.optim import make_optimizer
 from cifar_keras.utils.paths import PROJECT
 
@@ -111,9 +112,42 @@ def test_without_pytorch_its_side_says_so_and_nothing_fails(measure, monkeypatch
         assert best is None and turn is None
     assert [row["note"] for row in rows] == ["not measured: install benchmarks/requirements.txt"]
     throughput = importlib.import_module("throughput")
-    speeds = {name: [10.0, 11.0] for name in (throughput.OURS, throughput.ON_BATCH)}
-    lines = throughput.judgements(throughput.COMPARISONS[0], speeds, dict.fromkeys(speeds), full=True)
-    assert lines[0]["value"] == 10.5 and lines[0]["met"] is None and lines[-1]["met"] is True
+    ours = (throughput.OURS, throughput.ON_BATCH, throughput.LIMIT)
+    speeds = {f"{name}, float32": [10.0, 11.0] for name in ours}
+    lines = throughput.judgements(
+        throughput.COMPARISONS[1], (throughput.FLOAT32,), speeds, dict.fromkeys(speeds), full=True
+    )
+    assert lines[0]["value"] == 10.5 and lines[0]["met"] is None
+    fit, limit, share = lines[-3:]
+    assert fit["ratio"] == 1.0 and fit["met"] is True
+    assert limit["value"] == pytest.approx(10.5 * 6 * 9 * 256**2 * 16**2 / 1e9) and limit["unit"] == "GFLOP/s"
+    assert share["ratio"] == pytest.approx(0.6812 / (6 * 9 * 256**2 * 16**2 / 1e9)) and share["met"] is False
+
+
+def test_with_two_precisions_the_faster_one_is_judged():
+    throughput = importlib.import_module("throughput")
+    both = (throughput.FLOAT32, throughput.MIXED)
+    speeds = {
+        f"{name}, {precision}": [speed]
+        for name in (throughput.OURS, throughput.ON_BATCH, throughput.LIMIT)
+        for precision, speed in zip(both, (10.0, 20.0), strict=True)
+    } | {throughput.PYTORCH: [16.0]}
+    lines = throughput.judgements(throughput.COMPARISONS[1], both, speeds, dict.fromkeys(speeds), full=True)
+    slow, fast = lines[:2]
+    assert slow["ratio"] == 10 / 16 and slow["target"] is None
+    assert fast["ratio"] == 20 / 16 and fast["met"] is True and fast["benchmark"].endswith("float32 or bfloat16")
+
+
+def test_the_operations_of_training_are_counted(model):
+    (comparison,) = [c for c in importlib.import_module("throughput").COMPARISONS if c.name == model.name]
+    set_trainable(model, MODELS[model.name], freeze_backbone=False)
+    total, gradient_needed = 0, False
+    for layer in model.layers:
+        if getattr(layer, "kernel", None) is not None:
+            multiplications = math.prod(layer.kernel.shape) * math.prod(layer.output.shape[1:-1])
+            total += 2 * multiplications * (1 + layer.trainable + (layer.trainable and gradient_needed))
+            gradient_needed = gradient_needed or layer.trainable
+    assert total / 1e9 == pytest.approx(comparison.gflop, rel=1e-3)
 
 
 def test_a_ratio_is_taken_within_rounds(measure):
