@@ -154,10 +154,10 @@ def convolution(clock, precision):
 
 
 def predict(clock, name, count):
-    """`inference.probabilities` of a saved and loaded model."""
+    """`inference.probabilities` of a saved and loaded model; `what` 'views' takes the mean over augmented views."""
     row, model, _ = keras_model(name)
     from cifar_keras.saved import artifacts
-    from cifar_keras.saved.inference import probabilities
+    from cifar_keras.saved.inference import augmented_probabilities, probabilities
     from cifar_keras.training.train import evaluation_batch
 
     with tempfile.TemporaryDirectory() as folder:
@@ -166,7 +166,8 @@ def predict(clock, name, count):
     dataset = noise_dataset(int(count))
     batch_size = evaluation_batch(row, dataset)
     while True:
-        probabilities(model, dataset.train.images, batch_size=batch_size)
+        function = augmented_probabilities if clock.what == "views" else probabilities
+        function(model, dataset.train.images, batch_size=batch_size)
         clock.step()
 
 
