@@ -14,30 +14,27 @@ from keras import layers, ops
 
 
 class BatchNormalization(layers.BatchNormalization):
-    """Keras' layer, which on images `(batch, height, width, channels)` is one kernel.
+    """Keras' layer, whose training step on images `(batch, height, width, channels)` is one kernel.
 
     It has the name of Keras' class, which files of weights are keyed by: a run may continue on another backend.
     """
 
     def call(self, inputs, training=None, mask=None):
         """Takes and returns the same as `BatchNormalization`."""
-        if len(inputs.shape) != 4 or self.axis not in (-1, 3) or mask is not None:
+        if not (training and self.trainable and len(inputs.shape) == 4 and self.axis in (-1, 3) and mask is None):
             return super().call(inputs, training=training, mask=mask)
         import tensorflow as tf
 
-        by_batch, channels = bool(training and self.trainable), inputs.shape[-1]
-        known = (ops.zeros(0), ops.zeros(0)) if by_batch else (self.moving_mean, self.moving_variance)
+        channels = inputs.shape[-1]
         outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=inputs,
             scale=ops.cast(self.gamma, "float32") if self.scale else ops.ones(channels, "float32"),
             offset=ops.cast(self.beta, "float32") if self.center else ops.zeros(channels, "float32"),
-            mean=ops.cast(known[0], "float32"),
-            variance=ops.cast(known[1], "float32"),
+            mean=ops.zeros(0, "float32"),
+            variance=ops.zeros(0, "float32"),
             epsilon=self.epsilon,
-            is_training=by_batch,
+            is_training=True,
         )
-        if not by_batch:
-            return outputs
         count = ops.cast(ops.size(inputs) // channels, "float32")
         variance = variance * ((count - 1.0) / count)  # the kernel's is unbiased, the one that Keras averages is not
         for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
