@@ -335,7 +335,7 @@ def _doctor(verbs):
 
     verb = _verb(verbs, run, "doctor", "what this machine has, what is missing, how to fix it")
     verb.add_argument("--json", action="store_true", dest="as_json", help="print JSON")
-    verb.add_argument("--measure", action="store_true", help="also time training in float32 and bfloat16")
+    verb.add_argument("--measure", action="store_true", help="also time training in float32 and bfloat16 (a minute)")
     add_options(verb, only=("root", "data_dir"))
 
 

@@ -64,7 +64,7 @@ class Finding:
 def run(*, root, data_dir=None, measure=False, as_json=False):
     """Checks everything and prints the findings. Call it before `runtime.setup`, which changes the line on oneDNN.
 
-    `measure` also times training in float32 and bfloat16, about half a minute.
+    `measure` also times training in float32 and bfloat16, which takes a minute or two.
 
     Returns: exit code 0, whatever is missing.
     """

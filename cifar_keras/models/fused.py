@@ -52,7 +52,7 @@ class Activation(layers.Activation):
 
 @functools.cache
 def _gelu():
-    """X * Phi(x), Phi being the normal distribution, and its gradient; in float32 inside, whatever x is."""
+    """GELU, x times the normal distribution at x, and its gradient; float32 inside, the dtype of x outside."""
     import tensorflow as tf
 
     compiled = functools.partial(tf.function, jit_compile=True, autograph=False)

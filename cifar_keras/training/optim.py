@@ -120,18 +120,22 @@ class Muon(keras.optimizers.Optimizer):
 class _OneKernel:
     """Adam whose update is one TensorFlow kernel for each variable, by the same formula; on other backends Keras' own.
 
-    Keras composes the update from arithmetic, in several passes over the weights, and computes the schedule again for
-    each variable. In a ResNet50 these are thousands of operations, which made up two thirds of the time that a first
-    step takes (`docs/speed.md`).
+    Keras composes the update from arithmetic, in several passes over the weights, and weight decay computes the schedule
+    again for each variable. In a ResNet50 these are thousands of operations, and tracing them was most of the time that
+    a first step took (`docs/speed.md`).
     """
 
+    @property
+    def _as_keras_does(self):
+        return keras.backend.backend() != "tensorflow" or self.amsgrad  # which the kernel lacks
+
     def _apply_weight_decay(self, variables):
-        if keras.backend.backend() != "tensorflow":
+        if self._as_keras_does:  # else `update_step` does it
             super()._apply_weight_decay(variables)
 
     def update_step(self, gradient, variable, learning_rate):
         """Moves one variable; called by Keras."""
-        if keras.backend.backend() != "tensorflow":
+        if self._as_keras_does:
             return super().update_step(gradient, variable, learning_rate)
         import tensorflow as tf
 
@@ -155,11 +159,11 @@ class _OneKernel:
 
 
 class Adam(_OneKernel, keras.optimizers.Adam):
-    """Keras' Adam, see `_OneKernel`. `amsgrad` is not supported."""
+    """Keras' Adam, see `_OneKernel`."""
 
 
 class AdamW(_OneKernel, keras.optimizers.AdamW):
-    """Keras' AdamW, see `_OneKernel`. `amsgrad` is not supported."""
+    """Keras' AdamW, see `_OneKernel`."""
 
 
 def make_schedule(stage, *, steps):

@@ -123,7 +123,7 @@ def trained(optimizer):
     "rate", [0.01, keras.optimizers.schedules.CosineDecay(0.0, 3, warmup_target=0.1, warmup_steps=2)]
 )
 @pytest.mark.parametrize(
-    "name, options", [("Adam", {}), ("AdamW", {"weight_decay": 0.1}), ("AdamW", {"weight_decay": 0.0})]
+    "name, options", [("Adam", {}), ("AdamW", {"weight_decay": 0.1}), ("AdamW", {"weight_decay": 0.1, "amsgrad": True})]
 )
 def test_one_kernel_updates_as_keras_does(name, options, rate):
     expected = trained(getattr(keras.optimizers, name)(rate, **options))
