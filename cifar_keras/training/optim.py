@@ -120,9 +120,9 @@ class Muon(keras.optimizers.Optimizer):
 class _OneKernel:
     """Adam whose update is one TensorFlow kernel for each variable, by the same formula; on other backends Keras' own.
 
-    Keras composes the update from arithmetic, in several passes over the weights, and weight decay computes the schedule
-    again for each variable. In a ResNet50 these are thousands of operations, and tracing them was most of the time that
-    a first step took (`docs/speed.md`).
+    Keras composes the update from arithmetic, in several passes over the weights, and weight decay computes the
+    schedule again for each variable. In a ResNet50 these are thousands of operations, and tracing them was most of the
+    time that a first step took (`docs/speed.md`).
     """
 
     @property
