@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from cifar_keras.config import ConfigError, Limits
-from cifar_keras.data import Rows, folder, images, load
+from cifar_keras.data import Rows, folder, load
 
 
 @pytest.fixture(autouse=True)
@@ -227,8 +227,7 @@ def test_a_change_that_keeps_size_and_time_is_still_seen(tmp_path):
 def test_the_second_start_reads_and_decodes_nothing(tmp_path, monkeypatch):
     root = fill(tmp_path / "pets", ["cat", "dog"])
     first = load(root)
-    monkeypatch.setattr(images, "decode", lambda *_, **__: pytest.fail("decoded again"))
-    monkeypatch.setattr(folder, "_inspect", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(folder, "_read", lambda *_: pytest.fail("read again"))
     second = load(root)
     assert second.notes == first.notes and second.fingerprint == first.fingerprint
     np.testing.assert_array_equal(second.train.images, first.train.images)
@@ -535,7 +534,7 @@ def test_damaged_images_are_skipped_on_request_as_if_they_had_never_been_there(t
     np.testing.assert_array_equal(dataset.train.images, whole.train.images)
     assert dataset.notes[1] == f"6 damaged images left out: {', '.join(paths[:5])}, ... (6)"
     assert load(root, classes="cat,dog", skip_unreadable=True).skipped == dataset.skipped
-    monkeypatch.setattr(images, "decode", lambda *_, **__: pytest.fail("decoded again"))
+    monkeypatch.setattr(folder, "_read", lambda *_: pytest.fail("read again"))
     assert load(root, skip_unreadable=True).skipped == dataset.skipped
     assert load(root, image_size=None, limits=Limits(train=5), skip_unreadable=True).fingerprint == whole.fingerprint
 
