@@ -2,13 +2,11 @@
 
 import functools
 import hashlib
-import itertools
 import json
 import os
 import re
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from cifar_keras.config import ConfigError
-from cifar_keras.data import images, layout
+from cifar_keras.data import images, layout, reading
 from cifar_keras.data.base import SPLIT_SEED, Dataset, Rows, Split, digests, identical_pixels, stratified
 from cifar_keras.data.layout import SPLITS
 from cifar_keras.utils import files, system
@@ -30,12 +28,12 @@ KNOWN = {  # fingerprint: (slug, label)
     "f10d4c9e536a564f17fa5e8d68ba087d1235e60cd1f21700e11ff43f0647bbb0": ("cifar10-jpeg", "CIFAR-10 (JPEG)"),
 }
 MAX_DEFAULT_SIZE = 224  # photographs of 4000 pixels would fill the disk
-IMAGES_AT_ONCE = 16  # that one thread decodes at a time: memory stays flat however many there are
 HEADERS = 256  # read beforehand, to guess the default size
 LISTED = 5  # files or folders that a sentence names before it says "..."
 SKIP = "An experiment's `--skip-unreadable` leaves such images out and lists them in the run's record"
 
 Parts = tuple[str, ...]  # a path below the folder, taken apart
+Size = tuple[int, int]  # height, width
 State = tuple[int, int, int]
 Facts = dict[str, Any]
 
@@ -63,11 +61,7 @@ class UnreadableError(ConfigError):
 
 
 def load(
-    root: str | Path,
-    *,
-    image_size: int | None = None,
-    decoded_at: tuple[int, int] | None = None,
-    skip_unreadable: bool = False,
+    root: str | Path, *, image_size: int | None = None, decoded_at: Size | None = None, skip_unreadable: bool = False
 ) -> Dataset:
     """Loads `train/<class>/*`, with or without `val/` and `test/`, or `<class>/*` alone.
 
@@ -105,12 +99,11 @@ def load(
     slug, label = KNOWN.get(facts["fingerprint"], (_slug(name, facts["fingerprint"]), name))
     skipped = tuple(sorted({file.path for file in scanned} - {file.path for file in found}))
     twins = identical_pixels(*(hashes[parts[split]] for split in SPLITS))
-    splits: dict[str, Any] = {split: Split(Rows(pixels, parts[split]), labels[parts[split]]) for split in SPLITS}
     return Dataset(
         slug=slug, label=label, fingerprint=facts["fingerprint"], class_names=class_names, skipped=skipped,
         notes=tuple(filter(None, (twins, assumed, *left_out, _on_skipped(skipped)))),
         carved=tuple(split for split in ("val", "test") if split not in {file.split for file in found}),
-        **splits,
+        **{split: Split(Rows(pixels, parts[split]), labels[parts[split]]) for split in SPLITS},  # type: ignore[arg-type]
     )  # fmt: skip
 
 
@@ -139,7 +132,7 @@ def _scan(root: Path, *, skip_unreadable: bool = False) -> tuple[list[_File], st
     states = {paths[entry]: _state(entry, skip_unreadable=skip_unreadable) for entry in entries}
     plan = layout.of(root, {path[:-1] for path in states})
     used = {path: state for path, state in states.items() if path[0] not in plan.unlabelled}
-    found = [_File("/".join(path), *plan.split_and_class(path[:-1]), state=state) for path, state in used.items()]
+    found = [_File("/".join(path), *plan.split_and_class(path[:-1]), state) for path, state in used.items()]
     left_out = (images.left_out(kinds) if kinds else None, _on_empty({paths[one] for one in folders}, states))
     assumed = plan.assumed and printable(plan.assumed)
     return sorted(found, key=lambda file: file.path), assumed, tuple(map(printable, filter(None, left_out)))
@@ -317,8 +310,7 @@ def _decode(root: Path, found: Sequence[_File], target: Path, size: int) -> Fact
         _progress(found, f"reading {root.name}") as bar,
     ):
         np.lib.format.write_array_header_1_0(output, header)
-        read = _in_threads(lambda file: _read(os.path.join(root, file.path), size), found)
-        for file, (content, pixels, side) in zip(found, read, strict=True):
+        for file, (content, pixels, side) in zip(found, _read(root, found, size), strict=True):
             digest.update(os.fsencode(f"{content}  {file.path}\n"))  # the lines that sha256sum prints
             if side is None:
                 broken.append(file.path)
@@ -331,33 +323,12 @@ def _decode(root: Path, found: Sequence[_File], target: Path, size: int) -> Fact
     return {"fingerprint": digest.hexdigest(), "side": _default_side(sides)}
 
 
-def _read(path: str, size: int) -> tuple[str, Any, int | None]:
-    """A file's SHA-256, its image at a size, and the shorter side of the image in the file; None for a damaged one."""
+def _read(root: Path, found: Sequence[_File], size: int) -> Iterator[reading.Read]:
+    """Every file's content, see `reading.read`; an error of a file becomes one that is not taken for the cache's."""
     try:
-        with open(path, "rb", buffering=0) as file:
-            content = file.read()
+        yield from reading.read_all([os.path.join(root, file.path) for file in found], size)
     except OSError as error:
-        raise _not_readable(error) from error  # or `files.replacing` would take it for an error of the cache
-    digest = hashlib.sha256(content).hexdigest()
-    try:
-        return digest, *images.decode_with_side(content, size=size)
-    except images.ImageError:
-        return digest, b"", None
-
-
-def _in_threads(function: Callable, items: Sequence) -> Iterator:
-    """`map` on all cores, in order; only a few blocks of results are in memory at a time."""
-
-    def block(start):
-        return [function(item) for item in items[start : start + IMAGES_AT_ONCE]]
-
-    starts = iter(range(0, len(items), IMAGES_AT_ONCE))
-    with ThreadPoolExecutor(system.cores()) as pool:
-        waiting = deque(pool.submit(block, start) for start in itertools.islice(starts, 2 * system.cores()))
-        while waiting:
-            done = waiting.popleft().result()
-            waiting.extend(pool.submit(block, start) for start in itertools.islice(starts, 1))
-            yield from done
+        raise _not_readable(error) from error
 
 
 def _parts(root: Path, found: Sequence[_File], labels: np.ndarray) -> dict[str, np.ndarray]:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cifar_keras.config import ConfigError, Limits
-from cifar_keras.data import Rows, folder, load
+from cifar_keras.config import ConfigError, Limits, RunFailedError
+from cifar_keras.data import Rows, folder, load, reading
 
 
 @pytest.fixture(autouse=True)
@@ -252,11 +252,44 @@ def test_each_size_is_cached_apart(tmp_path, cache):
 def test_blocks_keep_the_order(tmp_path, monkeypatch):
     root = fill(tmp_path / "pets", ["cat", "dog"])
     whole = load(root)
-    monkeypatch.setattr(folder, "IMAGES_AT_ONCE", 7)
+    monkeypatch.setattr(reading, "AT_ONCE", 7)
     monkeypatch.setenv("CIFAR_KERAS_CACHE", str(tmp_path / "another"))
     blocks = load(root)
     assert blocks.fingerprint == whole.fingerprint
     np.testing.assert_array_equal(blocks.train.images, whole.train.images)
+
+
+def test_processes_read_the_same_and_end(tmp_path, monkeypatch):
+    root = plain(tmp_path / "pets", {"cat": 30, "dog": 30})
+    (root / "cat" / "000.ppm").write_bytes(b"junk")
+    paths = [str(path) for path in sorted(root.rglob("*.ppm"))]
+    here = list(reading.read_all(paths, 6))
+    monkeypatch.setattr(reading, "MANY", 1)
+    monkeypatch.setattr(reading, "cores", lambda: 2)
+    assert list(reading.read_all(paths, 6)) == here and here[0][1:] == (b"", None)
+    with pytest.raises(FileNotFoundError, match="gone.ppm"):
+        list(reading.read_all([*paths, str(root / "gone.ppm")], 6))
+    monkeypatch.setattr(reading, "COMMAND", "import os; os._exit(1)")
+    with pytest.raises(RunFailedError, match="ended early"):
+        list(reading.read_all(paths, 6))
+
+
+def test_a_wrong_guess_of_the_size_is_put_right(tmp_path, monkeypatch):
+    root = fill(tmp_path / "pets", ["cat", "dog"])
+    monkeypatch.setattr(folder, "_likely_side", lambda *_: 5)
+    assert load(root).image_shape == (8, 8, 3)
+    np.testing.assert_array_equal(load(root).train.images.images[0], pixels(0))
+
+
+def test_a_file_that_cannot_be_read_is_not_taken_for_the_cache(tmp_path, monkeypatch):
+    root = fill(tmp_path / "pets", ["cat", "dog"])
+
+    def read(path, size):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(reading, "read", read)
+    with pytest.raises(ConfigError, match="Could not read .*cat/000.png: Permission denied"):
+        load(root)
 
 
 def test_a_cache_that_cannot_be_written_says_which_variable_to_set(tmp_path, monkeypatch):
