@@ -1,8 +1,9 @@
 """How many training images per second does `train_pipeline` alone deliver, with each kind of augmentation?
 
 Run: python benchmarks/pipeline.py [--full]
-Passes over 20,000 random CIFAR-sized images in batches of 500, without a model. The streams take turns. Beside ours
-stand the same shift and flip made of Keras' own layers in tf.data.
+Passes of five epochs over 20,000 random CIFAR-sized images in batches of 500, without a model: as in training, one
+stream runs through all epochs. The streams take turns. Beside ours stand the same shift and flip made of Keras' own
+layers in tf.data.
 """
 
 import time
@@ -15,7 +16,7 @@ from cifar_keras.data.base import Split
 from cifar_keras.utils import runtime
 
 TITLE = "9 train_pipeline alone, batch 500"
-IMAGES, BATCH = 20_000, 500
+IMAGES, BATCH, EPOCHS = 20_000, 500, 5
 STEPS = {
     "no augmentation": (),
     "shift": ("shift",),
@@ -54,10 +55,10 @@ def images_per_second(stream):
 
 
 def ours(split, steps):
-    """One epoch of our pipeline."""
+    """Our pipeline."""
     from cifar_keras.data.pipeline import train_pipeline
 
-    return train_pipeline(split, batch_size=BATCH, seed=0, epochs=1, augmentation=steps)
+    return train_pipeline(split, batch_size=BATCH, seed=0, epochs=EPOCHS, augmentation=steps)
 
 
 def by_layers(split):

@@ -12,7 +12,7 @@ ORDER = {
     "options": (),
     "metrics": (),
     "plotting": (),
-    "data": ("base", "images", "cifar", "layout", "folder", "shapes", "", "augment", "pipeline"),
+    "data": ("base", "images", "cifar", "layout", "reading", "folder", "shapes", "", "augment", "pipeline"),
     "models": ("blocks", "fused", "zoo", "weights"),
     "training": ("optim", "train", "features", "tensorboard"),
     "results": ("records", "", "groups", "matching"),
@@ -39,7 +39,7 @@ PACKAGE = PROJECT / "cifar_keras"
 WITHOUT_TENSORFLOW = (
     *("config", "utils.text", "utils.paths", "utils.system", "utils.files", "utils.cache"),
     *("options", "metrics", "plotting"),
-    *("data.base", "data.images", "data.cifar", "data.layout", "data.folder", "data.shapes", "data"),
+    *("data.base", "data.images", "data.cifar", "data.layout", "data.reading", "data.folder", "data.shapes", "data"),
     *("results.records", "results", "results.groups", "results.matching", "saved.labels"),
     *("report.table", "report.summaries", "report.comparison", "report.conclusions", "report.page", "commands.study"),
 )

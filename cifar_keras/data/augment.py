@@ -5,12 +5,25 @@ at epoch k sees what the unbroken run saw. Every function keeps uint8 and the im
 """
 
 import itertools
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+Lines = tuple[tf.Tensor, tf.Tensor]  # rows and columns of each image, see `shift`
 
-def _uniform(seeds, count, *, salt):
+
+def _compiled(function: Callable) -> Callable:
+    """The function as one loop over the pixels, made by XLA. TensorFlow's builds don't all contain it: on Linux only.
+
+    For arithmetic on integers and comparisons alone: XLA may round a sum in another way.
+    """
+    return tf.function(function, autograph=False, jit_compile=sys.platform == "linux" or None)
+
+
+def _uniform(seeds: tf.Tensor, count: int, *, salt: int) -> tf.Tensor:
     """`count` float32 numbers in [0, 1) for each row of `seeds`, which depend on that triple and on `salt` alone.
 
     An integer hash, because TensorFlow's stateless generators take one seed for a whole batch.
@@ -23,19 +36,19 @@ def _uniform(seeds, count, *, salt):
     return tf.cast(tf.bitwise.right_shift(state, tf.constant(8, tf.uint32)), tf.float32) * 2.0**-24
 
 
-def _mixed(x):
+def _mixed(x: tf.Tensor) -> tf.Tensor:
     """A bijection of 32 bits in which every input bit flips half of the output bits: `lowbias32` of hash-prospector."""
     for shift_by, multiplier in ((16, 0x7FEB352D), (15, 0x846CA68B)):
         x = (x ^ tf.bitwise.right_shift(x, tf.constant(shift_by, tf.uint32))) * tf.constant(multiplier, tf.uint32)
     return x ^ tf.bitwise.right_shift(x, tf.constant(16, tf.uint32))
 
 
-def _offsets(seeds, pad, *, salt):
+def _offsets(seeds: tf.Tensor, pad: int, *, salt: int) -> tf.Tensor:
     """How far each image moves down and right: int32 `(batch, 2)` in [-pad, pad]."""
     return tf.cast(tf.floor(_uniform(seeds, 2, salt=salt) * (2 * pad + 1)), tf.int32) - pad
 
 
-def shift(rows, columns, seeds, *, pad=2):
+def shift(rows: tf.Tensor, columns: tf.Tensor, seeds: tf.Tensor, *, pad: int = 2) -> Lines:
     """Moves the image by up to `pad` pixels each way, the border filled by reflection (arXiv:2404.00498, section 3.1).
 
     Args:
@@ -55,7 +68,7 @@ def shift(rows, columns, seeds, *, pad=2):
     return moved(rows, by[:, 0]), moved(columns, by[:, 1])
 
 
-def crop(rows, columns, seeds, *, pad=4):
+def crop(rows: tf.Tensor, columns: tf.Tensor, seeds: tf.Tensor, *, pad: int = 4) -> Lines:
     """Moves the image by up to `pad` pixels each way, black coming in: a random crop of the image with a border.
 
     Arguments and result as for `shift`.
@@ -69,12 +82,12 @@ def crop(rows, columns, seeds, *, pad=4):
     return moved(rows, by[:, 0]), moved(columns, by[:, 1])
 
 
-def flip(rows, columns, seeds):
+def flip(rows: tf.Tensor, columns: tf.Tensor, seeds: tf.Tensor) -> Lines:
     """Mirrors left to right in half of the cases. Arguments and result as for `shift`."""
     return rows, tf.where(_uniform(seeds, 1, salt=2) < 0.5, columns[:, ::-1], columns)
 
 
-def alternating_flip(rows, columns, seeds):
+def alternating_flip(rows: tf.Tensor, columns: tf.Tensor, seeds: tf.Tensor) -> Lines:
     """Mirrors half of the images in even epochs and the other half in odd ones (arXiv:2404.00498, section 3.6).
 
     Two successive epochs show each image in both ways. Arguments and result as for `shift`.
@@ -83,7 +96,7 @@ def alternating_flip(rows, columns, seeds):
     return rows, tf.where(tf.equal(first, seeds[:, 1:2] % 2 == 0), columns[:, ::-1], columns)
 
 
-def colour_jitter(images, seeds, *, strength=0.2):
+def colour_jitter(images: tf.Tensor, seeds: tf.Tensor, *, strength: float = 0.2) -> tf.Tensor:
     """Scales brightness, then contrast around the mean grey, by factors in [1 - strength, 1 + strength].
 
     Args:
@@ -98,7 +111,8 @@ def colour_jitter(images, seeds, *, strength=0.2):
     return tf.cast(tf.clip_by_value(tf.round(mean + (bright - mean) * factors[:, 1]), 0.0, 255.0), tf.uint8)
 
 
-def cutout(images, seeds, *, share=0.375):
+@_compiled
+def cutout(images: tf.Tensor, seeds: tf.Tensor, *, share: float = 0.375) -> tf.Tensor:
     """Greys out a square of `share` of the shorter side around a random place (DeVries and Taylor, arXiv:1708.04552).
 
     As in the paper the square may reach over the border. Arguments and result as for `colour_jitter`.
@@ -111,12 +125,14 @@ def cutout(images, seeds, *, share=0.375):
     return tf.where((rows[:, :, None] & columns[:, None, :])[..., None], tf.constant(128, tf.uint8), images)
 
 
-MOVES = {function.__name__: function for function in (shift, crop, flip, alternating_flip)}  # change places alone
-COLOURS = {function.__name__: function for function in (colour_jitter, cutout)}  # change values
+MOVES: dict[str, Callable[..., Lines]] = {  # change places alone
+    function.__name__: function for function in (shift, crop, flip, alternating_flip)
+}
+COLOURS: dict[str, Callable[..., tf.Tensor]] = {"colour_jitter": colour_jitter, "cutout": cutout}  # change values
 STEPS = MOVES | COLOURS  # what a model row's `augmentation` column is made of
 
 
-def augmented(images, seeds, steps):
+def augmented(images: Any, seeds: Any, steps: Sequence[str]) -> tf.Tensor:
     """Applies `steps` in order to every image of a batch, each with its own seed.
 
     Steps that only move pixels are composed as indices of rows and columns, so that a run of them copies the pixels
@@ -128,17 +144,19 @@ def augmented(images, seeds, steps):
         steps: names from `STEPS`.
     Returns: uint8, the shape of `images`.
     """
-    images, seeds = tf.convert_to_tensor(images), tf.convert_to_tensor(seeds)
-    for moving, names in itertools.groupby(steps, MOVES.__contains__):
-        if moving:
-            images = _moved(images, seeds, tuple(names))
-        else:
-            for name in names:
-                images = COLOURS[name](images, seeds)
+    with tf.device("CPU"):  # where tf.data runs; XLA for a GPU needs parts of CUDA that may be missing
+        images, seeds = tf.convert_to_tensor(images), tf.convert_to_tensor(seeds)
+        for moving, names in itertools.groupby(steps, MOVES.__contains__):
+            if moving:
+                images = _moved(images, seeds, tuple(names))
+            else:
+                for name in names:
+                    images = COLOURS[name](images, seeds)
     return images
 
 
-def _moved(images, seeds, names):
+@_compiled
+def _moved(images: tf.Tensor, seeds: tf.Tensor, names: tuple[str, ...]) -> tf.Tensor:
     """The images after steps from `MOVES`, read from their places in one go."""
     count, (height, width) = tf.shape(images)[0], images.shape[1:3]
     rows, columns = (tf.tile(tf.range(side)[None], (count, 1)) for side in (height, width))

@@ -1,13 +1,15 @@
 """Any folder of images as a dataset: scanned, fingerprinted, decoded once into a memory map, split."""
 
+import functools
 import hashlib
 import json
 import os
 import re
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL
@@ -15,10 +17,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from cifar_keras.config import ConfigError
-from cifar_keras.data import images, layout
+from cifar_keras.data import images, layout, reading
 from cifar_keras.data.base import SPLIT_SEED, Dataset, Rows, Split, digests, identical_pixels, stratified
 from cifar_keras.data.layout import SPLITS
-from cifar_keras.utils import files
+from cifar_keras.utils import files, system
 from cifar_keras.utils.cache import cache
 from cifar_keras.utils.text import printable, shortened
 
@@ -26,9 +28,14 @@ KNOWN = {  # fingerprint: (slug, label)
     "f10d4c9e536a564f17fa5e8d68ba087d1235e60cd1f21700e11ff43f0647bbb0": ("cifar10-jpeg", "CIFAR-10 (JPEG)"),
 }
 MAX_DEFAULT_SIZE = 224  # photographs of 4000 pixels would fill the disk
-IMAGES_AT_ONCE = 256  # images decoded at a time: memory stays flat however many there are
+HEADERS = 256  # read beforehand, to guess the default size
 LISTED = 5  # files or folders that a sentence names before it says "..."
 SKIP = "An experiment's `--skip-unreadable` leaves such images out and lists them in the run's record"
+
+Parts = tuple[str, ...]  # a path below the folder, taken apart
+Size = tuple[int, int]  # height, width
+State = tuple[int, int, int]
+Facts = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +45,13 @@ class _File:
     path: str  # relative to the folder, with slashes
     split: str  # '' where the folder has no splits
     class_name: str
-    state: tuple[int, int, int] | None  # bytes, time of the last change to the content and to anything; None: no access
+    state: State | None  # bytes, time of the last change to the content and to anything; None: no access
 
 
 class UnreadableError(ConfigError):
     """Images that can't be decoded."""
 
-    def __init__(self, root, paths):
+    def __init__(self, root: Path, paths: list[str]) -> None:
         count = len(paths)
         super().__init__(
             f"{count} image{'s' * (count > 1)} in {root} can't be decoded: {shortened(paths, LISTED)}. Replace or "
@@ -53,7 +60,9 @@ class UnreadableError(ConfigError):
         self.paths = paths
 
 
-def load(root, *, image_size=None, decoded_at=None, skip_unreadable=False):
+def load(
+    root: str | Path, *, image_size: int | None = None, decoded_at: Size | None = None, skip_unreadable: bool = False
+) -> Dataset:
     """Loads `train/<class>/*`, with or without `val/` and `test/`, or `<class>/*` alone.
 
     Splits may have other names (`Training`, `test_set`, `valid`; see `layout`), which the notes then list. A class is a
@@ -82,8 +91,7 @@ def load(root, *, image_size=None, decoded_at=None, skip_unreadable=False):
         _check_layout(root, scanned, "".join(f" ({line})" for line in left_out))
         found, facts, pixels, hashes = _readable(root, scanned, image_size, skip_unreadable=skip_unreadable)
     except OSError as error:
-        hint = f" {SKIP}." if Path(str(error.filename)).suffix.lower() in images.EXTENSIONS else ""
-        raise ConfigError(f"Could not read {error.filename}: {error.strerror}. Repair or remove it.{hint}") from error
+        raise _not_readable(error) from error
     if decoded_at not in (None, tuple(pixels.shape[1:3])):
         pixels = images.decoded([root / file.path for file in found], decoded_at)
     class_names, labels = _classes(found)
@@ -95,35 +103,42 @@ def load(root, *, image_size=None, decoded_at=None, skip_unreadable=False):
         slug=slug, label=label, fingerprint=facts["fingerprint"], class_names=class_names, skipped=skipped,
         notes=tuple(filter(None, (twins, assumed, *left_out, _on_skipped(skipped)))),
         carved=tuple(split for split in ("val", "test") if split not in {file.split for file in found}),
-        **{split: Split(Rows(pixels, parts[split]), labels[parts[split]]) for split in SPLITS},
+        **{split: Split(Rows(pixels, parts[split]), labels[parts[split]]) for split in SPLITS},  # type: ignore[arg-type]
     )  # fmt: skip
 
 
-def _classes(found):
+def _not_readable(error: OSError) -> ConfigError:
+    """The error for a file or folder that the system doesn't let us read."""
+    hint = f" {SKIP}." if Path(str(error.filename)).suffix.lower() in images.EXTENSIONS else ""
+    return ConfigError(f"Could not read {error.filename}: {error.strerror}. Repair or remove it.{hint}")
+
+
+def _classes(found: Sequence[_File]) -> tuple[tuple[str, ...], np.ndarray]:
     """The names of the classes, sorted, and the class of each file, int32."""
     names = tuple(sorted({file.class_name for file in found}))
     numbers = {name: number for number, name in enumerate(names)}
     return names, np.array([numbers[file.class_name] for file in found], np.int32)
 
 
-def _scan(root, *, skip_unreadable=False):
+def _scan(root: Path, *, skip_unreadable: bool = False) -> tuple[list[_File], str | None, tuple[str, ...]]:
     """What lies in a folder.
 
     Returns: `(files, assumed, left_out)`: the images, sorted by path; which folder was used as which split, None where
         the folders have the splits' names; images of other kinds and folders without any, one line each.
     """
     entries, folders, kinds = images.files_in(root)
-    paths = {entry: Path(entry.path).relative_to(root) for entry in (*entries, *folders)}
+    parents = functools.cache(lambda folder: Path(folder).relative_to(root).parts)  # a path is slow to take apart
+    paths = {entry: (*parents(os.path.dirname(entry.path)), entry.name) for entry in (*entries, *folders)}
     states = {paths[entry]: _state(entry, skip_unreadable=skip_unreadable) for entry in entries}
-    plan = layout.of(root, {path.parent.parts for path in states})
-    used = {path: state for path, state in states.items() if path.parts[0] not in plan.unlabelled}
-    found = [_File(path.as_posix(), *plan.split_and_class(path.parent.parts), state) for path, state in used.items()]
-    left_out = (images.left_out(kinds) if kinds else None, _on_empty({paths[one].parts for one in folders}, states))
+    plan = layout.of(root, {path[:-1] for path in states})
+    used = {path: state for path, state in states.items() if path[0] not in plan.unlabelled}
+    found = [_File("/".join(path), *plan.split_and_class(path[:-1]), state) for path, state in used.items()]
+    left_out = (images.left_out(kinds) if kinds else None, _on_empty({paths[one] for one in folders}, states))
     assumed = plan.assumed and printable(plan.assumed)
     return sorted(found, key=lambda file: file.path), assumed, tuple(map(printable, filter(None, left_out)))
 
 
-def _state(entry, *, skip_unreadable):
+def _state(entry: os.DirEntry, *, skip_unreadable: bool) -> State | None:
     """The state of a file that changes with its content; None for an unreadable file, where these are skipped.
 
     Raises: OSError for an unreadable file otherwise.
@@ -139,20 +154,20 @@ def _state(entry, *, skip_unreadable):
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _on_empty(folders, paths):
+def _on_empty(folders: set[Parts], paths: Iterable[Parts]) -> str | None:
     """The line on the outermost folders without images at any depth."""
-    full = {path.parts[:depth] for path in paths for depth in range(len(path.parts))}
+    full = {path[:depth] for path in {path[:-1] for path in paths} for depth in range(len(path) + 1)}
     empty = sorted("/".join(folder) for folder in folders if folder not in full and folder[:-1] in full)
     return f"folders without a usable image: {shortened(empty, LISTED)}" if empty else None
 
 
-def _on_skipped(paths):
+def _on_skipped(paths: Sequence[str]) -> str | None:
     if not paths:
         return None
     return printable(f"{len(paths):,} damaged image{'s' * (len(paths) > 1)} left out: {shortened(paths, LISTED)}")
 
 
-def _check_layout(root, found, left_out):
+def _check_layout(root: Path, found: Sequence[_File], left_out: str) -> None:
     """Raises ConfigError unless every image has a class, and every split the same two or more.
 
     Args:
@@ -163,7 +178,7 @@ def _check_layout(root, found, left_out):
     expected = "Expected: train/<class>/*.png|jpg, with or without val/ and test/, or <class>/*.png|jpg."
     if not found:
         raise ConfigError(f"{root} holds no images ({', '.join(sorted(images.EXTENSIONS))}){left_out}. {expected}")
-    classes = {}
+    classes: dict[str, set[str]] = {}
     for file in found:
         if not file.class_name or file.split not in ("", *SPLITS):
             raise ConfigError(f"{root / file.path} belongs to no class of a known split. {expected}")
@@ -182,7 +197,9 @@ def _check_layout(root, found, left_out):
             )
 
 
-def _readable(root, found, image_size, *, skip_unreadable):
+def _readable(
+    root: Path, found: list[_File], image_size: int | None, *, skip_unreadable: bool
+) -> tuple[list[_File], Facts, np.ndarray, np.ndarray]:
     """The files that can be decoded, their facts, pixels and digests.
 
     The list of the others is stored, and used until a file or Pillow changes.
@@ -190,7 +207,7 @@ def _readable(root, found, image_size, *, skip_unreadable):
     Raises: UnreadableError where there are others that are not to be skipped; ConfigError where a class would be empty.
     """
     if not skip_unreadable:
-        facts = _facts(root, found)
+        facts = _facts(root, found, image_size)
         return found, facts, *_decoded(root, found, facts["fingerprint"], image_size or facts["side"])
     noted = cache() / f"{_listing(root, found)}.unreadable-{PIL.__version__}-{len(images.DECODERS)}.json"
     damaged = set(json.loads(noted.read_text())) if noted.is_file() else set()
@@ -205,7 +222,7 @@ def _readable(root, found, image_size, *, skip_unreadable):
         return _readable(root, found, image_size, skip_unreadable=True)
 
 
-def _listing(root, found):
+def _listing(root: Path, found: Sequence[_File]) -> str:
     """A digest, 32 hex digits, that changes when a file or its split changes."""
     listing = hashlib.blake2b(os.fsencode(root.resolve()), digest_size=16)
     for file in found:
@@ -215,44 +232,59 @@ def _listing(root, found):
     return listing.hexdigest()
 
 
-def _facts(root, found):
+def _facts(root: Path, found: Sequence[_File], image_size: int | None) -> Facts:
     """Fingerprint and default side of a folder, kept until a file's size or times change.
+
+    The first time, they come from the same reading of the files that decodes the images into the cache.
 
     Returns: {"fingerprint": 64 hex digits, "side": pixels}.
     """
     cached = cache() / f"{_listing(root, found)}.json"
+    pixels = cached.with_suffix(".npy")  # until the fingerprint, which is part of the final name, is known
     if cached.is_file():
         return json.loads(cached.read_text())
-    paths = [root / file.path for file in found]
-    digest, sides = hashlib.sha256(), Counter()
-    with ThreadPoolExecutor(os.cpu_count()) as pool, _progress(found, f"reading {root.name}") as bar:
-        for start in range(0, len(found), IMAGES_AT_ONCE):
-            block = slice(start, start + IMAGES_AT_ONCE)
-            for file, (content, side) in zip(found[block], pool.map(_inspect, paths[block]), strict=True):
-                digest.update(os.fsencode(f"{content}  {file.path}\n"))  # the lines that sha256sum prints
-                if file.split in ("", "train") and side:
-                    sides[side] += 1
-            bar.update(len(paths[block]))
-    side = min(sides, key=lambda side: (-sides[side], side), default=MAX_DEFAULT_SIZE)
-    facts = {"fingerprint": digest.hexdigest(), "side": min(side, MAX_DEFAULT_SIZE)}
-    files.write_json(cached, facts)
+    with files.lock(pixels, timeout=24 * 3600, busy=f"Another process is decoding {root}."):
+        if cached.is_file():
+            return json.loads(cached.read_text())
+        size = image_size or _likely_side(root, found)
+        facts = _decode(root, found, pixels, size)
+        target = _pixels_file(facts["fingerprint"], size)
+        if size == (image_size or facts["side"]) and not target.is_file():
+            system.replace(pixels, target)
+        else:
+            pixels.unlink()  # there already, or of the wrong size
+        files.write_json(cached, facts)
     return facts
 
 
-def _inspect(path):
-    """A file's SHA-256 and the image's shorter side; None where the header can't be read: decoding will report it."""
-    with open(path, "rb") as file:
-        content = hashlib.file_digest(file, "sha256").hexdigest()
-        try:
-            with Image.open(file) as image:
-                return content, min(image.size)
-        except Exception:  # noqa: BLE001
-            return content, None
+def _likely_side(root: Path, found: Sequence[_File]) -> int:
+    """The default side by the headers of some training images, so that reading the files once is mostly enough."""
+    train = [file for file in found if file.split in ("", "train")]
+    return _default_side(_side(root / file.path) for file in train[:: max(1, len(train) // HEADERS)])
 
 
-def _decoded(root, found, fingerprint, size):
+def _side(path: Path) -> int | None:
+    """The image's shorter side; None where the header can't be read: decoding will report it."""
+    try:
+        with Image.open(path) as image:
+            return min(image.size)
+    except Exception:  # noqa: BLE001
+        return None
+
+
+def _default_side(sides: Iterable[int | None]) -> int:
+    """The most frequent of the training images' shorter sides, within the limit; None does not count."""
+    counts = Counter(side for side in sides if side)
+    return min(min(counts, key=lambda side: (-counts[side], side), default=MAX_DEFAULT_SIZE), MAX_DEFAULT_SIZE)
+
+
+def _pixels_file(fingerprint: str, size: int) -> Path:
+    return cache() / f"{fingerprint[:16]}-{size}.npy"
+
+
+def _decoded(root: Path, found: Sequence[_File], fingerprint: str, size: int) -> tuple[np.ndarray, np.ndarray]:
     """The decoded images as a read-only memory map, and their digests, from the cache or into it."""
-    pixels = cache() / f"{fingerprint[:16]}-{size}.npy"
+    pixels = _pixels_file(fingerprint, size)
     hashes = pixels.with_suffix(".digests.npy")
     with files.lock(pixels, timeout=24 * 3600, busy=f"Another process is decoding {root}."):
         if not pixels.is_file():
@@ -263,34 +295,43 @@ def _decoded(root, found, fingerprint, size):
     return np.load(pixels, mmap_mode="r"), np.load(hashes)
 
 
-def _decode(root, found, target, size):
-    """Decodes every image into one `.npy` file, written in order, so that a full disk is an error, not a crash."""
+def _decode(root: Path, found: Sequence[_File], target: Path, size: int) -> Facts:
+    """Reads every file once: decodes the images into one `.npy` file and returns the folder's facts.
+
+    The file is written in order, so that a full disk is an error, not a crash.
+
+    Raises: UnreadableError if images can't be decoded; nothing is written then.
+    """
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(found), size, size, 3)}
-    paths, broken = [root / file.path for file in found], []
-
-    def decode(path):
-        try:
-            return images.decode(path, size=size)
-        except images.ImageError:
-            broken.append(path.relative_to(root).as_posix())
-            return np.zeros((size, size, 3), np.uint8)
-
+    digest, sides, broken = hashlib.sha256(), [], []
     with (
         files.replacing(target) as temporary,
-        open(temporary, "wb") as file,
-        ThreadPoolExecutor(os.cpu_count()) as pool,
-        _progress(found, f"decoding {root.name}") as bar,
+        open(temporary, "wb") as output,
+        _progress(found, f"reading {root.name}") as bar,
     ):
-        np.lib.format.write_array_header_1_0(file, header)
-        for start in range(0, len(paths), IMAGES_AT_ONCE):
-            block = list(pool.map(decode, paths[start : start + IMAGES_AT_ONCE]))
-            file.writelines(block)
-            bar.update(len(block))
+        np.lib.format.write_array_header_1_0(output, header)
+        for file, (content, pixels, side) in zip(found, _read(root, found, size), strict=True):
+            digest.update(os.fsencode(f"{content}  {file.path}\n"))  # the lines that sha256sum prints
+            if side is None:
+                broken.append(file.path)
+            elif file.split in ("", "train"):
+                sides.append(side)
+            output.write(pixels)
+            bar.update()
         if broken:
             raise UnreadableError(root, sorted(broken))
+    return {"fingerprint": digest.hexdigest(), "side": _default_side(sides)}
 
 
-def _parts(root, found, labels):
+def _read(root: Path, found: Sequence[_File], size: int) -> Iterator[reading.Read]:
+    """Every file's content, see `reading.read`; an error of a file becomes one that is not taken for the cache's."""
+    try:
+        yield from reading.read_all([os.path.join(root, file.path) for file in found], size)
+    except OSError as error:
+        raise _not_readable(error) from error
+
+
+def _parts(root: Path, found: Sequence[_File], labels: np.ndarray) -> dict[str, np.ndarray]:
     """Indices into the files for each split; missing splits are carved from train."""
     splits = np.array([file.split or "train" for file in found])
     parts = {name: np.flatnonzero(splits == name) for name in SPLITS}
@@ -309,10 +350,10 @@ def _parts(root, found, labels):
     return parts
 
 
-def _slug(name, fingerprint):
+def _slug(name: str, fingerprint: str) -> str:
     """Part of file names: lower-case letters, digits and dashes, and 6 digits of the fingerprint."""
     return f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-') or 'folder'}-{fingerprint[:6]}"
 
 
-def _progress(found, what):
+def _progress(found: Sequence[_File], what: str) -> tqdm:
     return tqdm(total=len(found), unit=" images", desc=what, mininterval=1)

@@ -87,12 +87,19 @@ def decode(source, *, size=None):
     Returns: uint8 `(height, width, 3)`, RGB in [0, 255], of that size if given.
     Raises: ImageError if it isn't an image, is damaged, or has more than `MAX_PIXELS` pixels.
     """
+    return decode_with_side(source, size=size)[0]
+
+
+def decode_with_side(source, *, size=None):
+    """Decodes an image as `decode` does. Returns the array, and the shorter side of the image in its file."""
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=DECODERS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS:,} are allowed")
-            image = _rgb(ImageOps.exif_transpose(image))
-            return np.array(image if size is None else _fitted(image, size))
+            side = min(image.size)
+            ImageOps.exif_transpose(image, in_place=True)
+            image = _rgb(image)
+            return np.array(image if size is None else _fitted(image, size)), side
     except Exception as error:  # a damaged file makes the decoders raise nearly anything, even TypeError
         raise ImageError(
             f"{_name(source)} can't be decoded as an image ({_reason(error, source)}). "
@@ -126,6 +133,8 @@ def fitted(pixels, size):
 
 def _fitted(image, size):
     height, width = (size, size) if isinstance(size, int) else size
+    if image.size == (width, height):
+        return image
     return ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
 
 
@@ -136,7 +145,7 @@ def _rgb(image):
     if image.mode == "F":
         raise ValueError("floating-point pixels have no agreed range")
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 

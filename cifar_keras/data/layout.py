@@ -32,7 +32,7 @@ class Layout:
     doubled: frozenset = frozenset()
     unlabelled: tuple[str, ...] = ()
 
-    def split_and_class(self, above):
+    def split_and_class(self, above: tuple[str, ...]) -> tuple[str, str]:
         """The split and the class that the folders `above` an image, from the top, name; '' for none."""
         if not self.splits or not above:
             return "", "/".join(above)
@@ -64,7 +64,7 @@ def _plain(name):
     return re.sub(r"[\W_]+", "_", name.casefold()).strip("_")
 
 
-def of(root, folders):
+def of(root, folders) -> Layout:
     """Finds out which folders are splits.
 
     Args:

@@ -3,6 +3,7 @@
 What a split holds instead of images (features, see `training/features.py`) passes through in its own shape and dtype.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -42,18 +43,16 @@ def train_pipeline(
 
     Returns: a stream of (uint8 `(batch, height, width, 3)`, int32 `(batch,)`).
     """
+    shape = (steps_per_epoch(split, batch_size), batch_size)  # inside the epoch: a batch never straddles two
 
-    def order(epoch):
-        def drawn(epoch):
-            return epoch_order(len(split), seed=seed, epoch=int(epoch))
-
-        # Not stateful: under determinism tf.data takes a stream with a stateful function apart and runs it in step.
-        return tf.ensure_shape(tf.numpy_function(drawn, [epoch], tf.int64, stateful=False), (len(split),))
+    def drawn(epoch):
+        order = epoch_order(len(split), seed=seed, epoch=int(epoch))
+        return order[: math.prod(shape)].reshape(shape)
 
     def one_epoch(epoch):
-        batches = tf.data.Dataset.from_tensor_slices(order(epoch))
-        batches = batches.batch(batch_size, drop_remainder=True)  # inside the epoch: a batch never straddles two
-        return batches.map(lambda indices: (epoch, indices))
+        # Not stateful: under determinism tf.data takes a stream with a stateful function apart and runs it in step.
+        batches = tf.ensure_shape(tf.numpy_function(drawn, [epoch], tf.int64, stateful=False), shape)
+        return tf.data.Dataset.from_tensor_slices(batches).map(lambda indices: (epoch, indices))
 
     def load(epoch, indices):
         return shown(split, indices, seed=seed, epoch=epoch, augmentation=augmentation)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cifar_keras.config import ConfigError, Limits
-from cifar_keras.data import Rows, folder, images, load
+from cifar_keras.config import ConfigError, Limits, RunFailedError
+from cifar_keras.data import Rows, folder, load, reading
 
 
 @pytest.fixture(autouse=True)
@@ -227,8 +227,7 @@ def test_a_change_that_keeps_size_and_time_is_still_seen(tmp_path):
 def test_the_second_start_reads_and_decodes_nothing(tmp_path, monkeypatch):
     root = fill(tmp_path / "pets", ["cat", "dog"])
     first = load(root)
-    monkeypatch.setattr(images, "decode", lambda *_, **__: pytest.fail("decoded again"))
-    monkeypatch.setattr(folder, "_inspect", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(folder, "_read", lambda *_: pytest.fail("read again"))
     second = load(root)
     assert second.notes == first.notes and second.fingerprint == first.fingerprint
     np.testing.assert_array_equal(second.train.images, first.train.images)
@@ -253,11 +252,44 @@ def test_each_size_is_cached_apart(tmp_path, cache):
 def test_blocks_keep_the_order(tmp_path, monkeypatch):
     root = fill(tmp_path / "pets", ["cat", "dog"])
     whole = load(root)
-    monkeypatch.setattr(folder, "IMAGES_AT_ONCE", 7)
+    monkeypatch.setattr(reading, "AT_ONCE", 7)
     monkeypatch.setenv("CIFAR_KERAS_CACHE", str(tmp_path / "another"))
     blocks = load(root)
     assert blocks.fingerprint == whole.fingerprint
     np.testing.assert_array_equal(blocks.train.images, whole.train.images)
+
+
+def test_processes_read_the_same_and_end(tmp_path, monkeypatch):
+    root = plain(tmp_path / "pets", {"cat": 30, "dog": 30})
+    (root / "cat" / "000.ppm").write_bytes(b"junk")
+    paths = [str(path) for path in sorted(root.rglob("*.ppm"))]
+    here = list(reading.read_all(paths, 6))
+    monkeypatch.setattr(reading, "MANY", 1)
+    monkeypatch.setattr(reading, "cores", lambda: 2)
+    assert list(reading.read_all(paths, 6)) == here and here[0][1:] == (b"", None)
+    with pytest.raises(FileNotFoundError, match="gone.ppm"):
+        list(reading.read_all([*paths, str(root / "gone.ppm")], 6))
+    monkeypatch.setattr(reading, "COMMAND", "import os; os._exit(1)")
+    with pytest.raises(RunFailedError, match="ended early"):
+        list(reading.read_all(paths, 6))
+
+
+def test_a_wrong_guess_of_the_size_is_put_right(tmp_path, monkeypatch):
+    root = fill(tmp_path / "pets", ["cat", "dog"])
+    monkeypatch.setattr(folder, "_likely_side", lambda *_: 5)
+    assert load(root).image_shape == (8, 8, 3)
+    np.testing.assert_array_equal(load(root).train.images.images[0], pixels(0))
+
+
+def test_a_file_that_cannot_be_read_is_not_taken_for_the_cache(tmp_path, monkeypatch):
+    root = fill(tmp_path / "pets", ["cat", "dog"])
+
+    def read(path, size):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(reading, "read", read)
+    with pytest.raises(ConfigError, match="Could not read .*cat/000.png: Permission denied"):
+        load(root)
 
 
 def test_a_cache_that_cannot_be_written_says_which_variable_to_set(tmp_path, monkeypatch):
@@ -535,7 +567,7 @@ def test_damaged_images_are_skipped_on_request_as_if_they_had_never_been_there(t
     np.testing.assert_array_equal(dataset.train.images, whole.train.images)
     assert dataset.notes[1] == f"6 damaged images left out: {', '.join(paths[:5])}, ... (6)"
     assert load(root, classes="cat,dog", skip_unreadable=True).skipped == dataset.skipped
-    monkeypatch.setattr(images, "decode", lambda *_, **__: pytest.fail("decoded again"))
+    monkeypatch.setattr(folder, "_read", lambda *_: pytest.fail("read again"))
     assert load(root, skip_unreadable=True).skipped == dataset.skipped
     assert load(root, image_size=None, limits=Limits(train=5), skip_unreadable=True).fingerprint == whole.fingerprint
 
