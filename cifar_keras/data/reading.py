@@ -108,9 +108,7 @@ def _processes(count: int) -> Iterator[queue.SimpleQueue]:
 
 def serve() -> None:
     """The main function of such a process: reads blocks of files that arrive at stdin, until it closes."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches all processes of a console; the main one ends the rest
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a console; the main one ends them
     source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints goes to stderr
     with contextlib.suppress(EOFError, BrokenPipeError):
