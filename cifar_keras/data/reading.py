@@ -23,7 +23,7 @@ from cifar_keras.config import CifarKerasError, RunFailedError
 from cifar_keras.data import images
 from cifar_keras.utils.system import cores
 
-AT_ONCE = 16  # images that a core decodes at a time: memory stays flat however many there are
+AT_ONCE = 32  # images that a core decodes at a time: memory stays flat however many there are
 MANY = 4096  # files: for fewer, starting processes takes longer than it saves
 COMMAND = "from cifar_keras.data import reading; reading.serve()"
 
