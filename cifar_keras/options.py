@@ -84,9 +84,7 @@ class Options:
     skip_unreadable: bool = _option(False, "leave out a folder's damaged images; the record lists them")
     seed: range = _option(range(1), "0, or 0-4 for five runs", type=seeds, metavar="0|0-4")
     limit: int | None = _option(None, "at most this many images per split", type=positive, metavar="N")
-    precision: str = _option(
-        "auto", "auto: 16 bit where GPU or CPU (AMX) gain from it, else float32", choices=PRECISIONS
-    )
+    precision: str = _option("auto", "auto: 16 bit on GPUs, and CPUs with AMX, that gain from it", choices=PRECISIONS)
     deterministic: bool = _option(False, "reproducible kernels, slower")
     track: str | None = _option(None, "also write TensorBoard files to results/tensorboard/", choices=("tensorboard",))
     root: str = _option(

@@ -206,12 +206,12 @@ def precision(backend):
     """The GPU that the backend uses, and the precision that `--precision auto` chooses here."""
     yield gpu(runtime.gpu(), backend, driver=system.has_nvidia_driver())
     choices = {gains: runtime.choose_precision("auto", gains_on_amx=gains) for gains in (True, False)}
-    text = ": ".join(choices[True])
+    text = ": ".join(choices[False])
     if choices[True] != choices[False]:
         from cifar_keras.models.zoo import MODELS
 
         gaining = ", ".join(name for name, row in MODELS.items() if row.gains_on_amx)
-        text = f"{text} ({gaining}); for other models {choices[False][0]}"
+        text = f"{choices[True][0]} for {gaining}: {choices[True][1]}; {choices[False][0]} for other models"
     yield Finding("backend", "--precision auto", text, "info")
 
 
@@ -236,7 +236,7 @@ def measured_precisions(policies=("float32", "mixed_bfloat16")):
     speeds = [STEP_IMAGES / statistics.median(seconds[policy]) for policy in policies]
     ratio = f" ({speeds[1] / speeds[0]:.2f} x)"
     for policy, speed, note in zip(policies, speeds, ("", ratio), strict=True):
-        yield Finding("backend", f"{MEASURED}, {policy}", f"{speed:.0f} images/s{note}", "info")
+        yield Finding("backend", f"{MEASURED}, {policy}", f"{speed:.1f} images/s{note}", "info")
 
 
 def _training_step():

@@ -11,7 +11,6 @@ import itertools
 import os
 import pickle
 import queue
-import signal
 import subprocess
 import sys
 from collections import deque
@@ -25,7 +24,10 @@ from cifar_keras.utils.system import cores
 
 AT_ONCE = 32  # images that a core decodes at a time: memory stays flat however many there are
 MANY = 4096  # files: for fewer, starting processes takes longer than it saves
-COMMAND = "from cifar_keras.data import reading; reading.serve()"
+MOST = 16  # processes: a container may show more cores than it may use
+COMMAND = (  # Ctrl-C reaches all processes of a console; the main one ends the others
+    "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); from cifar_keras.data import reading; reading.serve()"
+)
 
 Read = tuple[str, bytes, int | None]
 
@@ -52,13 +54,16 @@ def read_all(paths: Sequence[str], size: int) -> Iterator[Read]:
 
     Raises: OSError for a file that can't be read; RunFailedError if a process ends early.
     """
+    count = min(cores(), MOST)
+    block: Callable = _block
     with contextlib.ExitStack() as stack:
-        block: Callable = _block
-        if len(paths) >= MANY and cores() > 1:
-            block = functools.partial(_elsewhere, stack.enter_context(_processes(cores())))
-        pool = stack.enter_context(ThreadPoolExecutor(cores()))
+        if len(paths) >= MANY and count > 1:
+            with contextlib.suppress(OSError):  # no process can be started: threads do it
+                block = functools.partial(_elsewhere, stack.enter_context(_processes(count)))
+        pool = stack.enter_context(ThreadPoolExecutor(count))
+        stack.callback(pool.shutdown, cancel_futures=True)
         blocks = (paths[start : start + AT_ONCE] for start in range(0, len(paths), AT_ONCE))
-        waiting = deque(pool.submit(block, some, size) for some in itertools.islice(blocks, 2 * cores()))
+        waiting = deque(pool.submit(block, some, size) for some in itertools.islice(blocks, 2 * count))
         while waiting:
             done = waiting.popleft().result()
             waiting.extend(pool.submit(block, some, size) for some in itertools.islice(blocks, 1))
@@ -90,8 +95,8 @@ def _elsewhere(idle: queue.SimpleQueue, paths: Sequence[str], size: int) -> list
 @contextlib.contextmanager
 def _processes(count: int) -> Iterator[queue.SimpleQueue]:
     """Yields a queue of processes that run `serve`. They end with the block, and also when this process is killed."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command, idle = [sys.executable, "-c", COMMAND], queue.SimpleQueue[Any]()
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
+    command, idle = [sys.executable, "-P", "-c", COMMAND], queue.SimpleQueue[Any]()  # -P: not from the current folder
     started: list[Any] = []
     try:
         for _ in range(count):
@@ -108,15 +113,14 @@ def _processes(count: int) -> Iterator[queue.SimpleQueue]:
 
 def serve() -> None:
     """The main function of such a process: reads blocks of files that arrive at stdin, until it closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a console; the main one ends them
     source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints goes to stderr
-    with contextlib.suppress(EOFError, BrokenPipeError):
+    with contextlib.suppress(EOFError, BrokenPipeError, pickle.UnpicklingError):  # the main process has ended
         while True:
             paths, size = pickle.load(source)
             try:
                 found: list[Read] | Exception = _block(paths, size)
-            except (OSError, CifarKerasError) as error:
+            except (OSError, MemoryError, CifarKerasError) as error:
                 found = error
             pickle.dump(found, sink)
             sink.flush()

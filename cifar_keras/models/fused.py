@@ -1,7 +1,7 @@
-"""BatchNormalization and GELU in one pass each way, while a model trains or predicts. Its files hold Keras' own layers.
+"""BatchNormalization, GELU and Adam in one pass, while a model trains or predicts. Saved files hold Keras' own layers.
 
-Keras 3 on TensorFlow composes both from arithmetic, in several passes over the batch. BatchNormalization has a fused
-kernel in TensorFlow; GELU and its gradient are compiled by XLA, each to one loop (`docs/speed.md`).
+Keras 3 on TensorFlow composes them from arithmetic, in several passes. BatchNormalization and Adam have fused kernels
+in TensorFlow; GELU and its gradient are compiled by XLA, each to one loop (`docs/speed.md`).
 """
 
 import contextlib
@@ -78,16 +78,51 @@ def _gelu():
     return gelu
 
 
+def apply_adam(variable, momentum, velocity, gradient, *, rate, betas, epsilon, step):
+    """One step of Adam (Kingma and Ba, arXiv:1412.6980, end of section 2) in place, by one kernel.
+
+    Args:
+        variable: `tf.Variable`, which changes.
+        momentum: the same, of that shape.
+        velocity: the same, of that shape.
+        gradient: a tensor of that shape and dtype.
+        rate: the learning rate, a scalar tensor.
+        betas: the decay rates of momentum and velocity, two numbers.
+        epsilon: added to the root of the velocity.
+        step: which step it is, counted from 1, a scalar tensor.
+    """
+    import tensorflow as tf
+
+    return tf.raw_ops.ResourceApplyAdam(
+        var=variable.handle,
+        m=momentum.handle,
+        v=velocity.handle,
+        beta1_power=betas[0] ** step,
+        beta2_power=betas[1] ** step,
+        lr=rate,
+        beta1=betas[0],
+        beta2=betas[1],
+        epsilon=epsilon,
+        grad=gradient,
+    )
+
+
 def _fused_class(layer):
     """The class that computes what this layer does in fewer passes; None if there is none."""
     if layer.compute_dtype not in ("float32", "bfloat16", "float16"):
         return None
     if type(layer) is layers.BatchNormalization:
         return BatchNormalization
-    # TensorFlow's builds for other systems don't all contain XLA.
-    if type(layer) is layers.Activation and layer.activation is keras.activations.gelu and sys.platform == "linux":
+    if type(layer) is layers.Activation and layer.activation is keras.activations.gelu and _has_xla():
         return Activation
     return None
+
+
+def _has_xla():
+    """Whether XLA can be relied on: TensorFlow's builds for other systems lack it, or parts of CUDA on a GPU."""
+    import tensorflow as tf
+
+    return sys.platform == "linux" and not tf.config.list_logical_devices("GPU")
 
 
 @contextlib.contextmanager

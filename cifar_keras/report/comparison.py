@@ -159,12 +159,8 @@ def _block(pair, letters, markdown):
         "; ".join((pair.verdict, *_tested(pair, letters))),
         _table(changed, markdown) if changed else "nothing else changed",
     ]
-    overrides, precision = (
-        of_a if of_a == of_b else ""
-        for of_a, of_b in (
-            (getattr(group, name) for group in (pair.a, pair.b)) for name in ("overrides", "precision_note")
-        )
-    )
+    overrides = pair.a.overrides if pair.a.overrides == pair.b.overrides else ""
+    precision = pair.a.precision_note if pair.a.precision_note == pair.b.precision_note else ""
     title = _heading(_title(pair.a, overrides=overrides, precision=precision), markdown)
     if markdown:
         return "\n\n".join((title, *parts))

@@ -88,15 +88,22 @@ def matched(first, later):
 
     If both sides have a single group under one key, these two are matched, whatever their recipes. Otherwise groups
     with equal overrides are matched, the newest recipe of each side, and then groups with equal recipes. What is left
-    is matched in the same way whatever its precision, which `--precision auto` may have chosen for the machine.
+    is matched in the same way with groups of another precision, which `--precision auto` chooses for the machine.
 
     Returns: `(pairs, only_first, only_later)`: a list of two-tuples of groups, and two lists of groups.
     """
-    pairs = []
-    for key in (lambda group: group.key, lambda group: group.key_without_precision):
-        pairs += (found := _by_key(first, later, key))
-        first, later = ([group for group in side if group not in chain(*found)] for side in (first, later))
-    return pairs, first, later
+    pairs = _by_key(first, later, lambda group: group.key)
+    first, later = _left(first, pairs), _left(later, pairs)
+    keys = {group.key for group in first} & {group.key for group in later}  # these were compared, and did not match
+    others = [[group for group in side if group.key not in keys] for side in (first, later)]
+    pairs += _by_key(*others, lambda group: group.key_without_precision)
+    return pairs, _left(first, pairs), _left(later, pairs)
+
+
+def _left(groups, pairs):
+    """The groups that are in no pair."""
+    taken = list(chain(*pairs))
+    return [group for group in groups if group not in taken]
 
 
 def _by_key(first, later, key):
@@ -109,7 +116,7 @@ def _by_key(first, later, key):
             continue
         for trait in (lambda group: group.overrides, lambda group: recipe(group.first)):
             pairs += (found := _by_trait(here, there, trait))
-            here, there = ([group for group in side if group not in chain(*found)] for side in (here, there))
+            here, there = _left(here, found), _left(there, found)
     return pairs
 
 

@@ -47,6 +47,8 @@ def probabilities(model: keras.Model, images: Any, *, batch_size: int) -> np.nda
         images: uint8 `(n, height, width, 3)`, RGB in [0, 255]; an array or a memory map.
         batch_size: images at a time.
     Returns: float32 `(n, classes)`.
+
+    GELU layers are computed by a faster kernel, unless the model has predicted before: Keras keeps what it compiled.
     """
     split = Split(images, np.zeros(len(images), "int32"))
     with fused_kernels(model):

@@ -6,6 +6,8 @@ import keras
 from keras import ops
 from keras.optimizers import schedules
 
+from cifar_keras.models import fused
+
 
 class CrossEntropy(keras.losses.Loss):
     """Cross-entropy of integer labels and logits with label smoothing (Szegedy et al., arXiv:1512.00567, section 7).
@@ -137,24 +139,19 @@ class _OneKernel:
         """Moves one variable; called by Keras."""
         if self._as_keras_does:
             return super().update_step(gradient, variable, learning_rate)
-        import tensorflow as tf
-
         rate, step = ops.cast(learning_rate, variable.dtype), ops.cast(self.iterations + 1, variable.dtype)
         if self.weight_decay and self._use_weight_decay(variable):
             variable.assign_sub(variable * (rate * self.weight_decay))
-        slots = (slot[self._get_variable_index(variable)].value for slot in (self._momentums, self._velocities))
-        momentum, velocity = (slot.handle for slot in slots)
-        return tf.raw_ops.ResourceApplyAdam(
-            var=variable.handle,
-            m=momentum,
-            v=velocity,
-            beta1_power=self.beta_1**step,
-            beta2_power=self.beta_2**step,
-            lr=rate,
-            beta1=self.beta_1,
-            beta2=self.beta_2,
+        momentum, velocity = (slot[self._get_variable_index(variable)] for slot in (self._momentums, self._velocities))
+        return fused.apply_adam(
+            variable,
+            momentum.value,
+            velocity.value,
+            ops.cast(gradient, variable.dtype),
+            rate=rate,
+            betas=(self.beta_1, self.beta_2),
             epsilon=self.epsilon,
-            grad=ops.cast(gradient, variable.dtype),
+            step=step,
         )
 
 

@@ -111,7 +111,7 @@ def _choose_for_cpu(*, gains_on_amx):
         return "float32", f"bfloat16 with AMX was not measured with {keras.backend.backend()} on a CPU"
     if not gains_on_amx:
         return "float32", "this model was not measured to gain from bfloat16 with AMX"
-    return "mixed_bfloat16", "this processor has AMX, and this model was measured to gain from it"
+    return "mixed_bfloat16", "this processor has AMX, and bfloat16 was measured to gain"
 
 
 def gpu():

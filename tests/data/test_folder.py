@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -266,12 +267,30 @@ def test_processes_read_the_same_and_end(tmp_path, monkeypatch):
     here = list(reading.read_all(paths, 6))
     monkeypatch.setattr(reading, "MANY", 1)
     monkeypatch.setattr(reading, "cores", lambda: 2)
+    started, popen = [], subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
+    (tmp_path / "queue.py").write_text("raise SystemExit(9)")  # processes import nothing from the current folder
+    monkeypatch.chdir(tmp_path)
     assert list(reading.read_all(paths, 6)) == here and here[0][1:] == (b"", None)
+    few = reading.read_all(paths, 6)
+    assert next(few) == here[0]
+    few.close()
     with pytest.raises(FileNotFoundError, match="gone.ppm"):
         list(reading.read_all([*paths, str(root / "gone.ppm")], 6))
     monkeypatch.setattr(reading, "COMMAND", "import os; os._exit(1)")
     with pytest.raises(RunFailedError, match="ended early"):
         list(reading.read_all(paths, 6))
+    assert len(started) == 8 and all(process.poll() is not None for process in started)
+
+
+def test_where_no_process_can_be_started_threads_read(tmp_path, monkeypatch):
+    root = plain(tmp_path / "pets", {"cat": 3, "dog": 3})
+    paths = [str(path) for path in sorted(root.rglob("*.ppm"))]
+    here = list(reading.read_all(paths, 6))
+    monkeypatch.setattr(reading, "MANY", 1)
+    monkeypatch.setattr(reading, "cores", lambda: 2)
+    monkeypatch.setattr(reading.sys, "executable", str(tmp_path / "none"))
+    assert list(reading.read_all(paths, 6)) == here
 
 
 def test_a_wrong_guess_of_the_size_is_put_right(tmp_path, monkeypatch):

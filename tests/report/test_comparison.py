@@ -219,6 +219,8 @@ def test_precisions_meet_where_there_is_no_other_counterpart_and_that_is_a_chang
     a, b = row(run_id="a"), row(run_id="b", precision="mixed_bfloat16", config=CONFIG | {"precision": "mixed_bfloat16"})
     assert meetings([a], [b]) == ([("a", "b")], [], [])
     assert meetings([a], [b, row(run_id="c")]) == ([("a", "c")], [], ["b"])
+    three, large = row(run_id="three", overrides="epochs=3"), row(run_id="large", overrides="batch-size=64")
+    assert meetings([a, three], [row(run_id="c"), large]) == ([("a", "c")], ["three"], ["large"])
     files = save(tmp_path / "A.csv", a), save(tmp_path / "B.csv", b)
     comparison.run(files)
     text = capsys.readouterr().out
