@@ -220,9 +220,11 @@ def judged(ratio, at_least, *, of):
 
     Args:
         ratio: from `ratio_of`.
-        at_least: the target.
+        at_least: the target; None: there is none, only the ratio.
         of: what the other is called.
     """
+    if at_least is None:
+        return {"ratio": ratio}
     met = None if ratio is None else ratio >= at_least
     return {"ratio": ratio, "target": f"at least {at_least:g} x {of}", "met": met}
 

@@ -116,8 +116,7 @@ def judgements(comparison, allowed, speeds, failures, *, full):
     target = comparison.float32 if allowed == (FLOAT32,) else comparison.free
     lines = []
     for name in names:
-        against = {"ratio": ratio_of(speeds[name], pytorch)}
-        against = judged(against["ratio"], target, of="PyTorch") if name == best else against
+        against = judged(ratio_of(speeds[name], pytorch), target if name == best else None, of="PyTorch")
         lines.append(measured(title, name, speeds[name], note=failures[name], **against))
     for backend in BACKENDS if allowed == (FLOAT32,) else ():
         name = on(backend)
@@ -148,9 +147,7 @@ def own_parts(title, comparison, precision, speeds, failures):
     of_limit = 3 * 2 * 9 * channels**2 * side**2 / 1e9  # GFLOP for each image
     needed = [comparison.gflop * speed for speed in speeds[bare]]
     possible = [of_limit * speed for speed in speeds[limit]]
-    share = {"ratio": ratio_of(needed, possible)}
-    if comparison.share:
-        share = judged(share["ratio"], comparison.share, of="the convolution")
+    share = judged(ratio_of(needed, possible), comparison.share, of="the convolution")
     against = judged(ratio_of(speeds[fit], speeds[bare]), FIT, of="train_on_batch")
     unit = {"unit": "GFLOP/s"}
     return [

@@ -5,22 +5,23 @@ at epoch k sees what the unbroken run saw. Every function keeps uint8 and the im
 """
 
 import itertools
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from cifar_keras.utils.system import XLA
+
 Lines = tuple[tf.Tensor, tf.Tensor]  # rows and columns of each image, see `shift`
 
 
 def _compiled(function: Callable) -> Callable:
-    """The function as one loop over the pixels, made by XLA. TensorFlow's builds don't all contain it: on Linux only.
+    """The function as one loop over the pixels, made by XLA where there is XLA.
 
     For arithmetic on integers and comparisons alone: XLA may round a sum in another way.
     """
-    return tf.function(function, autograph=False, jit_compile=sys.platform == "linux" or None)
+    return tf.function(function, autograph=False, jit_compile=XLA or None)
 
 
 def _uniform(seeds: tf.Tensor, count: int, *, salt: int) -> tf.Tensor:

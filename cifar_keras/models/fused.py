@@ -7,10 +7,11 @@ in TensorFlow; GELU and its gradient are compiled by XLA, each to one loop (`doc
 import contextlib
 import functools
 import math
-import sys
 
 import keras
 from keras import layers, ops
+
+from cifar_keras.utils.system import XLA
 
 
 class BatchNormalization(layers.BatchNormalization):
@@ -119,10 +120,10 @@ def _fused_class(layer):
 
 
 def _has_xla():
-    """Whether XLA can be relied on: TensorFlow's builds for other systems lack it, or parts of CUDA on a GPU."""
+    """Whether XLA can be relied on; for a GPU it needs parts of CUDA that may be missing."""
     import tensorflow as tf
 
-    return sys.platform == "linux" and not tf.config.list_logical_devices("GPU")
+    return XLA and not tf.config.list_logical_devices("GPU")
 
 
 @contextlib.contextmanager
@@ -134,11 +135,12 @@ def fused_kernels(model: keras.Model):
     know no other.
     """
     tensorflow = keras.backend.backend() == "tensorflow"
-    changed = [(layer, type(layer)) for layer in model.layers if tensorflow and _fused_class(layer)]
-    for layer, _ in changed:
-        layer.__class__ = _fused_class(layer)
+    classes = [(layer, type(layer), _fused_class(layer)) for layer in model.layers] if tensorflow else []
+    changed = [(layer, own, fused) for layer, own, fused in classes if fused]
+    for layer, _, fused in changed:
+        layer.__class__ = fused
     try:
         yield
     finally:
-        for layer, own in changed:
+        for layer, own, _ in changed:
             layer.__class__ = own

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 WINDOWS = os.name == "nt"
+XLA = sys.platform == "linux"  # TensorFlow's builds for other systems don't all contain it
 TERMINATING = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGINT", "SIGTERM") if hasattr(signal, name))
 PATIENCE = (0.05, 0.1, 0.2, 0.4, 0.8)  # seconds between attempts to replace a file that another program has open
 
