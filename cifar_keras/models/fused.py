@@ -1,7 +1,8 @@
-"""BatchNormalization, GELU and Adam in one pass, while a model trains or predicts. Saved files hold Keras' own layers.
+"""Layers and Adam with faster kernels, while a model trains or predicts. Saved files hold Keras' own layers.
 
-Keras 3 on TensorFlow composes them from arithmetic, in several passes. BatchNormalization and Adam have fused kernels
-in TensorFlow; GELU and its gradient are compiled by XLA, each to one loop (`docs/speed.md`).
+Keras 3 on TensorFlow composes BatchNormalization, GELU and Adam from arithmetic, in several passes. BatchNormalization
+and Adam have fused kernels in TensorFlow; GELU and its gradient are compiled by XLA, each to one loop. Of convolutions,
+the gradient of the kernel is computed with the images side by side (`docs/speed.md`).
 """
 
 import contextlib
@@ -11,7 +12,7 @@ import math
 import keras
 from keras import layers, ops
 
-from cifar_keras.utils.system import XLA
+from cifar_keras.utils.system import XLA, cpu_flags
 
 
 class BatchNormalization(layers.BatchNormalization):
@@ -49,6 +50,54 @@ class Activation(layers.Activation):
     def call(self, inputs):
         """Takes and returns the same as `Activation`."""
         return _gelu()(inputs)
+
+
+class Conv2D(layers.Conv2D):
+    """Keras' layer for 3x3 kernels in bfloat16, whose kernel's gradient fills the tiles of AMX.
+
+    For this gradient oneDNN multiplies matrices along the rows of the maps, 32 places at a time: a map of 7 x 7 leaves
+    three quarters of each tile empty. So images are put side by side, with a column of zeros between them.
+    """
+
+    def convolution_op(self, inputs, kernel):
+        """Takes and returns the same as `Conv2D`."""
+        if inputs.shape[2] is None or inputs.shape[2] > WIDEST:
+            return super().convolution_op(inputs, kernel)
+        return _convolution()(inputs, kernel)
+
+
+WIDEST = 8  # pixels: at 15 the copies cost as much as they save
+ROW = 64  # pixels of a row of images side by side
+
+
+@functools.cache
+def _convolution():
+    """A 3x3 convolution of images and kernel, stride 1, padding 'same', with its gradient, see `Conv2D`."""
+    import tensorflow as tf
+
+    same = {"strides": [1, 1, 1, 1], "padding": "SAME"}
+
+    def side_by_side(images):
+        number, height, width, channels = tf.shape(images)[0], *images.shape[1:]
+        count = ROW // (width + 1)
+        images = tf.pad(images, [[0, -number % count], [0, 0], [0, 1], [0, 0]])
+        images = tf.reshape(images, (-1, count, height, width + 1, channels))
+        return tf.reshape(tf.transpose(images, (0, 2, 1, 3, 4)), (-1, height, count * (width + 1), channels))
+
+    @tf.custom_gradient
+    def convolution(images, kernel):
+        def gradient(upstream):
+            by_images = tf.raw_ops.Conv2DBackpropInput(
+                input_sizes=tf.shape(images), filter=kernel, out_backprop=upstream, **same
+            )
+            by_kernel = tf.raw_ops.Conv2DBackpropFilter(
+                input=side_by_side(images), filter_sizes=kernel.shape, out_backprop=side_by_side(upstream), **same
+            )
+            return by_images, by_kernel
+
+        return tf.nn.conv2d(images, kernel, 1, "SAME"), gradient
+
+    return convolution
 
 
 @functools.cache
@@ -116,7 +165,16 @@ def _fused_class(layer):
         return BatchNormalization
     if type(layer) is layers.Activation and layer.activation is keras.activations.gelu and _has_xla():
         return Activation
+    if type(layer) is layers.Conv2D and _fills_no_tiles(layer):
+        return Conv2D
     return None
+
+
+def _fills_no_tiles(layer):
+    """Whether the gradient of this convolution's kernel leaves AMX tiles empty where the map is small."""
+    geometry = (layer.kernel_size, layer.strides, layer.padding, layer.dilation_rate, layer.groups, layer.data_format)
+    plain = ((3, 3), (1, 1), "same", (1, 1), 1, "channels_last")
+    return geometry == plain and layer.compute_dtype == "bfloat16" and "amx_bf16" in cpu_flags()
 
 
 def _has_xla():
@@ -128,7 +186,7 @@ def _has_xla():
 
 @contextlib.contextmanager
 def fused_kernels(model: keras.Model):
-    """Within it, a model's BatchNormalization and GELU layers take fewer passes, where the backend has the kernels.
+    """Within it, a model's layers take fewer passes and fill the tiles of AMX, where the backend has the kernels.
 
     The two classes of a pair have the same attributes and differ only in `call`, so a layer can change its class and
     keep its weights, its name and its place in the graph. Afterwards it is Keras' own again, so files and summaries
