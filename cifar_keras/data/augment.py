@@ -69,6 +69,11 @@ def shift(rows: tf.Tensor, columns: tf.Tensor, seeds: tf.Tensor, *, pad: int = 2
     return moved(rows, by[:, 0]), moved(columns, by[:, 1])
 
 
+def far_shift(rows: tf.Tensor, columns: tf.Tensor, seeds: tf.Tensor) -> Lines:
+    """`shift` by up to 4 pixels, for longer training."""
+    return shift(rows, columns, seeds, pad=4)
+
+
 def crop(rows: tf.Tensor, columns: tf.Tensor, seeds: tf.Tensor, *, pad: int = 4) -> Lines:
     """Moves the image by up to `pad` pixels each way, black coming in: a random crop of the image with a border.
 
@@ -127,7 +132,7 @@ def cutout(images: tf.Tensor, seeds: tf.Tensor, *, share: float = 0.375) -> tf.T
 
 
 MOVES: dict[str, Callable[..., Lines]] = {  # change places alone
-    function.__name__: function for function in (shift, crop, flip, alternating_flip)
+    function.__name__: function for function in (shift, far_shift, crop, flip, alternating_flip)
 }
 COLOURS: dict[str, Callable[..., tf.Tensor]] = {"colour_jitter": colour_jitter, "cutout": cutout}  # change values
 STEPS = MOVES | COLOURS  # what a model row's `augmentation` column is made of

@@ -125,32 +125,44 @@ def plain_cnn(
     return x
 
 
-def airnet(x: keras.KerasTensor, *, momentum: float, widths: Sequence[int] = (64, 256, 256)) -> keras.KerasTensor:
-    """The three-group CNN of airbench94 (Jordan, arXiv:2404.00498, section 3), 2.0 million parameters.
+def airnet(
+    x: keras.KerasTensor, *, momentum: float, widths: Sequence[int] = (64, 256, 256), residual: bool = False
+) -> keras.KerasTensor:
+    """The three-group CNN of airbench (Jordan, arXiv:2404.00498, section 3), 2.0 million parameters.
+
+    With `widths` (128, 384, 512) and `residual` it is the network of airbench96, by the same author, with 9.9 million
+    (github.com/KellerJordan/cifar10-airbench).
 
     Departures: the whitening layer has no trainable bias (no stock layer trains a bias beside a frozen kernel);
-    BatchNorm's epsilon is 1e-5, not 1e-12; the division of the logits by 256 is part of `small_head`'s weights.
+    BatchNorm's epsilon is 1e-5, not 1e-12; the scale of the logits is part of `small_head`'s weights.
 
     Args:
         x: float32 `(batch, height, width, 3)`, scaled; 32 pixels is what it was designed for.
         momentum: ignored; 0.6 as published, at which the statistics follow the last few steps in a run of any length.
         widths: channels of the three groups.
+        residual: three convolutions a group instead of two, with a shortcut around the last two.
     Returns: features `(batch, h, w, widths[-1])`.
     """
     del momentum
     x = layers.Conv2D(24, 2, use_bias=False, trainable=False, name="whitening")(x)
     x = layers.Activation("gelu", name="whitening_gelu")(x)
-    channels = x.shape[-1]
     for group, width in enumerate(widths, start=1):
-        for conv, inputs in (("a", channels), ("b", width)):
-            name = f"group{group}{conv}"
-            x = dirac_convolution(x, width, inputs, name=name)
-            if conv == "a":
-                x = layers.MaxPooling2D(2, name=f"{name}_pool")(x)
-            x = layers.BatchNormalization(scale=False, momentum=0.6, epsilon=1e-5, name=f"{name}_bn")(x)
-            x = layers.Activation("gelu", name=f"{name}_gelu")(x)
-        channels = width
+        x = _air_unit(x, width, name=f"group{group}a", pooled=True)
+        if residual:
+            y = _air_unit(x, width, name=f"group{group}b")
+            x = _air_unit(y, width, name=f"group{group}c", shortcut=x)
+        else:
+            x = _air_unit(x, width, name=f"group{group}b")
     return x
+
+
+def _air_unit(x, width, *, name, pooled=False, shortcut=None):
+    """Convolution, pooling, BatchNorm without scale, the sum with the shortcut, GELU."""
+    x = dirac_convolution(x, width, x.shape[-1], name=name)
+    x = layers.MaxPooling2D(2, name=f"{name}_pool")(x) if pooled else x
+    x = layers.BatchNormalization(scale=False, momentum=0.6, epsilon=1e-5, name=f"{name}_bn")(x)
+    x = x if shortcut is None else layers.Add(name=f"{name}_add")([x, shortcut])
+    return layers.Activation("gelu", name=f"{name}_gelu")(x)
 
 
 def dirac_convolution(x: keras.KerasTensor, filters: int, channels: int, *, name: str) -> keras.KerasTensor:
@@ -233,6 +245,7 @@ BACKBONES: dict[str, Callable[..., keras.KerasTensor]] = {
     "resnet18": resnet18,
     "resnet18_32": partial(resnet18, stem=3),
     "airnet": airnet,
+    "airnet_residual": partial(airnet, widths=(128, 384, 512), residual=True),
     "simple": partial(plain_cnn, groups=((32,), (64,)), norm=False),
     "simple_norm": partial(plain_cnn, groups=((32,), (64,)), norm=True),
     "five_conv": partial(plain_cnn, groups=((64, 64), (128, 128), (256,)), norm=True),

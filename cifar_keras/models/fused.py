@@ -78,7 +78,7 @@ def _convolution():
     same = {"strides": [1, 1, 1, 1], "padding": "SAME"}
 
     def side_by_side(images):
-        number, height, width, channels = tf.shape(images)[0], *images.shape[1:]
+        number, (_, height, width, channels) = tf.shape(images)[0], images.shape
         count = ROW // (width + 1)
         images = tf.pad(images, [[0, -number % count], [0, 0], [0, 1], [0, 0]])
         images = tf.reshape(images, (-1, count, height, width + 1, channels))

@@ -1,4 +1,4 @@
-"""The fused kernels of BatchNormalization and GELU give what Keras' own layers give."""
+"""The faster layers give what Keras' own layers give."""
 
 import sys
 
@@ -130,3 +130,65 @@ def test_only_gelu_changes():
     with fused_kernels(model):
         changed = [layer.name for layer in model.layers if type(layer) is fused.Activation]
     assert changed == (["gelu"] if sys.platform == "linux" else [])
+
+
+@pytest.mark.parametrize("width", [3, 7, 8])
+def test_images_side_by_side_give_the_gradients_of_a_convolution(width):
+    random = np.random.default_rng(width)
+    images, kernel, upstream = (
+        tf.constant(random.normal(size=size).astype("float32"))
+        for size in ((21, 5, width, 4), (3, 3, 4, 6), (21, 5, width, 6))  # no multiple of a row's images
+    )
+
+    def both(function):
+        with tf.GradientTape() as tape:
+            tape.watch((images, kernel))
+            output = function(images, kernel)
+        return output, *tape.gradient(output, (images, kernel), output_gradients=upstream)
+
+    expected = both(lambda images, kernel: tf.nn.conv2d(images, kernel, 1, "SAME"))
+    for one, other in zip(both(fused._convolution()), expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("flags", [{"amx_bf16"}, {"avx512_bf16"}])
+def test_convolutions_change_where_the_processor_has_amx(monkeypatch, flags):
+    monkeypatch.setattr(fused, "cpu_flags", lambda: flags)
+    x = inputs = keras.Input((9, 9, 3))
+    same = {"padding": "same", "dtype": "mixed_bfloat16"}
+    x = layers.Conv2D(4, 3, name="changes", **same)(x)
+    x = layers.Conv2D(4, 3, name="float32", padding="same")(x)
+    x = layers.Conv2D(4, 1, name="no_neighbours", **same)(x)
+    x = layers.Conv2D(4, 3, dilation_rate=2, name="dilated", **same)(x)
+    x = layers.Conv2D(4, 3, strides=2, name="strided", **same)(x)
+    model = keras.Model(inputs, layers.Conv2D(4, 3, name="valid", dtype="mixed_bfloat16")(x))
+    with fused_kernels(model):
+        changed = [layer.name for layer in model.layers if type(layer) is fused.Conv2D]
+    assert changed == (["changes"] if "amx_bf16" in flags else [])
+
+
+def test_a_network_in_bfloat16_learns_the_same_with_images_side_by_side(monkeypatch):
+    """Two steps of a network with a bias, as `fit` takes them."""
+    monkeypatch.setattr(fused, "cpu_flags", lambda: {"amx_bf16"})
+
+    def network():
+        keras.utils.set_random_seed(1)
+        x = inputs = keras.Input((8, 8, 3), dtype="float32")
+        x = layers.Conv2D(8, 3, padding="same", dtype="mixed_bfloat16", name="convolution")(x)
+        x = layers.GlobalAveragePooling2D(dtype="float32")(layers.Activation("relu", dtype="float32")(x))
+        model = keras.Model(inputs, layers.Dense(2)(x))
+        model.compile(keras.optimizers.SGD(0.05), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        return model
+
+    images, classes = IMAGES[:10, :8, :8], np.arange(10) % 2
+    plain, model = network(), network()
+    begun = plain.get_layer("convolution").kernel.numpy()
+    for _ in range(2):
+        plain.train_on_batch(images, classes)
+    with fused_kernels(model):
+        assert type(model.get_layer("convolution")) is fused.Conv2D
+        for _ in range(2):
+            model.train_on_batch(images, classes)
+    assert type(model.get_layer("convolution")) is layers.Conv2D
+    change, expected = (each.get_layer("convolution").kernel.numpy() - begun for each in (model, plain))
+    assert np.linalg.norm(change - expected) < 0.1 * np.linalg.norm(expected)  # bfloat16 has 8 bits

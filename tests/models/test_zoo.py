@@ -66,14 +66,17 @@ def test_the_backbone_has_the_published_number_of_parameters(row, logits_model):
     assert sum(layer.count_params() for layer in backbone_layers(logits_model)) == PARAMETERS[row.backbone]
 
 
-def test_the_wide_network_differs_in_its_widths_alone():
+def test_the_residual_network_has_airbench96_s_shortcuts_and_parameters():
     x = keras.Input((32, 32, 3))
-    usual, wide = (
-        keras.Model(x, blocks.airnet(x, momentum=0.9, **widths)) for widths in ({}, {"widths": (128, 384, 384)})
-    )
-    assert [layer.name for layer in wide.layers][1:] == [layer.name for layer in usual.layers][1:]
-    assert sum(layer.count_params() for layer in backbone_layers(wide)) == 4_604_448
-    assert [wide.get_layer(f"group{group}b").filters for group in (1, 2, 3)] == [128, 384, 384]
+    network = keras.Model(x, blocks.BACKBONES["airnet_residual"](x, momentum=0.9))
+    assert network.output_shape == (None, 3, 3, 512)
+    assert sum(layer.count_params() for layer in network.layers) == 9_907_488 + 3 * 3 * (128 + 384 + 512)
+    for group in (1, 2, 3):
+        shortcut = network.get_layer(f"group{group}c_add").input
+        assert [tensor._keras_history.operation.name for tensor in shortcut] == [
+            f"group{group}c_bn",
+            f"group{group}a_gelu",
+        ]
 
 
 def test_every_saved_form_gives_the_same_probabilities(saved):
