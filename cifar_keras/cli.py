@@ -49,7 +49,7 @@ def main(experiment, arguments=None):
     )
     add_options(parser)
     options = Options(**vars(parser.parse_args(arguments)))
-    variant = options.variant or ("best" if "best" in experiment.variants else "all")
+    variant = experiment.current(options.variant or ("best" if "best" in experiment.variants else "all"))
     if variant not in (*experiment.variants, "all"):
         choices = ", ".join((*experiment.variants, "all"))
         parser.error(f"argument --variant: invalid choice: {variant!r} (choose from {choices})")

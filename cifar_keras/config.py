@@ -126,6 +126,7 @@ def tutorial(model: str, **override: Any) -> Training:
     return Training(model, stages, override={"head": "plain", **override}, batch_size=32, optimizer="adam")
 
 
+NATIVE = "native"  # in a variant's `scaling`: what the weights of the backbone were trained with
 BEST, PUBLISHED = "best", "published"  # variants with a meaning: the default, and the source's recipe rebuilt
 
 
@@ -144,6 +145,8 @@ class Experiment:
         published_classes: per-class test accuracies that the source reported, by variant and class name.
         about: slug of the dataset that the question is about. Its table exists before there is a run on it.
         part_of_study: whether `cifar-keras study` runs the experiment, and its table and page compare it.
+        any_backbone: whether `--backbone` may put another network in the place of its models'.
+        renamed: the present names of variants, by the names that older records and commands have.
     """
 
     number: int
@@ -154,11 +157,17 @@ class Experiment:
     published_classes: dict[str, dict[str, float]] = field(default_factory=dict)
     about: str = "cifar10"
     part_of_study: bool = False
+    any_backbone: bool = False
+    renamed: dict[str, str] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
         """The experiment's full name, for example `exp3_finetune`."""
         return f"exp{self.number}_{self.name}"
+
+    def current(self, variant: str) -> str:
+        """The present name of a variant, whether it is given by that or by an older one."""
+        return self.renamed.get(variant, variant)
 
     @property
     def share(self) -> float:

@@ -47,7 +47,9 @@ def prepare(experiment, options):
     """Resolves an experiment and the command line to a `Job`."""
     budget = BUDGETS[options.budget].shared(experiment.share)
     training = experiment.variants[options.variant]
-    row = row_of(training)
+    row, changed = row_of(training, backbone=backbone_of(experiment, options)), options.changes()
+    if row.backbone != row_of(training).backbone:
+        changed["backbone"] = row.backbone
     limits = limits_of(budget, training, pixels=row.pixels, images_per_second=row.images_per_second)
     if options.limit is not None:
         limits = Limits(*(min(options.limit, given or options.limit) for given in dataclasses.astuple(limits)))
@@ -74,13 +76,23 @@ def prepare(experiment, options):
         limits=limits,
         training=recipe(training, options, row, budget=budget, images=len(dataset.train)),
         row=dataclasses.asdict(row),
-        overrides=options.changes() | ({"weights": weights} if weights != default_weights else {}),
+        overrides=changed | ({"weights": weights} if weights != default_weights else {}),
         classes=None if options.classes is None else dataset.class_names,
     )
     paths = Paths.of(config, options.root)
     if not options.fresh and (begun := Resume(paths.resume).begun()):
         config = as_begun(config, begun)
     return Job(experiment, config, row, dataset, weights_file, paths)
+
+
+def backbone_of(experiment, options):
+    """The network that `--backbone` names, or None; raises ConfigError where the experiment has no use for it."""
+    if options.backbone and not experiment.any_backbone:
+        raise ConfigError(
+            f"`--backbone` is for experiments that compare networks. {experiment.key} is about its own. "
+            f"Received: {options.backbone!r}; leave it out."
+        )
+    return options.backbone
 
 
 def _precision(options, row):

@@ -67,6 +67,9 @@ class Options:
         "the backbone's initial weights: imagenet, none, or a file (default: the model's)",
         metavar="imagenet|none|PATH",
     )
+    backbone: str | None = _option(
+        None, "the network in the place of ResNet50, as efficientnet_lite0, in experiments that vary it", metavar="NAME"
+    )
     epochs: int | None = _option(None, "total over all stages, divided as in the recipe", type=positive, metavar="N")
     batch_size: int | None = _option(
         None, "images per step; learning rates scale with its square root", type=positive, metavar="N"

@@ -79,7 +79,8 @@ def facts(job, progress):
     """The columns that are known whether or not the run succeeds."""
     config, dataset = job.config, job.dataset
     images, batch = len(dataset.train), config.training.batch_size
-    published = published_of(job.experiment.published, config.variant) if dataset.slug in CIFAR10 else {}
+    comparable = dataset.slug in CIFAR10 and "backbone" not in config.overrides  # the source's data and network
+    published = published_of(job.experiment.published, config.variant) if comparable else {}
     seconds = progress.seconds + progress.feature_seconds(cached=False)
     skipped = {"count": len(dataset.skipped), "files": list(dataset.skipped[:1000])}  # damaged images
     return {
@@ -87,6 +88,7 @@ def facts(job, progress):
         "utc": now().isoformat(timespec="seconds"),
         **{name: getattr(config, name) for name in ("experiment", "variant", "budget", "seed", "weights", "precision")},
         "model": config.row["name"],
+        "backbone": config.row["backbone"],
         "dataset": dataset.label,
         "fingerprint": dataset.fingerprint[:12],
         "weights_called_for": config.training.weights or config.row["weights"],

@@ -26,6 +26,7 @@ EXPERIMENT = Experiment(
     },
     published={"train": 0.46, "val": 0.43, "test": 0.42},
     part_of_study=True,
+    any_backbone=True,
 )
 
 if __name__ == "__main__":

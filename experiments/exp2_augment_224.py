@@ -30,6 +30,7 @@ EXPERIMENT = Experiment(
     },
     published={"train": 0.16, "val": 0.21, "test": 0.20},
     part_of_study=True,
+    any_backbone=True,
 )
 
 if __name__ == "__main__":

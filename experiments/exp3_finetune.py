@@ -30,6 +30,7 @@ EXPERIMENT = Experiment(
     },
     published={"train": 0.85, "val": 0.74, "test": 0.72},
     part_of_study=True,
+    any_backbone=True,
 )
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from cifar_keras import metrics, runner
 from cifar_keras.config import ConfigError, Experiment, RunConfig, Stage, Training
 from cifar_keras.data.base import Dataset, Split
-from cifar_keras.models import blocks
+from cifar_keras.models.backbones import BACKBONES, Backbone
 from cifar_keras.models.zoo import MODELS, build
 from cifar_keras.options import Options
 from cifar_keras.training.optim import CrossEntropy
@@ -75,7 +75,7 @@ def tiny(x, *, momentum):
 
 @pytest.fixture(autouse=True)
 def tiny_backbone(monkeypatch, tmp_path):
-    monkeypatch.setitem(blocks.BACKBONES, "tiny", tiny)
+    monkeypatch.setitem(BACKBONES, "tiny", Backbone(tiny))
     monkeypatch.setenv("CIFAR_KERAS_CACHE", str(tmp_path / "cache"))
 
 

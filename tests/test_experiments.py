@@ -26,7 +26,7 @@ from cifar_keras.config import (
     with_learning_rate,
 )
 from cifar_keras.data import load
-from cifar_keras.models import blocks
+from cifar_keras.models.backbones import BACKBONES, Backbone
 from cifar_keras.models.zoo import MODELS
 from cifar_keras.options import Options
 from cifar_keras.saved import artifacts
@@ -163,7 +163,7 @@ def small(monkeypatch):
     def tiny(x, *, momentum):
         return keras.layers.Conv2D(4, 3, strides=4, activation="relu", name="conv")(x)
 
-    monkeypatch.setitem(blocks.BACKBONES, "tiny", tiny)
+    monkeypatch.setitem(BACKBONES, "tiny", Backbone(tiny))
     override = {"backbone": "tiny", "head": "plain", "augmentation": ()}
     yield Experiment(98, "small", {"best": Training("scratch_cnn", (Stage(2, 1e-2),), override, 8, "adam")})
     keras.config.set_dtype_policy("float32")

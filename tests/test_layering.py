@@ -13,7 +13,7 @@ ORDER = {
     "metrics": (),
     "plotting": (),
     "data": ("base", "images", "cifar", "layout", "reading", "folder", "shapes", "", "augment", "pipeline"),
-    "models": ("blocks", "fused", "zoo", "weights"),
+    "models": ("torch_files", "blocks", "backbones", "fused", "zoo", "weights"),
     "training": ("optim", "train", "features", "tensorboard"),
     "results": ("records", "", "groups", "matching"),
     "saved": (

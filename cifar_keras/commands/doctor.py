@@ -329,7 +329,7 @@ def imagenet(data_dir):
     """Where the ImageNet weights are. Importing `weights` loads Keras, which may fail."""
     from cifar_keras.models import weights
 
-    for backbone, published in weights.IMAGENET.items():
+    for backbone, published in weights.published().items():
         file = f"{published.name} ({published.url}, {published.algorithm.upper()} {published.checksum})"
         yield _published(
             f"{backbone}, ImageNet", file, weights.find_imagenet(backbone, data_dir=data_dir),

@@ -159,15 +159,15 @@ def _handling(handler):
 def study(arguments, *, root, budget="full", folder=EXPERIMENTS):
     """Runs the study's experiments one after the other, each in a process, then collates the results in `root`.
 
-    Every experiment gets the `arguments` as they are, with `--root` and `--budget`, if given. The time left is
-    estimated from the budget.
+    Every experiment gets the `arguments` as they are, with `--root` and `--budget`, if given, but `--backbone` only
+    where it has a choice. The time left is estimated from the budget.
 
     Returns: exit code, see `combined`. A signal also ends the study, without tables.
     """
     if not (chosen := study_entries(folder)):
         raise ConfigError(f"{folder} must hold experiments with `part_of_study=True`. Received: none.")
     plan = planned_seconds(chosen, results.read(root), budget)
-    jobs = [(entry.key, entry.question, entry.path, arguments) for entry in chosen]
+    jobs = [(entry.key, entry.question, entry.path, _for(entry, arguments)) for entry in chosen]
     codes = series("study", jobs, plan, speed=1.0)
     if codes[-1] in ENDING:
         return codes[-1]
@@ -178,6 +178,16 @@ def study(arguments, *, root, budget="full", folder=EXPERIMENTS):
     if failed:
         print(f"{len(failed)} of {len(chosen)} failed: {', '.join(failed)}; see their messages above", flush=True)
     return combined(codes)
+
+
+def _for(entry, arguments):
+    """The arguments without `--backbone NAME` and `--backbone=NAME`, unless the experiment takes it."""
+    if entry.experiment.any_backbone:
+        return arguments
+    named = [place for place, argument in enumerate(arguments) if argument == "--backbone"]
+    dropped = {*named, *(place + 1 for place in named)}
+    kept = (argument for place, argument in enumerate(arguments) if place not in dropped)
+    return [argument for argument in kept if not argument.startswith("--backbone=")]
 
 
 def series(name, jobs, plan, *, speed=None):

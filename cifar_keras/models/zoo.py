@@ -8,9 +8,10 @@ import keras
 import numpy as np
 from keras import layers
 
-from cifar_keras.config import ConfigError, Training
+from cifar_keras.config import NATIVE, ConfigError, Training
 from cifar_keras.data.base import Rows
 from cifar_keras.models import blocks
+from cifar_keras.models.backbones import BACKBONES, CHOICES
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class ModelSpec:
 
     Attributes:
         name: the value of `Training.model`.
-        backbone: key of `blocks.BACKBONES`.
+        backbone: key of `backbones.BACKBONES`.
         pixels: side at which the backbone sees the images; other sizes are resized inside the model.
         scaling: of the pixels, see `blocks.scale`.
         trainable: 'head' (the backbone is frozen, its BatchNorm in inference mode), 'all', or what the names of the
@@ -70,10 +71,13 @@ ROWS = (
 MODELS = {row.name: row for row in ROWS}
 
 
-def row_of(training: Training) -> ModelSpec:
+def row_of(training: Training, *, backbone: str | None = None) -> ModelSpec:
     """The recipe's row of `MODELS` with the variant's overrides.
 
-    Raises: ConfigError if the row or a column does not exist.
+    Args:
+        training: the recipe.
+        backbone: the network in the place of the row's own, with the scaling that its weights need; None: its own.
+    Raises: ConfigError if the row, a column or the backbone does not exist.
     """
     if training.model not in MODELS:
         raise ConfigError(f"`model` must be one of {', '.join(MODELS)}. Received: {training.model!r}.")
@@ -82,9 +86,27 @@ def row_of(training: Training) -> ModelSpec:
         raise ConfigError(
             f"`override` takes columns of a model's row: {', '.join(sorted(columns))}. Received: {unknown}."
         )
-    row = MODELS[training.model]
-    speed = row.images_per_second * (row.pixels / training.override.get("pixels", row.pixels)) ** 2
-    return dataclasses.replace(row, **{"images_per_second": speed, **training.override})
+    own, columns = MODELS[training.model], dict(training.override)
+    row = own if backbone in (None, own.backbone) else _with_backbone(own, backbone)
+    if columns.get("scaling") == NATIVE:
+        columns["scaling"] = BACKBONES[row.backbone].scaling
+    speed = own.images_per_second * (own.pixels / columns.get("pixels", own.pixels)) ** 2
+    speed = columns.pop("images_per_second", speed) * row.images_per_second / own.images_per_second
+    return dataclasses.replace(row, **columns, images_per_second=speed)
+
+
+def _with_backbone(row, name):
+    """The row with another network. Its name names that network too."""
+    if name not in CHOICES:
+        raise ConfigError(f"`--backbone` must be one of {', '.join(CHOICES)}. Received: {name!r}.")
+    network = BACKBONES[name]
+    return dataclasses.replace(
+        row,
+        name=row.name.replace(row.backbone, name),
+        backbone=name,
+        scaling=network.scaling,
+        images_per_second=row.images_per_second * network.speed / BACKBONES[row.backbone].speed,
+    )
 
 
 def build(row: ModelSpec, *, image_shape: tuple[int, ...], classes: int, steps: int, seed: int) -> keras.Model:
@@ -105,7 +127,7 @@ def build(row: ModelSpec, *, image_shape: tuple[int, ...], classes: int, steps: 
     if image_shape[:2] != (row.pixels, row.pixels):
         x = layers.Resizing(row.pixels, row.pixels, antialias=True, dtype="float32", name="scaling_resize")(x)
     x = blocks.scale(x, row.scaling)
-    x = blocks.BACKBONES[row.backbone](x, momentum=momentum_for(steps))
+    x = BACKBONES[row.backbone].build(x, momentum=momentum_for(steps))
     return keras.Model(inputs, blocks.HEADS[row.head](x, classes), name=row.name)
 
 

@@ -8,7 +8,8 @@ from tabulate import tabulate
 
 from cifar_keras import metrics
 from cifar_keras.report.table import markdown_table
-from cifar_keras.results.groups import KEY, UNKNOWN, Group, age, from_record
+from cifar_keras.results import with_derived
+from cifar_keras.results.groups import KEY, UNKNOWN, Group, age
 from cifar_keras.results.matching import changes, compared, read, sections
 from cifar_keras.utils.text import csv_text
 
@@ -81,7 +82,7 @@ def against_previous(record, earlier_records, root):
         root: folder that holds `results/`.
     Returns: text; None if no run with the same key and overrides finished earlier.
     """
-    run, *others = (Group((from_record(one),), Path(root) / "results") for one in (record, *earlier_records))
+    run, *others = (Group((with_derived(one),), Path(root) / "results") for one in (record, *earlier_records))
     earlier = [
         other
         for other in others
@@ -128,9 +129,9 @@ def _plural(count, noun):
 
 
 def _title(group, *, overrides, precision):
-    experiment, variant, dataset, budget, weights = group.key_without_precision
-    parts = (f"{experiment} {variant}", dataset, budget, overrides, f"weights {weights}", precision)
-    return ", ".join(filter(None, parts))
+    experiment, variant, dataset, budget, weights = group.key_without("backbone", "precision")
+    parts = (f"{experiment} {variant}", group.backbone_note, dataset, budget, overrides, f"weights {weights}")
+    return ", ".join(filter(None, (*parts, precision)))
 
 
 def _listing(groups, markdown):

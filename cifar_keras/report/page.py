@@ -23,7 +23,8 @@ from cifar_keras.plotting import ON_CURVES, curves_on, drawn, shares, short, wit
 from cifar_keras.report.comparison import against_previous
 from cifar_keras.report.conclusions import of_one, sentences
 from cifar_keras.report.table import DASH, counts, percent
-from cifar_keras.results.groups import Group, age, from_record, natural, newest_recipes
+from cifar_keras.results import with_derived
+from cifar_keras.results.groups import Group, age, natural, newest_recipes
 from cifar_keras.utils.files import write_text
 from cifar_keras.utils.paths import PROJECT
 from cifar_keras.utils.text import duration
@@ -110,7 +111,7 @@ def _chosen(groups):
 
 def rebuilt(groups, root):
     """The runs of the published recipe that compare with the best ones, where there are any: `{key: Group}`."""
-    alike = ("experiment", "fingerprint", "budget", "weights", "precision", "overrides")
+    alike = ("experiment", "backbone", "fingerprint", "budget", "weights", "precision", "overrides")
     found = {tuple(g.first.get(column) for column in alike): g for g in _groups(root, PUBLISHED)}
     own = {key: tuple(group.first.get(column) for column in alike) for key, group in groups.items()}
     return {key: found[values] for key, values in own.items() if values in found}
@@ -137,7 +138,7 @@ def render(groups, entries, root, *, dataset=None):
 
 def render_run(record, root, *, question="", dataset=None):
     """The page of one run as HTML. Arguments as for `build_run`."""
-    run, folder = from_record(record), root / "results"
+    run, folder = with_derived(record), root / "results"
     key, group = run["experiment"], Group((run,), folder)
     groups, stored = {key: group}, results.read_predictions(folder, run["run_id"])
     tables = {"Recipe": recipe(run), "Configuration": [configuration(run)]}
@@ -220,10 +221,10 @@ def overview(groups, entries, rebuilt):
 
 
 def _how(group):
-    """Images, budget, overrides, weights, precision and seeds."""
+    """Images, budget, overrides, backbone, weights, precision and seeds."""
     run, seeds = group.first, len(group.runs)
     weights = f"weights {short(run['weights'], 24)}"
-    parts = [f"{group.test_n:,} images", f"budget {run['budget']}", group.overrides, weights]
+    parts = [f"{group.test_n:,} images", f"budget {run['budget']}", group.overrides, group.backbone_note, weights]
     return ", ".join(filter(None, [*parts, group.precision_note, f"{seeds} seeds" if seeds > 1 else ""]))
 
 
@@ -262,7 +263,10 @@ def data_lines(groups):
 
 def environment(groups):
     """Weights, hardware, versions and code of each group's runs."""
-    names = ("weights", "device", "backend", "keras", "tensorflow", "python", "precision", "seed", "git_commit", "utc")
+    names = (
+        *("backbone", "weights", "precision", "seed", "device", "backend"),
+        *("keras", "tensorflow", "python", "git_commit", "utc"),
+    )
     return [{"model": group.name, **{name: group.seen(name, DASH) for name in names}} for group in groups.values()]
 
 

@@ -12,7 +12,7 @@ from cifar_keras.utils.text import csv_text
 
 DASH = "-"
 HEADINGS = (
-    *("experiment", "variant", "budget", "dataset", "weights", "precision", "published test"),
+    *("experiment", "variant", "backbone", "budget", "dataset", "weights", "precision", "published test"),
     *("test [95% interval] (n)", "seeds", "train (n)", "val (n)", "parameters", "minutes", "hardware"),
 )
 NOT_IN_A_TERMINAL = ("seeds", "train (n)", "parameters", "hardware")  # omitted to keep the text rendering narrow
@@ -32,7 +32,8 @@ def collated(records, experiments=()):
     """
     groups = newest_recipes(records)
     results = [_row(group) for group in groups if counts(group.first)]
-    measured = {(row["experiment"], row["variant"]) for row in results}
+    own = [group.first for group in groups if counts(group.first) and not group.backbone_note]
+    measured = {(run["experiment"], run["variant"]) for run in own}
     for entry in experiments:
         missing = [variant for variant in entry.experiment.variants if (entry.key, variant) not in measured]
         results += [_empty_row(entry, variant) for variant in missing]
@@ -67,7 +68,7 @@ def summarised(records, experiments):
 
 
 def _summary(row):
-    names = ("experiment", "variant", "dataset", "test [95% interval] (n)", "published test")
+    names = ("experiment", "variant", "backbone", "dataset", "test [95% interval] (n)", "published test")
     time = "" if row["minutes"] == DASH else f"{row['minutes']} min, "
     cost = f"{time}{row['hardware']}, {row['seeds']} seed{'s' * (row['seeds'] != '1')}"
     cost += "" if _plain_precision([row]) else f", {row['precision']}"
@@ -95,6 +96,7 @@ def _row(group):
     return {
         "experiment": first["experiment"],
         "variant": first["variant"],
+        "backbone": first.get("backbone") or DASH,
         "budget": f"{first['budget']}, {group.overrides}" if group.overrides else first["budget"],
         "dataset": first["dataset"],
         "weights": first["weights"],
@@ -117,7 +119,7 @@ def _empty_row(entry, variant):
 
 def _order(row):
     """By experiment, of which the second comes before the tenth, then by name."""
-    names = ("experiment", "variant", "budget", "dataset", "weights", "precision")
+    names = ("experiment", "variant", "backbone", "budget", "dataset", "weights", "precision")
     return natural(row["experiment"]), *(row[heading] for heading in names)
 
 
@@ -144,11 +146,21 @@ def render(rows, form):
         return csv_text(rows, rows[0]).rstrip("\n")
     if form == "markdown":
         return markdown_table(rows)
+    kept = _narrowed(rows)
     # Wrapped here, since tabulate's own wrapping reads '1,000' as a number and fails.
-    left_out = (*NOT_IN_A_TERMINAL, "precision") if _plain_precision(rows) else NOT_IN_A_TERMINAL
-    kept = [heading for heading in rows[0] if heading not in left_out]
     rows = [{textwrap.fill(heading, 14): textwrap.fill(row[heading], 20) for heading in kept} for row in rows]
     return tabulate(rows, headers="keys", tablefmt="simple", disable_numparse=True)
+
+
+def _narrowed(rows):
+    """The headings that a terminal has room for; backbone and precision only where they tell rows apart."""
+    left_out = set(NOT_IN_A_TERMINAL)
+    if _plain_precision(rows):
+        left_out.add("precision")
+    backbones = {(row["experiment"], row["variant"], row["backbone"]) for row in rows if row["backbone"] != DASH}
+    if len({key[:2] for key in backbones}) == len(backbones):
+        left_out.add("backbone")
+    return [heading for heading in rows[0] if heading not in left_out]
 
 
 def markdown_table(rows):
@@ -185,9 +197,10 @@ def docstring_result(records, key):
 
 def _sentence(group):
     first, accuracy = group.first, percent(group.estimate.value)
+    variant = ", ".join(filter(None, (first["variant"], group.backbone_note)))
     interval = f"{group.estimate.bounds()}{_spread(group)}"
     parts = (
-        f"{first['variant']}: {accuracy} of {group.test_n:,} test images {interval}",
+        f"{variant}: {accuracy} of {group.test_n:,} test images {interval}",
         f"{len(group.runs)} seed{'s' if len(group.runs) > 1 else ''}",
         first["dataset"],
         group.precision_note,

@@ -11,9 +11,10 @@ from statistics import mean, stdev
 
 from cifar_keras import metrics
 from cifar_keras.config import ConfigError
-from cifar_keras.results import COLUMNS, overrides
+from cifar_keras.results import COLUMNS, with_derived
 
-KEY = ("experiment", "variant", "dataset", "budget", "weights", "precision")  # what a run is about, before any detail
+# What a run is about, before any detail.
+KEY = ("experiment", "variant", "backbone", "dataset", "budget", "weights", "precision")
 # The columns that describe a configuration, where there is no record with all of it.
 CONFIGURATION = ("model", "pixels", "epochs", "train_images", "precision", "deterministic", "batch_size", "overrides")
 NEEDED_COLUMNS = (  # in a CSV from elsewhere; older versions lack some of the others
@@ -88,9 +89,10 @@ def _run(path, number, names, values):
     if run["status"] == "finished" and (unknown := [name for name in NEEDED_COLUMNS if run[name] is None]):
         raise ConfigError(f"{where}: a finished run needs values for {', '.join(unknown)}. Received: nothing there.")
     run["config"] = _config(path.parent / "runs" / f"{run['run_id']}.json")
-    if run["overrides"] is None and run["config"] is not None:  # a CSV from before that column
-        run["overrides"] = overrides(run)
-    return run
+    if run["config"] is None:
+        return run
+    derived = with_derived(run)  # for a CSV from before these columns
+    return run | {name: derived[name] for name in ("overrides", "backbone") if run[name] is None}
 
 
 def _value(column, text, where):
@@ -116,17 +118,12 @@ def _config(path):
         raise ConfigError(f"{path} is not a run record: {error!r}. Repair it or move it away.") from None
 
 
-def from_record(record):
-    """A run's record as `read_csv` would return it: the overrides are a column."""
-    return {**record, "overrides": overrides(record)}
-
-
 @dataclass(frozen=True, eq=False)
 class Group:
     """Finished runs that differ only by their seed.
 
     Attributes:
-        runs: dicts from `read_csv` or `from_record`: the newest run of each seed, by seed.
+        runs: dicts from `read_csv` or `with_derived`: the newest run of each seed, by seed.
         folder: the one with their results.csv and predictions; None if these are not needed.
     """
 
@@ -143,15 +140,19 @@ class Group:
         """The values by which groups are matched."""
         return key_of(self.first)
 
-    @property
-    def key_without_precision(self):
-        """The same without the precision, which may depend on the machine."""
-        return tuple(value for name, value in zip(KEY, self.key, strict=True) if name != "precision")
+    def key_without(self, *names):
+        """The same without some columns, such as the precision, which may depend on the machine."""
+        return tuple(value for name, value in zip(KEY, self.key, strict=True) if name not in names)
 
     @property
     def overrides(self):
         """What the command line changed: '' for the plain recipe, None if unknown."""
         return self.first["overrides"]
+
+    @property
+    def backbone_note(self):
+        """The backbone if `--backbone` chose it, for tables that have no column for it; else ''."""
+        return ((self.config or {}).get("overrides") or {}).get("backbone", "")
 
     @property
     def precision_note(self):
@@ -227,7 +228,7 @@ def grouped(runs, folder=None):
     """Groups the finished runs that differ only by their seed: other data or another recipe make another group.
 
     Args:
-        runs: from `read_csv` or `from_record`.
+        runs: from `read_csv` or `with_derived`.
         folder: see `Group`.
     Returns: list of `Group`, by experiment and key, older recipes first.
     """
@@ -240,7 +241,7 @@ def grouped(runs, folder=None):
 
 def newest_recipes(records, folder=None):
     """Groups of records, with older recipes of the same run left out: a mean over two recipes means nothing."""
-    groups = grouped(map(from_record, records), folder)  # older recipes first
+    groups = grouped(map(with_derived, records), folder)  # older recipes first
     return list({(group.key, group.first["fingerprint"], group.overrides): group for group in groups}.values())
 
 

@@ -88,15 +88,21 @@ def matched(first, later):
 
     If both sides have a single group under one key, these two are matched, whatever their recipes. Otherwise groups
     with equal overrides are matched, the newest recipe of each side, and then groups with equal recipes. What is left
-    is matched in the same way with groups of another precision, which `--precision auto` chooses for the machine.
+    is matched in the same way with groups of another precision, which `--precision auto` chooses for the machine. Files
+    from before there was a choice of backbones are matched without it.
 
     Returns: `(pairs, only_first, only_later)`: a list of two-tuples of groups, and two lists of groups.
     """
-    pairs = _by_key(first, later, lambda group: group.key)
+    unknown = ("backbone",) if None in [group.first.get("backbone") for group in (*first, *later)] else ()
+
+    def key(group):
+        return group.key_without(*unknown)
+
+    pairs = _by_key(first, later, key)
     first, later = _left(first, pairs), _left(later, pairs)
-    keys = {group.key for group in first} & {group.key for group in later}  # these were compared, and did not match
-    others = [[group for group in side if group.key not in keys] for side in (first, later)]
-    pairs += _by_key(*others, lambda group: group.key_without_precision)
+    keys = set(map(key, first)) & set(map(key, later))  # these were compared, and did not match
+    others = [[group for group in side if key(group) not in keys] for side in (first, later)]
+    pairs += _by_key(*others, lambda group: group.key_without("precision", *unknown))
     return pairs, _left(first, pairs), _left(later, pairs)
 
 

@@ -20,6 +20,7 @@ COLUMNS = {
     "variant": "which of the experiment's recipes",
     "budget": "full, or what was cut (quick, demo): see `config.BUDGETS`",
     "model": "row of `models.zoo.MODELS`",
+    "backbone": "its network, see `models.backbones`; `--backbone` chooses it",
     "dataset": "the data's label; only `CIFAR-10` and `CIFAR-100` are the official archives",
     "fingerprint": "SHA-256 over the whole data, first 12 hex digits",
     "seed": "of weights, order, augmentation and dropout",
@@ -67,10 +68,19 @@ COLUMNS = {
 }
 
 
+OWN_COLUMNS = ("backbone", "weights", "precision")  # of what the command line changes
+
+
 def overrides(record):
-    """What the command line changed besides weights and precision, which have their own columns: 'epochs=3' or ''."""
+    """What the command line changed besides what has a column of its own: 'epochs=3' or ''."""
     changed = (record.get("config") or {}).get("overrides") or {}
-    return ", ".join(f"{key}={value}" for key, value in sorted(changed.items()) if key not in ("weights", "precision"))
+    return ", ".join(f"{key}={value}" for key, value in sorted(changed.items()) if key not in OWN_COLUMNS)
+
+
+def with_derived(record):
+    """A record with the columns that follow from its configuration: the overrides, and in older ones the backbone."""
+    row = (record.get("config") or {}).get("row") or {}
+    return {**record, "overrides": overrides(record), "backbone": record.get("backbone") or row.get("backbone")}
 
 
 def write(root, record, *, predictions=None):
@@ -115,8 +125,7 @@ def rebuild(root):
     results = Path(root) / "results"
     with lock(results / "results.csv"):
         records = read(root)
-        rows = ({**record, "overrides": overrides(record)} for record in records)
-        write_text(results / "results.csv", csv_text(rows, COLUMNS))
+        write_text(results / "results.csv", csv_text(map(with_derived, records), COLUMNS))
         write_text(results / "README.md", readme())
     return records
 

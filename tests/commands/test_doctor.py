@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 
 from cifar_keras.commands import doctor
 from cifar_keras.data import cifar
-from cifar_keras.models import weights
+from cifar_keras.models.backbones import BACKBONES
 from cifar_keras.training import tensorboard
 from cifar_keras.utils import runtime, system
 from cifar_keras.utils.paths import PROJECT, search_paths
@@ -61,7 +61,7 @@ def test_without_data_every_place_is_named_in_order_and_the_remedy_too(monkeypat
         assert finding.value.count("(no such folder)") == 2
         assert "https://" in finding.advice
     assert cifar.ARCHIVES["cifar10"].sha256 in missing[0].advice
-    assert weights.IMAGENET["resnet50"].checksum in missing[2].advice
+    assert BACKBONES["resnet50"].imagenet.checksum in missing[2].advice
     assert not (tmp_path / "home").exists()  # looking makes nothing
 
 
@@ -101,11 +101,11 @@ def test_an_unpacked_folder_is_checked_file_by_file(monkeypatch, tmp_path):
 
 
 def test_weights_are_found_and_checked(monkeypatch, tmp_path):
-    path = tmp_path / weights.IMAGENET["resnet50"].name
+    path = tmp_path / BACKBONES["resnet50"].imagenet.name
     path.write_bytes(b"weights")
     assert named(doctor.imagenet(tmp_path), "resnet50, ImageNet").status == "warning"
-    known = dataclasses.replace(weights.IMAGENET["resnet50"], checksum=hashlib.md5(b"weights").hexdigest())
-    monkeypatch.setitem(weights.IMAGENET, "resnet50", known)
+    known = dataclasses.replace(BACKBONES["resnet50"].imagenet, checksum=hashlib.md5(b"weights").hexdigest())
+    monkeypatch.setitem(BACKBONES, "resnet50", dataclasses.replace(BACKBONES["resnet50"], imagenet=known))
     found = named(doctor.imagenet(tmp_path), "resnet50, ImageNet")
     assert found.status == "ok" and str(path) in found.value
 

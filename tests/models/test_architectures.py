@@ -7,6 +7,7 @@ from helpers import noise
 
 from cifar_keras.config import ConfigError, Training
 from cifar_keras.models import weights
+from cifar_keras.models.backbones import BACKBONES
 from cifar_keras.models.zoo import MODELS, build, row_of, set_trainable
 
 SIMPLE = {  # name: (output shape, parameters)
@@ -216,6 +217,6 @@ def test_a_file_of_another_architecture_or_none_is_refused(tmp_path):
 
 
 def test_resnet18s_published_weights_are_checked_by_their_sha256(tmp_path):
-    (tmp_path / weights.IMAGENET["resnet18"].name).write_bytes(b"x")
+    (tmp_path / BACKBONES["resnet18"].imagenet.name).write_bytes(b"x")
     with pytest.raises(ConfigError, match="SHA256 694f673d.*Received: 2d711642"):
         weights.resolve(None, MODELS["resnet18_224"], data_dir=tmp_path)

@@ -33,8 +33,12 @@ def test_scaling_to_minus_one_to_one_and_by_torchvisions_statistics():
     np.testing.assert_allclose(scaled("torch"), (IMAGES / np.float32(255) - mean) / deviation, atol=1e-5)
 
 
+def test_efficientnet_lites_scaling():
+    np.testing.assert_allclose(scaled("lite"), (IMAGES.astype("float32") - 127) / 128, atol=1e-6)
+
+
 def test_an_unknown_scaling_is_refused_with_the_choices():
-    with pytest.raises(ValueError, match="'unit', 'half', 'zscore', 'torch' or 'caffe'"):
+    with pytest.raises(ValueError, match="'unit', 'half', 'lite', 'zscore', 'torch' or 'caffe'"):
         scaled("none")
 
 

@@ -10,6 +10,7 @@ from helpers import config
 
 from cifar_keras.config import ConfigError, tutorial
 from cifar_keras.models import weights
+from cifar_keras.models.backbones import BACKBONES
 from cifar_keras.models.zoo import MODELS, backbone_layers, build, part_of, row_of
 from cifar_keras.saved import artifacts
 from cifar_keras.utils.paths import Paths
@@ -144,8 +145,8 @@ def test_imagenet_weights_are_found_in_the_data_folder_and_checked(monkeypatch, 
     path.write_bytes(b"x")
     with pytest.raises(ConfigError, match="MD5 4d473c1d.*Received: 9dd4e461"):
         weights.resolve(None, MODELS["resnet50_frozen"], data_dir=tmp_path)
-    known = dataclasses.replace(weights.IMAGENET["resnet50"], checksum="9dd4e461268c8034f5c8564e155c67a6")  # of "x"
-    monkeypatch.setitem(weights.IMAGENET, "resnet50", known)
+    known = dataclasses.replace(BACKBONES["resnet50"].imagenet, checksum="9dd4e461268c8034f5c8564e155c67a6")  # of "x"
+    monkeypatch.setitem(BACKBONES, "resnet50", dataclasses.replace(BACKBONES["resnet50"], imagenet=known))
     assert weights.resolve(None, MODELS["resnet50_frozen"], data_dir=tmp_path) == ("imagenet", path)
     assert path.read_bytes() == b"x"
 

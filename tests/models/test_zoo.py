@@ -10,6 +10,7 @@ from helpers import config, noise
 
 from cifar_keras.config import ConfigError, Stage, Training
 from cifar_keras.models import blocks
+from cifar_keras.models.backbones import BACKBONES
 from cifar_keras.models.zoo import (
     MODELS,
     backbone_layers,
@@ -68,7 +69,7 @@ def test_the_backbone_has_the_published_number_of_parameters(row, logits_model):
 
 def test_the_residual_network_has_airbench96_s_shortcuts_and_parameters():
     x = keras.Input((32, 32, 3))
-    network = keras.Model(x, blocks.BACKBONES["airnet_residual"](x, momentum=0.9))
+    network = keras.Model(x, BACKBONES["airnet_residual"].build(x, momentum=0.9))
     assert network.output_shape == (None, 3, 3, 512)
     assert sum(layer.count_params() for layer in network.layers) == 9_907_488 + 3 * 3 * (128 + 384 + 512)
     for group in (1, 2, 3):

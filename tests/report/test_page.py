@@ -12,7 +12,8 @@ from helpers import entry, record, store
 from cifar_keras.config import ConfigError
 from cifar_keras.explain import errors
 from cifar_keras.report import conclusions, page
-from cifar_keras.results.groups import Group, from_record
+from cifar_keras.results import with_derived
+from cifar_keras.results.groups import Group
 
 NOWHERE = Path("nowhere")
 KEYS = ("exp1_frozen", "exp2_augment_224", "exp3_finetune", "exp4_scratch")
@@ -31,7 +32,7 @@ def run(key, test, seconds, **changes):
 
 
 def group(*runs, folder=NOWHERE):
-    return Group(tuple(from_record(one) for one in runs), folder)
+    return Group(tuple(with_derived(one) for one in runs), folder)
 
 
 def groups_of(*runs, folder=NOWHERE):

@@ -18,7 +18,7 @@ import keras  # noqa: E402
 from cifar_keras import results, runner  # noqa: E402
 from cifar_keras.cli import main  # noqa: E402
 from cifar_keras.config import Experiment, Stage, Training  # noqa: E402
-from cifar_keras.models import blocks  # noqa: E402
+from cifar_keras.models.backbones import BACKBONES, Backbone  # noqa: E402
 from cifar_keras.saved import artifacts  # noqa: E402
 from cifar_keras.training import features, train  # noqa: E402
 
@@ -65,7 +65,7 @@ def announced(owner, name, phase_of):
 
 
 if __name__ == "__main__":
-    blocks.BACKBONES |= {"tiny": tiny, "dry": dry}
+    BACKBONES.update(tiny=Backbone(tiny), dry=Backbone(dry))
     announced(runner, "prepare", lambda _: "data")
     announced(runner, "built", lambda _: "model")
     features.evaluation_batch = lambda *_: 8  # twenty blocks a view

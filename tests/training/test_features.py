@@ -22,7 +22,7 @@ from cifar_keras.data import augment
 from cifar_keras.data.augment import augmented
 from cifar_keras.data.base import Dataset
 from cifar_keras.data.pipeline import epoch_order, train_pipeline
-from cifar_keras.models import blocks
+from cifar_keras.models.backbones import BACKBONES, Backbone
 from cifar_keras.models.zoo import MODELS, build
 from cifar_keras.options import Options
 from cifar_keras.saved import artifacts
@@ -45,7 +45,7 @@ def tiny(x, *, momentum):
 @pytest.fixture(autouse=True)
 def tiny_backbone(monkeypatch, tmp_path):
     """The backbone, a cache of the test's own, and blocks of ten images: five of train, the last of them shorter."""
-    monkeypatch.setitem(blocks.BACKBONES, "tiny", tiny)
+    monkeypatch.setitem(BACKBONES, "tiny", Backbone(tiny))
     monkeypatch.setenv("CIFAR_KERAS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(features, "evaluation_batch", lambda *_: 10)
 
@@ -371,7 +371,7 @@ def test_a_backbone_with_dropout_is_no_function_of_the_image(monkeypatch):
     def random(x, *, momentum):
         return keras.layers.Dropout(0.3, name="dropout")(tiny(x, momentum=momentum))
 
-    monkeypatch.setitem(blocks.BACKBONES, "tiny", random)
+    monkeypatch.setitem(BACKBONES, "tiny", Backbone(random))
     assert not features.applicable(model_of(), ROW, TRAINING)
 
 

@@ -9,7 +9,7 @@ import pytest
 from helpers import noise
 
 from cifar_keras.config import ConfigError, RunFailedError, Stage, Training
-from cifar_keras.models import blocks
+from cifar_keras.models.backbones import BACKBONES, Backbone
 from cifar_keras.models.zoo import MODELS, build
 from cifar_keras.training import train
 from cifar_keras.training.train import Resume, fit
@@ -28,7 +28,7 @@ def tiny(x, *, momentum):
 
 @pytest.fixture(autouse=True)
 def tiny_backbone(monkeypatch):
-    monkeypatch.setitem(blocks.BACKBONES, "tiny", tiny)
+    monkeypatch.setitem(BACKBONES, "tiny", Backbone(tiny))
 
 
 class Killed(Exception):

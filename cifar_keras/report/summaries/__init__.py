@@ -62,9 +62,10 @@ def families(experiment, records):
     """The `Family`s of an experiment. A baseline from random weights belongs to the families of all other weights."""
     found = {}
     for group in newest_recipes(records):
-        if group.first["experiment"] == experiment.key and group.first["variant"] in experiment.variants:
-            config = _naming(group)
-            key = (config.dataset, config.budget, group.first["overrides"], group.precision_note)
+        variant = experiment.current(group.first["variant"])
+        if group.first["experiment"] == experiment.key and variant in experiment.variants:
+            config = dataclasses.replace(_naming(group), variant=variant)
+            key = (config.dataset, config.budget, group.first["overrides"], group.backbone_note, group.precision_note)
             found.setdefault(key, []).append((config, is_baseline(group), group))
     if experiment.about not in [dataset for dataset, *_ in found]:
         name = f"exp{experiment.number}_{experiment.about}"

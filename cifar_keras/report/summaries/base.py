@@ -12,7 +12,7 @@ from cifar_keras.results.groups import Group
 
 @dataclass(frozen=True)
 class Family:
-    """The groups of one experiment that are compared: same data, budget, precision and starting weights."""
+    """The groups of one experiment that are compared: same data, budget, backbone, precision and starting weights."""
 
     experiment: Experiment
     name: str  # of its files
@@ -34,13 +34,16 @@ class Family:
             more.append(f"budget {first['budget']}")
         if self.source not in ("none", first["weights_called_for"]):
             more.append(f"from {self.source}")
-        more += [first["overrides"], next(iter(self.groups.values())).precision_note]
+        group = next(iter(self.groups.values()))
+        more += [group.backbone_note, first["overrides"], group.precision_note]
         return ", ".join((f"{first['experiment']}: {first['dataset']}", *(part for part in more if part)))
 
     def published(self, variant, split="test"):
-        """The accuracy that the source reported, or None; data other than CIFAR-10 have none."""
-        if self.groups and self.first["config"]["dataset"] not in CIFAR10:
-            return None
+        """The accuracy that the source reported, or None: on other data than CIFAR-10, or with another backbone."""
+        if self.groups:
+            config = self.first["config"]
+            if config["dataset"] not in CIFAR10 or "backbone" in config["overrides"]:
+                return None
         return published_of(self.experiment.published, variant).get(split)
 
 
