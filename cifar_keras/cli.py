@@ -199,12 +199,20 @@ def _compare(verbs):
     def run(options):
         from cifar_keras.report import comparison
 
-        return comparison.run(options.files, fmt=options.format)
+        if not options.published:
+            return comparison.run(options.files, fmt=options.format)
+        runtime.setup(verbose=options.verbose)
+        from cifar_keras.commands import published
+
+        return published.run(options.files, root=options.root, data_dir=options.data_dir, fmt=options.format)
 
     text = "is it better? compares results files with the first one, with confidence intervals"
     verb = _verb(verbs, run, "compare", text)
     text = "two or more; with only one, shows its intervals"
     verb.add_argument("files", nargs="+", metavar="RESULTS.CSV", help=text)
+    text = "runs in place of files (a run id, an experiment), beside 30 published models on CIFAR-10's test images"
+    verb.add_argument("--published", action="store_true", help=text)
+    add_options(verb, only=("data_dir", "root", "verbose"))
     _add_format(verb)
 
 

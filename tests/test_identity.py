@@ -13,15 +13,34 @@ import pytest
 from helpers import EXPERIMENT_FILES, experiment_of
 
 from cifar_keras import job
-from cifar_keras.config import RunConfig, with_epochs
+from cifar_keras.config import NATIVE, RunConfig, with_epochs
 from cifar_keras.options import Options
 from cifar_keras.utils.paths import PROJECT, Paths
 
 STORED = [json.loads(line) for line in (PROJECT / "tests/stored_configurations.jsonl").read_text().splitlines()]
 EXPERIMENTS = {path.stem: experiment_of(path) for path in EXPERIMENT_FILES}
+
+
+def with_columns(recipe, **columns):
+    return replace(recipe, override=recipe.override | columns)
+
+
+def long_of_then(recipe):
+    return replace(with_epochs(recipe, 40), override={"augmentation": ("shift", "alternating_flip", "cutout")})
+
+
+def scratch_of_then(recipe):
+    if recipe.epochs == 20:
+        return long_of_then(recipe)
+    return with_epochs(recipe, 13) if recipe.epochs == 15 else recipe
+
+
 RECIPES_OF_THEN = {  # those that have changed since those runs
     "exp2_augment_224": lambda recipe: replace(recipe, views=None),
-    "exp4_scratch": lambda recipe: with_epochs(recipe, 13) if recipe.epochs == 15 else recipe,
+    "exp4_scratch": scratch_of_then,
+    "exp5_preprocessing": lambda recipe: with_columns(
+        recipe, scaling=recipe.override["scaling"].replace(NATIVE, "caffe")
+    ),
 }
 
 
@@ -32,7 +51,9 @@ def canonical(config):
 def experiment_of_then(key):
     experiment = EXPERIMENTS[key]
     of_then = RECIPES_OF_THEN.get(key, lambda recipe: recipe)
-    return replace(experiment, variants={name: of_then(recipe) for name, recipe in experiment.variants.items()})
+    names = {new: old for old, new in experiment.renamed.items()}
+    variants = {names.get(name, name): of_then(recipe) for name, recipe in experiment.variants.items()}
+    return replace(experiment, variants=variants)
 
 
 def options_of(config, root):
@@ -49,6 +70,7 @@ def test_a_stored_run_has_the_same_name_and_identity_today(stored, tmp_path, mon
     data.train, data.with_per_class = np.empty(stored["train_images"]), lambda *_, **__: data
     monkeypatch.setattr(job, "load", lambda *_, **__: data)
     monkeypatch.setattr(job, "resolve", lambda *_, **__: (config["weights"], None))
+    monkeypatch.setattr(job, "_precision", lambda *_: config["precision"])  # it depends on the machine
     prepared = job.prepare(experiment_of_then(config["experiment"]), options_of(config, tmp_path))
     assert prepared.config.identity == canonical(config)
     assert prepared.paths.stem == stored["run_id"].rpartition("_")[0]

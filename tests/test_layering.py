@@ -21,7 +21,17 @@ ORDER = {
         *("scoring", "resizing", "inspect_model", "export"),
     ),
     "explain": (
-        *("base", "errors", "calibration", "embeddings", "model_comparison", "flatten", "gradcam", "activations"),
+        *(
+            "base",
+            "errors",
+            "calibration",
+            "embeddings",
+            "model_comparison",
+            "published",
+            "flatten",
+            "gradcam",
+            "activations",
+        ),
         *("elsewhere", "", "analyse"),
     ),
     "report": (
@@ -31,7 +41,7 @@ ORDER = {
     "job": (),
     "outcome": (),
     "runner": (),
-    "commands": ("doctor", "predict", "evaluate", "study"),
+    "commands": ("doctor", "predict", "evaluate", "published", "study"),
     "cli": (),
     "__main__": (),
 }

@@ -23,6 +23,7 @@ from cifar_keras.explain.embeddings import feature_space
 from cifar_keras.explain.errors import errors
 from cifar_keras.explain.gradcam import looked_at, spatial_layers
 from cifar_keras.explain.model_comparison import model_comparison
+from cifar_keras.explain.published import comparable, published
 from cifar_keras.saved import artifacts, inference
 from cifar_keras.saved.find import is_model, known, matching, model_of, record_of
 from cifar_keras.saved.formats import OPENERS
@@ -222,7 +223,17 @@ def sections(subject, model, computed, peers, *, folder, layer):
         ),
         "space": space,
         "versus": against,
+        "published": lambda: _beside_published(subject, test),
     }  # fmt: skip
+
+
+def _beside_published(subject, test):
+    data = subject.dataset
+    if not comparable(data.fingerprint, len(test.labels)):
+        raise NotApplicable("these are not CIFAR-10's official test images, all of them")
+    own = f"{subject.record['experiment']} {subject.record['variant']}" if subject.record else subject.name
+    pictures = {"images": data.test.images, "class_names": data.class_names}
+    return published(test.labels, test.probabilities, own=own, **pictures)
 
 
 def find(name, *, root, dataset=None, data_dir=None, **loading):

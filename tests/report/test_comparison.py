@@ -212,7 +212,14 @@ def test_an_older_recipe_is_a_group_of_its_own_and_compared_with_itself_too(tmp_
 
 @pytest.mark.parametrize("column", [column for column in KEY if column != "precision"])
 def test_rows_that_differ_in_a_key_do_not_meet(column):
-    assert meetings([row(run_id="a")], [row(run_id="b", **{column: "other"})]) == ([], ["a"], ["b"])
+    a, b = row(run_id="a", backbone="airnet"), row(run_id="b", backbone="airnet")
+    assert meetings([a], [b | {column: "other"}]) == ([], ["a"], ["b"])
+
+
+def test_files_from_before_backbones_could_be_chosen_are_compared_without_them():
+    assert meetings([row(run_id="a", backbone=None)], [row(run_id="b", backbone="airnet")]) == ([("a", "b")], [], [])
+    far = row(run_id="b", backbone="airnet", dataset="other")
+    assert meetings([row(run_id="a", backbone=None)], [far]) == ([], ["a"], ["b"])
 
 
 def test_precisions_meet_where_there_is_no_other_counterpart_and_that_is_a_change(tmp_path, capsys):

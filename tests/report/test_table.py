@@ -12,8 +12,8 @@ def test_a_row_states_accuracy_interval_n_data_hardware_and_time():
     (row,), others = table.collated([record()])
     assert others == []
     assert row == {
-        "experiment": "exp4_scratch", "variant": "best", "dataset": "CIFAR-10 (JPEG)", "weights": "none",
-        "precision": "float32", "published test": "72%", "test [95% interval] (n)": "89.6% [89.0, 90.2] (10,000)",
+        "experiment": "exp4_scratch", "variant": "best", "backbone": "-", "dataset": "CIFAR-10 (JPEG)",
+        "weights": "none", "precision": "float32", "published test": "72%", "test [95% interval] (n)": "89.6% [89.0, 90.2] (10,000)",
         "seeds": "1", "train (n)": "98.0% (5,000)", "val (n)": "90.0% (5,000)", "parameters": "1,972,792",
         "minutes": "42", "hardware": "2-core CPU",
     }  # fmt: skip
@@ -153,11 +153,11 @@ def test_with_result_changes_that_line_and_its_continuation_alone():
         table.with_result('"""Nothing."""\n', "Result   x")
 
 
-def test_the_readme_s_table_has_six_columns_of_measured_rows_and_names_the_others_in_one_line():
+def test_the_readme_s_table_has_seven_columns_of_measured_rows_and_names_the_others_in_one_line():
     experiments = [entry("exp1_frozen", "best"), entry("exp4_scratch", "best", "wide")]
     table_, line = table.summarised([record()], experiments).split("\n\n")
     header, _, *rows = table_.splitlines()
-    assert header.count("|") == 7 and len(rows) == 1
+    assert header.count("|") == 8 and len(rows) == 1
     assert "[exp4_scratch](experiments/exp4_scratch.py)" in rows[0] and "42 min, 2-core CPU, 1 seed " in rows[0]
     assert "[exp1_frozen](experiments/exp1_frozen.py) (best), [exp4_scratch]" in line and "(wide)" in line
     assert table.summarised([record()], [entry("exp4_scratch", "best")]).count("\n\n") == 0
