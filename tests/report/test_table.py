@@ -13,7 +13,8 @@ def test_a_row_states_accuracy_interval_n_data_hardware_and_time():
     assert others == []
     assert row == {
         "experiment": "exp4_scratch", "variant": "best", "backbone": "-", "dataset": "CIFAR-10 (JPEG)",
-        "weights": "none", "precision": "float32", "published test": "72%", "test [95% interval] (n)": "89.6% [89.0, 90.2] (10,000)",
+        "weights": "none", "precision": "float32", "published test": "72%",
+        "test [95% interval] (n)": "89.6% [89.0, 90.2] (10,000)",
         "seeds": "1", "train (n)": "98.0% (5,000)", "val (n)": "90.0% (5,000)", "parameters": "1,972,792",
         "minutes": "42", "hardware": "2-core CPU",
     }  # fmt: skip
