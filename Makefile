@@ -29,9 +29,12 @@ $(STAMP): requirements.lock pyproject.toml
 setup: $(STAMP) ## create .venv and install the locked packages and the project
 	@echo "ready: . .venv/bin/activate"
 
+PRETRAINED = --budget demo --root demo --backbone efficientnet_lite0 --weights imagenet
 demo: export CIFAR_KERAS_CACHE = $(CURDIR)/demo/cache
-demo: $(STAMP) ## run all four experiments on the embedded data and write the report; offline, minutes
+demo: $(STAMP) ## run all four experiments on the embedded data, two also pretrained, and write the report; offline, minutes
 	$(BIN) -m cifar_keras study --budget demo --root demo
+	$(BIN) experiments/exp1_frozen.py $(PRETRAINED)
+	$(BIN) experiments/exp2_augment_224.py $(PRETRAINED)
 	$(BIN) -m cifar_keras report --root demo
 	@echo
 	@echo "report     demo/results/report/index.html (open it in a browser)"

@@ -5,7 +5,7 @@ import json
 import re
 import shlex
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import cycle, groupby
 from pathlib import Path
 
 import jinja2
@@ -72,17 +72,18 @@ def build_run(root, record, *, question="", dataset=None):
 
 
 def study_groups(root, entries):
-    """The best recipe's runs of each experiment, on the data that most experiments share.
+    """The best recipe's runs of each experiment and backbone, on the data that most experiments share.
 
     Arguments as for `build`.
 
-    Returns: `{key: results.groups.Group}`, in the experiments' order.
+    Returns: `{key: results.groups.Group}`, in the experiments' order; keys are also anchors on the page.
     Raises: ConfigError for fewer than two.
     """
     keys, by_data = {entry.key for entry in entries}, {}
     for group in _groups(root, BEST):
         if group.first["experiment"] in keys:
-            by_data.setdefault(group.first["fingerprint"], {}).setdefault(group.first["experiment"], []).append(group)
+            key = "-".join(filter(None, (group.first["experiment"], group.backbone_note)))
+            by_data.setdefault(group.first["fingerprint"], {}).setdefault(key, []).append(group)
     common = max(by_data.values(), key=len, default={})
     if len(common) < 2:
         raise ConfigError(
@@ -129,7 +130,7 @@ def render(groups, entries, root, *, dataset=None):
         curves=curves(groups),
         cost=cost(groups),
         recipe={},
-        models=[model_section(key, group, questions[key]) for key, group in groups.items()],
+        models=[model_section(key, group, questions[group.first["experiment"]]) for key, group in groups.items()],
         data=data_lines(groups),
         environment=environment(groups),
         commands=commands(groups, root, dataset),
@@ -170,7 +171,8 @@ def _filled(**parts):
 def _subtitle(groups, entries):
     sizes = sorted({group.test_n for group in groups.values()})
     images = " to ".join(f"{n:,}" for n in dict.fromkeys((sizes[0], sizes[-1])))
-    return f"{len(groups)} of {len(entries)} experiments have been run; {images} test images each; intervals are 95%."
+    run = {group.first["experiment"] for group in groups.values()}
+    return f"{len(run)} of {len(entries)} experiments have been run; {images} test images each; intervals are 95%."
 
 
 # --- parts ---
@@ -208,15 +210,17 @@ def _shown(value):
 
 
 def overview(groups, entries, rebuilt):
-    """The main table: the published accuracy, the published recipe run here, our recipe; one row per experiment."""
+    """The main table, a row per experiment and backbone: the published accuracy, that recipe run here, our recipe."""
     rows = []
     for entry in sorted(entries, key=lambda entry: natural(entry.key)):
-        group = groups.get(entry.key)
-        published = group.first["published_test"] if group else entry.experiment.published.get("test")
-        row = {"model": entry.experiment.name.replace("_", " "), "published": percent(published, ".0f")}
-        for heading, own in {"published recipe, run here": rebuilt.get(entry.key), "ours": group}.items():
-            row[heading] = own.estimate.accuracy() if own else "not run"
-        rows.append(row | {"how": group and _how(group)})
+        own = {key: group for key, group in groups.items() if group.first["experiment"] == entry.key}
+        for key, group in (own or {None: None}).items():
+            published = group.first["published_test"] if group else entry.experiment.published.get("test")
+            row = {"model": entry.experiment.name.replace("_", " "), "backbone": group and group.first.get("backbone")}
+            row["published"] = percent(published, ".0f")
+            for heading, one in {"published recipe, run here": rebuilt.get(key), "ours": group}.items():
+                row[heading] = one.estimate.accuracy() if one else "not run"
+            rows.append(row | {"how": group and _how(group)})
     return rows
 
 
@@ -464,7 +468,7 @@ def opening(groups):
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     panel = figure.add_subplot()
     colours = seaborn.color_palette("colorblind", len(groups))
-    for place, (group, colour, marker) in enumerate(zip(groups.values(), colours, "osD^v", strict=False)):
+    for place, (group, colour, marker) in enumerate(zip(groups.values(), colours, cycle("osD^vPX"), strict=False)):
         e = group.estimate
         reach = [[e.value - e.low], [e.high - e.value]]
         panel.errorbar(group.seconds, e.value, yerr=reach, color=colour, marker=marker, markersize=9, capsize=4)

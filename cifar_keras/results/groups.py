@@ -166,8 +166,9 @@ class Group:
 
     @property
     def name(self):
-        """The experiment's name without its number."""
-        return self.first["experiment"].partition("_")[2].replace("_", " ") or self.first["experiment"]
+        """The experiment's name without its number, with the backbone if `--backbone` chose it."""
+        name = self.first["experiment"].partition("_")[2].replace("_", " ") or self.first["experiment"]
+        return ", ".join(filter(None, (name, self.backbone_note)))
 
     @property
     def newest(self):

@@ -197,6 +197,26 @@ def test_changed_recipes_are_shown_as_such_where_there_are_no_others(tmp_path):
     assert lines[-1] == f"cifar-keras report --root {tmp_path.name} --dataset DIR"
 
 
+def test_each_backbone_of_an_experiment_has_its_row_and_its_part_of_the_page(tmp_path):
+    chosen = {"dataset": "cifar10-jpeg", "overrides": {"backbone": "efficientnet_lite0"}, "training": {}}
+    other = {"backbone": "efficientnet_lite0", "config": chosen, "published_test": None}
+    store(
+        tmp_path,
+        run("exp1_frozen", 0.5, 9, backbone="resnet50"),
+        run("exp1_frozen", 0.6, 8, run_id="exp1_other-1", **other),
+        run("exp4_scratch", 0.9, 60, backbone="airnet"),
+    )
+    groups = page.study_groups(tmp_path, entries())
+    assert list(groups) == ["exp1_frozen", "exp1_frozen-efficientnet_lite0", "exp4_scratch"]
+    rows = page.overview(groups, entries(), page.rebuilt(groups, tmp_path))
+    frozen = [(row["backbone"], row["published"], row["ours"][:5]) for row in rows if row["model"] == "frozen"]
+    assert frozen == [("resnet50", "72%", "50.0%"), ("efficientnet_lite0", "-", "60.0%")]
+    text = page.render(groups, entries(), tmp_path)
+    assert 'id="exp1_frozen-efficientnet_lite0"' in text and "frozen, efficientnet_lite0" in text
+    assert "2 of 4 experiments have been run" in text
+    assert "python experiments/exp1_frozen.py --dataset DIR --backbone efficientnet_lite0" in text
+
+
 RECIPE = {
     "dataset": "shapes-ring+star+tee", "variant": "best", "budget": "quick", "overrides": {"limit": 90},
     "limits": {"train": 5000, "val": None, "test": 200},
