@@ -21,7 +21,7 @@ from PIL import Image
 from cifar_keras.saved import inference
 from cifar_keras.utils.paths import PROJECT
 
-MODEL = PROJECT / "Models" / "cifar10_model_4_cifar10-jpeg.h5"
+MODEL = PROJECT / "Models" / "cifar10_model_4_precision=mixed_bfloat16.h5"
 METADATA = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 LOCK = (PROJECT / "requirements.lock").read_text(encoding="utf-8")
 
