@@ -51,7 +51,18 @@ def test_help_shows_the_question_and_every_option():
     text = call(EXP3, "--help").stdout
     assert "train every layer" in text
     for name in (
-        *("variant", "budget", "dataset", "data-dir", "weights", "epochs", "batch-size", "learning-rate", "seed"),
+        *(
+            "variant",
+            "budget",
+            "dataset",
+            "data-dir",
+            "backbone",
+            "weights",
+            "epochs",
+            "batch-size",
+            "learning-rate",
+            "seed",
+        ),
         *("limit", "precision", "deterministic", "root", "fresh", "dry-run", "verbose"),
     ):
         assert f"--{name}" in text

@@ -334,18 +334,20 @@ def imagenet(data_dir):
         yield _published(
             f"{backbone}, ImageNet", file, weights.find_imagenet(backbone, data_dir=data_dir),
             search_paths(data_dir, "models"),
-            check=lambda source, published=published: weights.checked(source, published),
+            check=lambda source, published=published: weights.checked(source, published), install=published.install,
         )  # fmt: skip
 
 
-def _published(name, file, source, searched, *, check):
+def _published(name, file, source, searched, *, check, install=None):
     """The finding on a published file, described by `file`, in the folders that were searched.
 
     `source` is the path where it was found, or None; `check` raises ConfigError unless it has the published checksum.
+    `install` is the command that brings the file; without one it is downloaded.
     """
     if source is None:
         where = "; ".join(f"{place}{'' if place.is_dir() else ' (no such folder)'}" for place in searched)
-        advice = f"A run that needs it downloads it; without a network, put {file} into one of these folders."
+        comes = f"`{install}` brings it" if install else "A run that needs it downloads it; without a network"
+        advice = f"{comes}, {'or ' if install else ''}put {file} into one of these folders."
         return Finding("data", name, f"not in {where}", "missing", advice)
     try:
         check(source)

