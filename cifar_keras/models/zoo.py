@@ -86,13 +86,13 @@ def row_of(training: Training, *, backbone: str | None = None) -> ModelSpec:
         raise ConfigError(
             f"`override` takes columns of a model's row: {', '.join(sorted(columns))}. Received: {unknown}."
         )
-    own, columns = MODELS[training.model], dict(training.override)
+    own, changed = MODELS[training.model], dict(training.override)
     row = own if backbone in (None, own.backbone) else _with_backbone(own, backbone)
-    if columns.get("scaling") == NATIVE:
-        columns["scaling"] = BACKBONES[row.backbone].scaling
-    speed = own.images_per_second * (own.pixels / columns.get("pixels", own.pixels)) ** 2
-    speed = columns.pop("images_per_second", speed) * row.images_per_second / own.images_per_second
-    return dataclasses.replace(row, **columns, images_per_second=speed)
+    if changed.get("scaling") == NATIVE:
+        changed["scaling"] = BACKBONES[row.backbone].scaling
+    speed = own.images_per_second * (own.pixels / changed.get("pixels", own.pixels)) ** 2
+    speed = changed.pop("images_per_second", speed) * row.images_per_second / own.images_per_second
+    return dataclasses.replace(row, **changed, images_per_second=speed)
 
 
 def _with_backbone(row, name):
