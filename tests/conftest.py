@@ -12,6 +12,7 @@ from cifar_keras.utils import runtime
 
 runtime.setup()
 
+import keras  # noqa: E402
 import pytest  # noqa: E402
 from helpers import noise  # noqa: E402
 
@@ -29,6 +30,12 @@ def pytest_collection_modifyitems(items):
     """Sorts files by `LONGEST`; within a file tests keep their order."""
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """Every test begins in float32. A run that an earlier one made may have chosen bfloat16, on a processor with AMX."""
+    keras.config.set_dtype_policy("float32")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -182,6 +182,7 @@ def test_a_run_that_continues_on_another_machine_keeps_its_precision(small, tmp_
         on_a_machine_that_prefers("mixed_float16", patch)
         patch.setattr(runner.Resume, "save", save_and_stop)
         runner.run(small, options(tmp_path))
+    on_a_machine_that_prefers("float32", monkeypatch)
     runner.run(small, options(tmp_path, dry_run=True))
     assert "continues in mixed_float16, as it began; `--precision auto` chooses float32" in capsys.readouterr().out
     record = runner.run(small, options(tmp_path))

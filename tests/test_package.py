@@ -80,10 +80,11 @@ def contents(folder):
     return {path: (os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in found}
 
 
-def test_the_wheel_holds_every_module_and_the_page_template(wheel):
+def test_the_wheel_holds_every_module_the_page_template_and_the_published_answers(wheel):
     held = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("cifar_keras/")}
     here = {path.relative_to(PROJECT).as_posix() for path in (PROJECT / "cifar_keras").rglob("*.py")}
-    assert held == here | {"cifar_keras/report/page.html.j2"}
+    answers = {f"cifar_keras/explain/published_predictions.{kind}" for kind in ("npz", "txt")}
+    assert held == here | answers | {"cifar_keras/report/page.html.j2"}
 
 
 def test_help_works_away_from_the_checkout(call):

@@ -215,9 +215,7 @@ def sections(subject, model, computed, peers, *, folder, layer):
     return {
         "errors": lambda: errors(test.labels, test.probabilities, names, images=data.test.images, **groups),
         "calibration": lambda: calibration(test.labels, test.probabilities, val.labels, val.probabilities),
-        "gradcam": lambda: with_layers(
-            looked_at, data.test.images, test.labels, predicted, names, layer=layer
-        ),
+        "gradcam": lambda: with_layers(looked_at, data.test.images, test.labels, predicted, names, layer=layer),
         "activations": lambda: with_layers(
             activations, np.stack([np.asarray(data.test.images[i]) for i in few]), test.labels[few], names
         ),
