@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup():
-    """Every test begins in float32. A run that an earlier one made may have chosen bfloat16, on a processor with AMX."""
+    """Every test begins in float32: a run that an earlier one made chooses bfloat16 on a processor with AMX."""
     keras.config.set_dtype_policy("float32")
 
 
