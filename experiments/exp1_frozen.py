@@ -1,7 +1,10 @@
 """Exp 1: how far does a frozen ImageNet ResNet50 get on 32-pixel images?
 
 Run      python experiments/exp1_frozen.py
-Result   not yet run
+Result   best, efficientnet_lite0: 51.4% of 10,000 test images [51.2, 51.6] sd 0.08, 3 seeds, CIFAR-10,
+         Intel(R) Xeon(R) Processor (AMX), 2 cores
+         published, efficientnet_lite0: 48.8% of 10,000 test images [47.8, 49.8], 1 seed, CIFAR-10, Intel(R)
+         Xeon(R) Processor (AMX), 2 cores
 Compare  exp2_augment_224.py (larger images), exp3_finetune.py (every layer trained), exp4_scratch.py
 
 best       caffe scaling, with which the weights were trained; the backbone's BatchNorm in inference mode; a linear
