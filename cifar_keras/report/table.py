@@ -60,11 +60,16 @@ def summarised(records, experiments):
     for row in results:
         if row["test [95% interval] (n)"] == DASH:
             missing.setdefault(row["experiment"], []).append(row["variant"])
-    parts = [render(rows, "markdown")] if rows else []
+    parts = [_unpadded(render(rows, "markdown"))] if rows else []
     if missing:
         named = ", ".join(f"{_link(key)} ({', '.join(variants)})" for key, variants in missing.items())
         parts.append(f"Not measured yet: {named}. To run one: `python experiments/NAME.py --variant VARIANT`.")
     return "\n\n".join(parts)
+
+
+def _unpadded(markdown):
+    """A Markdown table without what aligns its source: a third of the README's table was spaces."""
+    return re.sub(" {2,}", " ", re.sub("-{3,}", "---", markdown))
 
 
 def _summary(row):

@@ -1,6 +1,5 @@
 import csv
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -269,8 +268,7 @@ def test_the_projects_readme_and_docstrings_are_fresh():
 
 def test_the_readme_stays_short_and_links_each_page_of_docs():
     text = (PROJECT / "README.md").read_text(encoding="utf-8")
-    written = re.sub(r"(?s)<!-- generated: results -->.*?<!-- /generated -->", "", text)
-    assert len(written.encode()) <= 7 * 1024  # the table grows with the runs
+    assert len(text.encode()) <= 8 * 1024
     for page in (PROJECT / "docs").glob("*.md"):
         assert f"(docs/{page.name})" in text, f"README.md does not link {page.name}"
 
