@@ -6,6 +6,7 @@ from cifar_keras import results
 from cifar_keras.config import ConfigError
 from cifar_keras.data import cifar, load
 from cifar_keras.explain.published import comparable, published, required
+from cifar_keras.metrics import Estimate
 from cifar_keras.report.table import markdown_table
 from cifar_keras.saved.find import matching, record_of
 from cifar_keras.utils.text import csv_text
@@ -25,10 +26,11 @@ def run(names, *, root, data_dir=None, fmt="text"):
     for record in [official(name, results.finished(root)) for name in names]:
         section = compared(record, root=Path(root), data_dir=data_dir)
         folder = Path(root) / "results" / "explain" / record["run_id"]
-        rows = [_texts(row) for row in section.tables[section.title]] if fmt != "csv" else section.tables[section.title]
-        print(csv_text(rows, max(rows, key=len)).rstrip("\n") if fmt == "csv" else markdown_table(rows))
+        rows = section.tables[section.title]
         if fmt == "csv":
+            print(csv_text(rows, max(rows, key=len)).rstrip("\n"))
             continue
+        print(markdown_table([_texts(row) for row in rows]))
         section.save(folder)
         print("", *section.sentences, *_missing(section), f"figures: {folder}/{section.name}_*.png", sep="\n")
     return 0
@@ -54,7 +56,7 @@ def compared(record, *, root, data_dir):
     if cifar.find(cifar.ARCHIVES["cifar10"], data_dir) is not None:
         data = load("cifar10", data_dir=data_dir)
         images = {"images": data.test.images, "class_names": data.class_names}
-    return published(*stored, own=f"{record['experiment']} {record['variant']}", **images)
+    return published(*stored, own=results.title(record), **images)
 
 
 def _missing(section):
@@ -65,9 +67,9 @@ def _missing(section):
 def _texts(row):
     """A row for people: shares in percent, differences in points."""
     shown = {"rank": str(row["rank"]), "model": row["model"]}
-    shown["accuracy [95% interval]"] = f"{row['accuracy']:.1%} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+    shown["accuracy [95% interval]"] = Estimate(row["accuracy"], row["low"], row["high"], "Wilson").accuracy()
     if "difference" in row:
-        low, high = (f"{100 * row[f'difference {side}']:+.1f}" for side in ("low", "high"))
-        shown["its difference, points"] = f"{100 * row['difference']:+.1f} [{low}, {high}]"
+        difference = (row[name] for name in ("difference", "difference low", "difference high"))
+        shown["its difference, points"] = Estimate(*difference, "Newcombe, paired").points()
         shown["p (McNemar, Holm)"] = f"{row['p (McNemar, Holm)']:.2g}"
     return shown

@@ -193,7 +193,7 @@ def sections(subject, model, computed, peers, *, folder, layer):
             raise NotApplicable("the model belongs to no recorded run")
         if not peers:
             raise NotApplicable("no other run has stored predictions on these test images")
-        own = f"{subject.record['experiment']} {subject.record['variant']}"
+        own = results.title(subject.record)
         everyone = {f"{own} (this run)" if own in peers else own: test.probabilities}
         everyone |= {other: results.read_predictions(folder, run_id)[1] for other, run_id in peers.items()}
         return model_comparison(test.labels, everyone, images=data.test.images, class_names=names)
@@ -230,7 +230,7 @@ def _beside_published(subject, test):
     data = subject.dataset
     if not comparable(data.fingerprint, len(test.labels)):
         return {}
-    own = f"{subject.record['experiment']} {subject.record['variant']}" if subject.record else subject.name
+    own = results.title(subject.record) if subject.record else subject.name
     pictures = {"images": data.test.images, "class_names": data.class_names}
     return {"published": lambda: published(test.labels, test.probabilities, own=own, **pictures)}
 
@@ -318,5 +318,5 @@ def others(record, *, root):
     for one in same if own is not None else ():
         stored = results.read_predictions(folder, one["run_id"])
         if stored is not None and np.array_equal(stored[0], own[0]):
-            found[f"{one['experiment']} {one['variant']}"] = one["run_id"]
+            found[results.title(one)] = one["run_id"]
     return found

@@ -234,18 +234,20 @@ def _relu6(x, name):
     return layers.ReLU(6.0, name=f"{name}_relu6")(x)
 
 
-APPLICATIONS = "https://storage.googleapis.com/tensorflow/keras-applications/"
+def _of_keras(network, file, checksum, *, scaling, licence, speed=1.0):
+    """A network of `keras.applications`, with the file and the checksum that are stated there."""
+    url = f"https://storage.googleapis.com/tensorflow/keras-applications/{file}"
+    weights = Published(url, checksum, file.rpartition("/")[2], licence)
+    return Backbone(partial(application, network=network), scaling, weights, 224, speed)
+
+
 BACKBONES: dict[str, Backbone] = {
-    "resnet50": Backbone(
-        partial(application, network=keras.applications.ResNet50),
+    "resnet50": _of_keras(
+        keras.applications.ResNet50,
+        "resnet/resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
+        "4d473c1dd8becc155b73f8504c6f6626",
         scaling="caffe",
-        imagenet=Published(
-            f"{APPLICATIONS}resnet/resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
-            "4d473c1dd8becc155b73f8504c6f6626",  # in keras.applications
-            "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
-            licence="MIT",
-        ),
-        pixels=224,
+        licence="MIT",
     ),
     "resnet18": Backbone(
         resnet18,
@@ -274,28 +276,20 @@ BACKBONES: dict[str, Backbone] = {
         pixels=224,
         speed=3.0,
     ),
-    "efficientnetv2_b0": Backbone(
-        partial(application, network=partial(keras.applications.EfficientNetV2B0, include_preprocessing=False)),
+    "efficientnetv2_b0": _of_keras(
+        partial(keras.applications.EfficientNetV2B0, include_preprocessing=False),
+        "efficientnet_v2/efficientnetv2-b0_notop.h5",
+        "893217f2bb855e2983157299931e43ff",
         scaling="torch",
-        imagenet=Published(
-            f"{APPLICATIONS}efficientnet_v2/efficientnetv2-b0_notop.h5",
-            "893217f2bb855e2983157299931e43ff",  # in keras.applications
-            "efficientnetv2-b0_notop.h5",
-            licence="Apache-2.0",
-        ),
-        pixels=224,
+        licence="Apache-2.0",
         speed=2.0,
     ),
-    "densenet121": Backbone(
-        partial(application, network=keras.applications.DenseNet121),
+    "densenet121": _of_keras(
+        keras.applications.DenseNet121,
+        "densenet/densenet121_weights_tf_dim_ordering_tf_kernels_notop.h5",
+        "30ee3e1110167f948a6b9946edeeb738",
         scaling="torch",
-        imagenet=Published(
-            f"{APPLICATIONS}densenet/densenet121_weights_tf_dim_ordering_tf_kernels_notop.h5",
-            "30ee3e1110167f948a6b9946edeeb738",  # in keras.applications
-            "densenet121_weights_tf_dim_ordering_tf_kernels_notop.h5",
-            licence="BSD-3-Clause",
-        ),
-        pixels=224,
+        licence="BSD-3-Clause",
     ),
     # without ImageNet weights
     "resnet18_32": Backbone(partial(resnet18, stem=3)),

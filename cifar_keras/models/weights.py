@@ -87,8 +87,7 @@ def published() -> dict[str, Published]:
 
 def find_imagenet(backbone: str, *, data_dir: StrPath | None) -> Path | None:
     """The first file of ImageNet weights in the searched folders, unchecked; None if there is none."""
-    file = published()[backbone]
-    folders = search_paths(data_dir, "models")
+    file, folders = published()[backbone], search_paths(data_dir, "models")
     if file.package and (folder := _folder_of(file.package)):
         folders.append(folder)
     return next((folder / file.name for folder in folders if (folder / file.name).is_file()), None)

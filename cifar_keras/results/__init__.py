@@ -7,8 +7,9 @@ from cifar_keras.results.records import (
     read,
     read_predictions,
     rebuild,
+    title,
     with_derived,
     write,
 )
 
-__all__ = ["COLUMNS", "finished", "overrides", "read", "read_predictions", "rebuild", "with_derived", "write"]
+__all__ = ["COLUMNS", "finished", "overrides", "read", "read_predictions", "rebuild", "title", "with_derived", "write"]

@@ -77,6 +77,11 @@ def overrides(record):
     return ", ".join(f"{key}={value}" for key, value in sorted(changed.items()) if key not in OWN_COLUMNS)
 
 
+def title(record):
+    """What figures and tables call a run: 'exp4_scratch best'."""
+    return f"{record['experiment']} {record['variant']}"
+
+
 def with_derived(record):
     """A record with the columns that follow from its configuration: the overrides, and in older ones the backbone."""
     row = (record.get("config") or {}).get("row") or {}
