@@ -30,7 +30,7 @@ def long_of_then(recipe):
 
 
 def scratch_of_then(recipe):
-    if recipe.epochs == 20:
+    if recipe.epochs == 30:
         return long_of_then(recipe)
     return with_epochs(recipe, 13) if recipe.epochs == 15 else recipe
 
