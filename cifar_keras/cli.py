@@ -13,7 +13,7 @@ import signal
 import sys
 import traceback
 
-from cifar_keras.config import CifarKerasError
+from cifar_keras.config import BUDGETS, CifarKerasError, ConfigError
 from cifar_keras.options import Options, add_options, positive
 from cifar_keras.utils import runtime, system
 from cifar_keras.utils.text import printable
@@ -57,7 +57,7 @@ def main(experiment, arguments=None):
     if options.tables:
         job = functools.partial(tables, experiment, options)
     elif len(variants) * len(options.seed) > 1:
-        job = functools.partial(each, experiment, arguments, variants=variants, seeds=options.seed)
+        job = functools.partial(each, experiment, arguments, options, variants=variants)
     else:
         options = dataclasses.replace(options, variant=variants[0], seed=options.seed[0])
         job = functools.partial(one, experiment, options)
@@ -83,15 +83,33 @@ def tables(experiment, options):
     return 0
 
 
-def each(experiment, arguments, *, variants, seeds):
+def each(experiment, arguments, options, *, variants):
     """Starts one process per variant and seed: within a process, the memory of a trained model is never freed."""
     from cifar_keras.commands import study
 
     jobs = []
-    for variant, seed in itertools.product(variants, seeds):
+    for variant, seed in itertools.product(fitting(experiment, options, variants), options.seed):
         own = [*arguments, "--variant", variant, "--seed", str(seed)]
         jobs.append((experiment.key, f"{variant}, seed {seed}", sys.argv[0], own))
     return study.combined(study.series("runs", jobs, plan=[1] * len(jobs)))
+
+
+def fitting(experiment, options, variants):
+    """The variants whose labelled images per class the data have. The others are left out, with a line for each."""
+    counts = {name: experiment.variants[name].per_class for name in variants}
+    if len(variants) == 1 or not any(counts.values()) or options.budget != "full" or options.limit is not None:
+        return variants
+    from cifar_keras.data import load
+
+    chosen = {name: getattr(options, name) for name in ("data_dir", "image_size", "classes", "skip_unreadable")}
+    dataset, kept = load(options.dataset or BUDGETS["full"].dataset, **chosen), []
+    for name, count in counts.items():
+        try:
+            dataset.check_per_class(count or 0)
+            kept.append(name)
+        except ConfigError as error:
+            print(f"{name} is left out. {error}")
+    return kept
 
 
 def guarded(function, *, verbose=False, resumable=False):

@@ -47,9 +47,11 @@ def prepare(experiment, options):
     """Resolves an experiment and the command line to a `Job`."""
     budget = BUDGETS[options.budget].shared(experiment.share)
     training = experiment.variants[options.variant]
-    row, changed = row_of(training, backbone=backbone_of(experiment, options)), options.changes()
-    if row.backbone != row_of(training).backbone:
-        changed["backbone"] = row.backbone
+    row = row_of(training, backbone=backbone_of(experiment, options), pixels=options.pixels)
+    changed, plain = options.changes(), row_of(training)
+    for name in ("backbone", "pixels"):
+        if getattr(row, name) != getattr(plain, name):
+            changed[name] = getattr(row, name)
     limits = limits_of(budget, training, pixels=row.pixels, images_per_second=row.images_per_second)
     if options.limit is not None:
         limits = Limits(*(min(options.limit, given or options.limit) for given in dataclasses.astuple(limits)))
@@ -64,6 +66,8 @@ def prepare(experiment, options):
         **{name: getattr(options, name) for name in ("data_dir", "image_size", "classes", "skip_unreadable")},
     )
     if training.per_class is not None:
+        if limits.train is None:
+            dataset.check_per_class(training.per_class)
         dataset = dataset.with_per_class(training.per_class, seed=options.seed)
     config = RunConfig(
         experiment=experiment.key,
@@ -176,6 +180,8 @@ def headline(job, progress):
         *dataset.notes,
         *on_balance(dataset, config.training),
     ]
+    if (asked := config.training.per_class or 0) > (most := dataset.largest_class):
+        lines.append(f"the limit leaves {most:,} training images of a class, of the variant's {asked:,}")
     if config.weights == "none" and (config.training.weights or config.row["weights"]) != "none":
         lines.append("random weights: frozen rows show random features")
     return "\n".join(lines)

@@ -70,6 +70,9 @@ class Options:
     backbone: str | None = _option(
         None, "the network in the place of ResNet50, as efficientnet_lite0, in experiments that vary it", metavar="NAME"
     )
+    pixels: int | None = _option(
+        None, "side at which the backbone sees the images (default: the model's)", type=positive, metavar="N"
+    )
     epochs: int | None = _option(None, "total over all stages, divided as in the recipe", type=positive, metavar="N")
     batch_size: int | None = _option(
         None, "images per step; learning rates scale with its square root", type=positive, metavar="N"

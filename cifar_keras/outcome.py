@@ -8,7 +8,7 @@ import numpy as np
 
 from cifar_keras import metrics, plotting
 from cifar_keras.config import published_of
-from cifar_keras.data import CIFAR10
+from cifar_keras.data import published_apply
 from cifar_keras.job import sample
 from cifar_keras.models.zoo import parameter_counts
 from cifar_keras.saved import artifacts
@@ -79,8 +79,8 @@ def facts(job, progress):
     """The columns that are known whether or not the run succeeds."""
     config, dataset = job.config, job.dataset
     images, batch = len(dataset.train), config.training.batch_size
-    comparable = dataset.slug in CIFAR10 and "backbone" not in config.overrides  # the source's data and network
-    published = published_of(job.experiment.published, config.variant) if comparable else {}
+    apply = published_apply(dataset.slug, config.overrides)
+    published = published_of(job.experiment.published, config.variant) if apply else {}
     seconds = progress.seconds + progress.feature_seconds(cached=False)
     skipped = {"count": len(dataset.skipped), "files": list(dataset.skipped[:1000])}  # damaged images
     return {

@@ -7,9 +7,10 @@ Compare  exp4_scratch.py (which trains the network that is transferred)
 finetune, probe  a new head; every layer is trained, or the head alone on the frozen backbone.
 scratch          the same network from random weights, for as many epochs on the same images; ignores `--weights`.
 *_50, *_250, *_1000  the same with 50, 250 or 1,000 labelled images per class, drawn anew for every seed; val and test
-                 stay whole.
+                 stay whole. A size that no class has is left out (CIFAR-100 has 450 training images of each).
 
 Any pair of datasets works: `--weights` names a model of exp4, `--dataset` and `--classes` what it is transferred to.
+`--backbone efficientnet_lite0 --pixels 96` transfers ImageNet's weights instead, at a size at which they work.
 The table, the figure (accuracy against labelled images) and the paired intervals go to results/exp9*.md.
 """
 
@@ -39,6 +40,7 @@ EXPERIMENT = Experiment(
     | {f"{name}_{count}": replace(METHODS[name], per_class=count) for count in (50, 250, 1000) for name in METHODS},
     summary="transfer",
     about="cifar100",
+    any_backbone=True,
 )
 
 if __name__ == "__main__":

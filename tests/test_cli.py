@@ -4,12 +4,14 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from cifar_keras.cli import guarded, main
 from cifar_keras.commands import study
-from cifar_keras.config import ConfigError, Experiment, HeldError, RunFailedError
+from cifar_keras.config import ConfigError, Experiment, HeldError, RunFailedError, Training
+from cifar_keras.data import shapes
 from cifar_keras.options import Options, seeds
 from cifar_keras.utils.paths import CHECKOUT, PROJECT, checkout
 
@@ -97,6 +99,21 @@ def test_a_bad_dataset_is_one_sentence(tmp_path):
 def test_a_folder_that_is_not_there_is_one_sentence(tmp_path):
     done = call(EXP3, "--data-dir", str(tmp_path / "x"), "--budget", "demo", "--root", str(tmp_path))
     assert done.returncode == 2 and "`--data-dir` must be a folder" in done.stderr
+
+
+def test_all_variants_leave_out_numbers_of_labelled_images_that_no_class_has(monkeypatch, tmp_path, capsys):
+    seen = []
+    monkeypatch.setattr(study, "process", lambda path, arguments, ahead: seen.append(arguments[-3]) or 0)
+    recipe = Training("scratch_cnn", ())
+    sizes = {f"scratch_{count}": replace(recipe, per_class=count) for count in (5, 50)}
+    experiment = Experiment(number=9, name="cifar100_transfer", variants={"scratch": recipe} | sizes)
+    shapes.write(tmp_path / "images", classes=2, per_class=20)
+    for limit, kept in (([], ["scratch", "scratch_5"]), (["--limit", "9"], ["scratch", "scratch_5", "scratch_50"])):
+        seen.clear()
+        with pytest.raises(SystemExit) as end:
+            main(experiment, ["--dataset", str(tmp_path / "images"), *limit])
+        assert end.value.code == 0 and seen == kept
+    assert "scratch_50 is left out. The variant takes 50 labelled images of each class" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

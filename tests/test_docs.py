@@ -1,16 +1,23 @@
-"""The documents stay true: each row of the table of forms is a test, links lead to files, and diffs still apply."""
+"""The documents stay true: accuracies are in the results, rows of the table of forms are tests, links lead to files."""
 
 import ast
 import itertools
+import json
 import re
 
 import pytest
+from helpers import EXPERIMENT_FILES, experiment_of
 
+from cifar_keras import results
+from cifar_keras.results.groups import newest_recipes
 from cifar_keras.utils.paths import PROJECT
 
 CONTRIBUTING = PROJECT / "CONTRIBUTING.md"
 PAGES = [PROJECT / "README.md", CONTRIBUTING, PROJECT / "CHANGELOG.md", *sorted((PROJECT / "docs").glob("*.md"))]
 FORMS = PROJECT / "docs" / "saved_models.md"
+STATED = [PROJECT / "README.md", PROJECT / "docs" / "findings.md"]
+SHARES = [name for name in results.COLUMNS if name.endswith("_accuracy")]
+RECORDS = results.finished(PROJECT)
 
 
 def rows_of_forms():
@@ -54,3 +61,42 @@ def test_the_diffs_of_contributing_apply_or_are_applied(file, line, replacement)
 def test_contributing_lists_every_package():
     packages = {path.parent.name for path in (PROJECT / "cifar_keras").glob("*/__init__.py")}
     assert packages <= set(re.findall(r"`(\w+)/`", CONTRIBUTING.read_text(encoding="utf-8")))
+
+
+def shares_stated(page):
+    """`(share, paragraph)` of each percentage that a page states by hand: '94.15' of '94.15%'."""
+    text = re.sub(r"(?s)<!-- generated.*?<!-- /generated -->|```.*?```|<[^>]+>", "", page.read_text(encoding="utf-8"))
+    for paragraph in re.split(r"\n\n|\n(?=[-|])", text):
+        for share in re.findall(r"(?<![\d.])(\d+(?:\.\d+)?)%(?! interval)", paragraph):
+            yield share, paragraph
+
+
+def measured(records):
+    """Every accuracy in the records and in the means over seeds."""
+    means = [{name: group.average(name) for name in SHARES} for group in newest_recipes(records)]
+    return {value for run in [*records, *means] for name in SHARES if (value := run.get(name)) is not None}
+
+
+def published():
+    """Every test accuracy that a source reported for an experiment of the study."""
+    experiments = [experiment_of(path) for path in EXPERIMENT_FILES]
+    return {experiment.published["test"] for experiment in experiments if experiment.part_of_study}
+
+
+@pytest.mark.parametrize("page", STATED, ids=lambda page: page.name)
+def test_every_accuracy_that_a_page_states_is_in_the_results(page):
+    stated = list(shares_stated(page))
+    assert stated
+    everything, official = (
+        measured([run for run in RECORDS if jpeg or "JPEG" not in run["dataset"]]) for jpeg in (1, 0)
+    )
+    for share, paragraph in stated:
+        digits = len(share.partition(".")[2])
+        known = published() | (everything | jpeg_cost() if "JPEG" in paragraph else official)
+        assert share in {f"{100 * value:.{digits}f}" for value in known}, f"{share}% in: {paragraph}"
+
+
+def jpeg_cost():
+    """The accuracies of `results/jpeg_cost.json`, which `cifar-keras evaluate --json` wrote."""
+    documents = json.loads((PROJECT / "results" / "jpeg_cost.json").read_text(encoding="utf-8"))
+    return {model["accuracy"] for document in documents for model in document["models"]}

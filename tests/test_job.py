@@ -11,6 +11,7 @@ from cifar_keras import job
 from cifar_keras.commands import study
 from cifar_keras.config import ConfigError
 from cifar_keras.options import Options
+from cifar_keras.training.train import Progress
 from cifar_keras.utils.paths import Paths
 
 EXPERIMENTS = {experiment_of(path).number: experiment_of(path) for path in EXPERIMENT_FILES}
@@ -42,6 +43,44 @@ def test_another_backbone_is_part_of_name_and_identity_and_has_a_column_of_its_o
 
 def test_naming_the_default_backbone_changes_nothing(prepared):
     assert prepared(1, backbone="resnet50").config == prepared(1).config
+
+
+def test_another_size_is_part_of_name_and_identity_and_scales_the_pace(prepared):
+    own, other = (prepared(3, pixels=side) for side in (None, 96))
+    assert (own.row.pixels, other.row.pixels) == (32, 96)
+    assert other.config.overrides == {"precision": "float32", "pixels": 96}
+    assert Paths.of(other.config, ".").stem == "exp3_pixels=96_precision=float32"
+    assert other.row.images_per_second == pytest.approx(own.row.images_per_second / 9)
+    assert prepared(3, pixels=32).config == own.config
+
+
+@pytest.mark.parametrize("side", [31, 1025])
+def test_a_size_out_of_range_is_refused(prepared, side):
+    with pytest.raises(ConfigError, match=f"`--pixels` must be 32 to 1024. Received: {side}"):
+        prepared(3, pixels=side)
+
+
+def test_a_variant_about_one_size_refuses_another(prepared):
+    with pytest.raises(ConfigError, match="this one is about 224 pixels. Received: 96"):
+        prepared(5, variant="unit_224_inference", pixels=96)
+
+
+def test_another_backbone_is_transferred_from_imagenet_not_from_a_model_trained_here(prepared):
+    own, other = (
+        prepared(9, variant="probe", dataset="cifar100", weights=weights, backbone=backbone).config
+        for weights, backbone in (("exp4.keras", None), (None, "efficientnet_lite0"))
+    )
+    assert (own.weights, own.row["weights"], own.row["name"]) == ("exp4.keras", "source", "transferred_cnn")
+    assert (other.weights, other.row["weights"]) == ("imagenet", "imagenet")
+    assert other.row["name"] == "transferred_cnn_efficientnet_lite0" and "weights" not in other.overrides
+
+
+def test_a_number_of_labelled_images_that_no_class_has_is_refused(tmp_path):
+    where = {"root": str(tmp_path), "dataset": "shapes", "variant": "scratch_1000", "seed": 0, "precision": "float32"}
+    with pytest.raises(ConfigError, match="takes 1,000 labelled images of each class, and no class of shapes"):
+        job.prepare(EXPERIMENTS[9], Options(**where))
+    cut = job.prepare(EXPERIMENTS[9], Options(**where, limit=40))
+    assert "the limit leaves 4 training images of a class, of the variant's 1,000" in job.headline(cut, Progress())
 
 
 @pytest.mark.parametrize("number", [number for number, one in EXPERIMENTS.items() if not one.any_backbone])

@@ -35,7 +35,7 @@ ORDER = {
         *("elsewhere", "", "analyse"),
     ),
     "report": (
-        *("table", "summaries.base", "summaries.factorial", "summaries.gap", "summaries.selection"),
+        *("table", "accuracy_time", "summaries.base", "summaries.factorial", "summaries.gap", "summaries.selection"),
         *("summaries.transfer", "summaries", "comparison", "conclusions", "page"),
     ),
     "job": (),

@@ -24,6 +24,7 @@ ENDING = (129, 130, 143, HeldError.exit_code)  # SIGHUP, SIGINT, SIGTERM, a run 
 ALREADY_DONE = 0.1  # of its planned time: a run that ends sooner had been finished before, so its time means nothing
 EXPERIMENTS = PROJECT / "experiments"
 PAGES = ("README.md", "docs/results.md")  # with generated tables
+FIGURE = "docs/accuracy_time.png"  # in the README
 
 
 @dataclass(frozen=True)
@@ -291,9 +292,13 @@ def collate(root, *, fmt="text", write=False, folder=EXPERIMENTS):
     records = results.rebuild(root)
     print(comparison(records, entries, fmt))
     if write:
+        from cifar_keras.report import accuracy_time  # matplotlib takes a second
+
         for entry in entries:
             if entry.experiment.summary:
                 process(entry.path, ["--tables", "--root", str(root)])
+        own = {entry.key for entry in study_entries(folder)}
+        accuracy_time.draw([record for record in records if record["experiment"] in own], project / FIGURE)
         for path, text in refreshed(records, folder).items():
             if text != path.read_text(encoding="utf-8"):
                 write_text(path, text)

@@ -1,5 +1,6 @@
 """Datasets by name: `load('cifar10')`, `load('cifar100')`, `load('shapes')`, `load('path/of/an/image/folder')`."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,10 @@ from cifar_keras.data import cifar, folder, shapes
 from cifar_keras.data.base import Dataset, Rows, Split, subset_slug
 from cifar_keras.utils.paths import StrPath
 
-__all__ = ["CIFAR10", "NAMES", "Dataset", "Rows", "Split", "load", "options_of"]
+__all__ = ["CIFAR10", "NAMES", "Dataset", "Rows", "Split", "load", "options_of", "published_apply"]
 
 NAMES = (*cifar.ARCHIVES, *shapes.GENERATED)  # of the datasets that have one; the others are paths of folders
-CIFAR10 = ("cifar10", "cifar10-jpeg")  # slugs of data that show CIFAR-10's images: published figures apply to these
+CIFAR10 = ("cifar10", "cifar10-jpeg")  # slugs of data that show CIFAR-10's images
 
 
 def load(
@@ -52,6 +53,16 @@ def load(
         "`dataset` must be 'cifar10', 'cifar100', 'shapes', 'shapes100' or the path of an image folder. "
         f"Received: {str(name)!r}. A folder needs train/<class>/*.png|jpg."
     )
+
+
+def published_apply(slug: str, overrides: Mapping[str, Any]) -> bool:
+    """Whether a source's figures may stand beside a run: it has the source's data, CIFAR-10, and its network.
+
+    Args:
+        slug: of the run's dataset.
+        overrides: what its command line changed.
+    """
+    return slug in CIFAR10 and "backbone" not in overrides
 
 
 def _check(name: str, image_size: int | None, *, skip_unreadable: bool) -> None:

@@ -145,6 +145,19 @@ class Dataset:
             **splits,
         )
 
+    @property
+    def largest_class(self) -> int:
+        """The training images of the class that has most."""
+        return int(np.bincount(self.train.labels).max())
+
+    def check_per_class(self, count: int) -> None:
+        """Raises ConfigError for a number of training images that no class has."""
+        if count > self.largest_class:
+            raise ConfigError(
+                f"The variant takes {count:,} labelled images of each class, and no class of {self.label} has more "
+                f"than {self.largest_class:,} for training. The variant without a number takes all of them."
+            )
+
     def with_per_class(self, count: int, *, seed: int) -> "Dataset":
         """The dataset with at most `count` training images per class. A seed's smaller draws are in its larger ones."""
         labels, random = self.train.labels, np.random.RandomState(seed)

@@ -6,8 +6,8 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,33 @@ from PIL import Image
 from tqdm import tqdm
 
 from cifar_keras.config import ConfigError
-from cifar_keras.data import images, layout, reading
+from cifar_keras.data import cifar, images, layout, reading
 from cifar_keras.data.base import SPLIT_SEED, Dataset, Rows, Split, digests, identical_pixels, stratified
 from cifar_keras.data.layout import SPLITS
 from cifar_keras.utils import files, system
 from cifar_keras.utils.cache import cache
 from cifar_keras.utils.text import printable, shortened
 
-KNOWN = {  # fingerprint: (slug, label)
-    "f10d4c9e536a564f17fa5e8d68ba087d1235e60cd1f21700e11ff43f0647bbb0": ("cifar10-jpeg", "CIFAR-10 (JPEG)"),
+
+@dataclass(frozen=True)
+class Known:
+    """A folder that is recognised by its fingerprint.
+
+    Attributes:
+        slug, label: as of `Dataset`.
+        superclasses: the names of the classes, separated by spaces, by superclass; empty where there are none.
+    """
+
+    slug: str
+    label: str
+    superclasses: Mapping[str, str] = field(default_factory=dict)
+
+
+KNOWN = {  # by fingerprint
+    "f10d4c9e536a564f17fa5e8d68ba087d1235e60cd1f21700e11ff43f0647bbb0": Known("cifar10-jpeg", "CIFAR-10 (JPEG)"),
+    "84e00b1f6803b3749b06175851cf3ad28a920309d34936196092c2ed9bc4034e": Known(
+        "cifar100-png", "CIFAR-100 (PNG)", cifar.SUPERCLASSES
+    ),
 }
 MAX_DEFAULT_SIZE = 224  # photographs of 4000 pixels would fill the disk
 HEADERS = 256  # read beforehand, to guess the default size
@@ -96,15 +114,28 @@ def load(
         pixels = images.decoded([root / file.path for file in found], decoded_at)
     class_names, labels = _classes(found)
     parts = _parts(root, found, labels)
-    slug, label = KNOWN.get(facts["fingerprint"], (_slug(name, facts["fingerprint"]), name))
+    known = KNOWN.get(facts["fingerprint"]) or Known(_slug(name, facts["fingerprint"]), name)
+    coarse = _coarse_labels(known, class_names, labels)
     skipped = tuple(sorted({file.path for file in scanned} - {file.path for file in found}))
     twins = identical_pixels(*(hashes[parts[split]] for split in SPLITS))
     return Dataset(
-        slug=slug, label=label, fingerprint=facts["fingerprint"], class_names=class_names, skipped=skipped,
+        slug=known.slug, label=known.label, fingerprint=facts["fingerprint"], class_names=class_names, skipped=skipped,
+        superclass_names=tuple(known.superclasses),
         notes=tuple(filter(None, (twins, assumed, *left_out, _on_skipped(skipped)))),
         carved=tuple(split for split in ("val", "test") if split not in {file.split for file in found}),
-        **{split: Split(Rows(pixels, parts[split]), labels[parts[split]]) for split in SPLITS},  # type: ignore[arg-type]
+        **{  # type: ignore[arg-type]
+            split: Split(Rows(pixels, chosen), labels[chosen], None if coarse is None else coarse[chosen])
+            for split, chosen in parts.items()
+        },
     )  # fmt: skip
+
+
+def _coarse_labels(known: Known, class_names: Sequence[str], labels: np.ndarray) -> np.ndarray | None:
+    """The superclass of each file, int32; None for a folder without superclasses."""
+    if not known.superclasses:
+        return None
+    of_class = {name: number for number, names in enumerate(known.superclasses.values()) for name in names.split()}
+    return np.array([of_class[name] for name in class_names], np.int32)[labels]
 
 
 def _not_readable(error: OSError) -> ConfigError:

@@ -71,13 +71,14 @@ ROWS = (
 MODELS = {row.name: row for row in ROWS}
 
 
-def row_of(training: Training, *, backbone: str | None = None) -> ModelSpec:
+def row_of(training: Training, *, backbone: str | None = None, pixels: int | None = None) -> ModelSpec:
     """The recipe's row of `MODELS` with the variant's overrides.
 
     Args:
         training: the recipe.
         backbone: the network in the place of the row's own, with the scaling that its weights need; None: its own.
-    Raises: ConfigError if the row, a column or the backbone does not exist.
+        pixels: side at which the backbone sees the images; None: the row's own, or the variant's.
+    Raises: ConfigError if the row, a column or the backbone does not exist, or if the variant is about another size.
     """
     if training.model not in MODELS:
         raise ConfigError(f"`model` must be one of {', '.join(MODELS)}. Received: {training.model!r}.")
@@ -87,23 +88,33 @@ def row_of(training: Training, *, backbone: str | None = None) -> ModelSpec:
             f"`override` takes columns of a model's row: {', '.join(sorted(columns))}. Received: {unknown}."
         )
     own, changed = MODELS[training.model], dict(training.override)
+    if pixels is not None and not 32 <= pixels <= 1024:
+        raise ConfigError(f"`--pixels` must be 32 to 1024. Received: {pixels}.")
+    if pixels is not None and "pixels" in changed:
+        raise ConfigError(
+            f"`--pixels` is for variants that leave the size open; this one is about {changed['pixels']} pixels. "
+            f"Received: {pixels}; leave it out."
+        )
     row = own if backbone in (None, own.backbone) else _with_backbone(own, backbone)
     if changed.get("scaling") == NATIVE:
         changed["scaling"] = BACKBONES[row.backbone].scaling
+    if pixels is not None:
+        changed["pixels"] = pixels
     speed = own.images_per_second * (own.pixels / changed.get("pixels", own.pixels)) ** 2
     speed = changed.pop("images_per_second", speed) * row.images_per_second / own.images_per_second
     return dataclasses.replace(row, **changed, images_per_second=speed)
 
 
 def _with_backbone(row, name):
-    """The row with another network. Its name names that network too."""
+    """The row with another network, which its name names too. A row that needs a source starts from ImageNet then."""
     if name not in CHOICES:
         raise ConfigError(f"`--backbone` must be one of {', '.join(CHOICES)}. Received: {name!r}.")
     network = BACKBONES[name]
     return dataclasses.replace(
         row,
-        name=row.name.replace(row.backbone, name),
+        name=row.name.replace(row.backbone, name) if row.backbone in row.name else f"{row.name}_{name}",
         backbone=name,
+        weights="imagenet" if row.weights == "source" else row.weights,
         scaling=network.scaling,
         images_per_second=row.images_per_second * network.speed / BACKBONES[row.backbone].speed,
     )

@@ -5,14 +5,14 @@ import json
 import re
 import shlex
 from dataclasses import dataclass
-from itertools import cycle, groupby
+from itertools import groupby
 from pathlib import Path
 
 import jinja2
 import markupsafe
 import seaborn
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 from tabulate import tabulate
 
 from cifar_keras import metrics, results
@@ -20,6 +20,7 @@ from cifar_keras.config import BEST, BUDGETS, PUBLISHED, ConfigError, RunConfig
 from cifar_keras.data import options_of
 from cifar_keras.explain.base import DATE
 from cifar_keras.plotting import ON_CURVES, curves_on, drawn, shares, short, without_frame
+from cifar_keras.report import accuracy_time
 from cifar_keras.report.comparison import against_previous
 from cifar_keras.report.conclusions import of_one, sentences
 from cifar_keras.report.table import DASH, counts, percent
@@ -30,7 +31,6 @@ from cifar_keras.utils.paths import PROJECT
 from cifar_keras.utils.text import duration
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
-TICKS = (1, 3, 10, 30, *(60 * minutes for minutes in (1, 2, 5, 10, 20, 60, 180, 600, 1800)))  # seconds of training
 NOT_FROM_A_FILE = ("imagenet", "none")  # weights
 
 
@@ -467,23 +467,14 @@ def opening(groups):
     """Accuracy against training time, with intervals."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     panel = figure.add_subplot()
-    colours = seaborn.color_palette("colorblind", len(groups))
-    for place, (group, colour, marker) in enumerate(zip(groups.values(), colours, cycle("osD^vPX"), strict=False)):
-        e = group.estimate
-        reach = [[e.value - e.low], [e.high - e.value]]
-        panel.errorbar(group.seconds, e.value, yerr=reach, color=colour, marker=marker, markersize=9, capsize=4)
-        panel.annotate(group.name, (group.seconds, e.high), xytext=(0, 5), textcoords="offset points", ha="center")
+    for place, (group, colour, marker) in enumerate(accuracy_time.coloured(groups.values())):
+        accuracy_time.mark(panel, group.seconds, group, colour=colour, marker=marker)
+        at = (group.seconds, group.estimate.high)
+        panel.annotate(group.name, at, xytext=(0, 5), textcoords="offset points", ha="center")
         if (published := group.first["published_test"]) is not None:  # at the margin: its training time is unknown
             at = [0.025 * place, 0.025 * place + 0.02]
             panel.plot(at, [published] * 2, color=colour, linewidth=3, transform=panel.get_yaxis_transform())
-    panel.set_xscale("log")
-    panel.xaxis.set_major_locator(FixedLocator(TICKS))
-    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: duration(value)))
-    panel.xaxis.set_minor_locator(NullLocator())
-    shares(panel.yaxis)
-    panel.margins(x=0.15, y=0.15)
-    panel.set(xlabel="training time (log scale)", ylabel="test accuracy")
-    without_frame(panel, "both")
+    accuracy_time.finish(panel, "training time (log scale)")
     described = "; ".join(f"{g.name} {g.estimate.value:.1%} after {duration(g.seconds)}" for g in groups.values())
     caption = "Test accuracy against training time, with 95% intervals."
     if any(group.first["published_test"] is not None for group in groups.values()):

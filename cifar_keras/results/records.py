@@ -47,7 +47,7 @@ COLUMNS = {
     "parameters": "weights of the saved model",
     "parameters_trainable": "of these, trained in some stage",
     "training_seconds": "wall time in `fit`, first step and validation included, and of this run's feature extraction",
-    "cpu_seconds": "processor time in `fit`, all threads: far below cores x time where other work shared the machine",
+    "cpu_seconds": "processor time in the same, all threads: far below cores x time where others shared the machine",
     "cached_seconds": "what extracting the features had taken that came from the cache: not in training_seconds",
     "images_per_second": "images trained on per training second",
     "peak_memory_mb": "most memory the process held, MiB",

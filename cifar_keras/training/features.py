@@ -323,7 +323,9 @@ def _complete(file, trunk, *, missing, report, resume, progress):
             if file.path.is_file():
                 print(f"{file.path} is damaged: computed again from block {len(seconds) + 1} on", flush=True)
                 os.replace(file.path, file.partial)
+            begun = time.process_time()
             seconds += file.extend(trunk, after=len(seconds), each=report.update)
+            progress.cpu_seconds += time.process_time() - begun
         progress.features[file.path.name] = {"seconds": sum(seconds), "cached": cached}
         resume.note(progress)
         if not cached:

@@ -35,7 +35,7 @@ class Progress:
         best_epoch: the one whose weights val selected, counted from 1.
         best: its (val accuracy, -val loss).
         seconds: wall time in `fit` so far.
-        cpu_seconds: processor time of this process in the same span, all threads together.
+        cpu_seconds: processor time in `fit` and of extracted features, all threads of this process together.
         history: lists by the names in HISTORY.
         features: seconds that each file of features took, and its origin: {name: {"seconds": 1.5, "cached": False}}.
     """

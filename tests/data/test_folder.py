@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from cifar_keras.config import ConfigError, Limits, RunFailedError
-from cifar_keras.data import Rows, folder, load, reading
+from cifar_keras.data import Rows, cifar, folder, load, reading
 
 
 @pytest.fixture(autouse=True)
@@ -325,8 +325,28 @@ def test_the_slug_is_a_safe_name_with_six_digits_of_the_fingerprint(tmp_path):
 
 def test_a_known_fingerprint_brings_its_own_name(tmp_path, monkeypatch):
     root = fill(tmp_path / "pets", ["cat", "dog"])
-    monkeypatch.setitem(folder.KNOWN, load(root).fingerprint, ("cifar10-jpeg", "CIFAR-10 (JPEG)"))
+    monkeypatch.setitem(folder.KNOWN, load(root).fingerprint, folder.Known("cifar10-jpeg", "CIFAR-10 (JPEG)"))
     assert (load(root).slug, load(root).label) == ("cifar10-jpeg", "CIFAR-10 (JPEG)")
+    assert load(root).superclass_names == () and load(root).test.coarse_labels is None
+
+
+def test_a_folder_with_cifar100s_fingerprint_has_its_superclasses(tmp_path, monkeypatch):
+    root = fill(tmp_path / "png", ["apple", "rose", "shark", "tulip"])
+    png = folder.Known("cifar100-png", "CIFAR-100 (PNG)", cifar.SUPERCLASSES)
+    monkeypatch.setitem(folder.KNOWN, load(root).fingerprint, png)
+    dataset = load(root)
+    assert dataset.label == "CIFAR-100 (PNG)" and len(dataset.superclass_names) == 20
+    expected = {"apple": "fruit_and_vegetables", "rose": "flowers", "shark": "fish", "tulip": "flowers"}
+    for split in (dataset.train, dataset.val, dataset.test):
+        for label, coarse in zip(split.labels, split.coarse_labels, strict=True):
+            assert dataset.superclass_names[coarse] == expected[dataset.class_names[label]]
+
+
+def test_each_of_cifar100s_classes_has_one_superclass():
+    names = [name for classes in cifar.SUPERCLASSES.values() for name in classes.split()]
+    assert len(names) == len(set(names)) == 100
+    assert {len(classes.split()) for classes in cifar.SUPERCLASSES.values()} == {5}
+    assert list(cifar.SUPERCLASSES) == sorted(cifar.SUPERCLASSES)  # as the archive numbers them
 
 
 def test_pixels_in_two_splits_are_counted_even_in_other_files(tmp_path):

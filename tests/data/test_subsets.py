@@ -66,6 +66,12 @@ def test_labelled_images_are_drawn_by_the_seed_evenly_and_nested(shapes):
     assert len(shapes.with_per_class(10_000, seed=0).train) == len(shapes.train)
 
 
+def test_a_number_of_labelled_images_must_be_that_of_some_class(shapes):
+    shapes.check_per_class(shapes.largest_class)
+    with pytest.raises(ConfigError, match=f"no class of .* has more than {shapes.largest_class:,} for training"):
+        shapes.check_per_class(shapes.largest_class + 1)
+
+
 def test_shapes100_has_cifar100s_form(hundred):
     assert len(hundred.class_names) == len(set(hundred.class_names)) == 100 and len(hundred.superclass_names) == 20
     assert np.bincount(hundred.train.labels, minlength=100).tolist() == [4] * 100

@@ -6,7 +6,7 @@ from statistics import mean
 import numpy as np
 
 from cifar_keras.config import Experiment, published_of
-from cifar_keras.data import CIFAR10
+from cifar_keras.data import published_apply
 from cifar_keras.results.groups import Group
 
 
@@ -40,10 +40,9 @@ class Family:
 
     def published(self, variant, split="test"):
         """The accuracy that the source reported, or None: on other data than CIFAR-10, or with another backbone."""
-        if self.groups:
-            config = self.first["config"]
-            if config["dataset"] not in CIFAR10 or "backbone" in config["overrides"]:
-                return None
+        config = self.first["config"] if self.groups else None
+        if config and not published_apply(config["dataset"], config["overrides"]):
+            return None
         return published_of(self.experiment.published, variant).get(split)
 
 
