@@ -1,7 +1,8 @@
 """Exp 2: what do 224 pixels and augmentation add to the frozen ResNet50?
 
 Run      python experiments/exp2_augment_224.py
-Result   not yet run
+Result   best, efficientnet_lite0: 89.5% of 10,000 test images [88.8, 90.0], 1 seed, CIFAR-10, 41 min,
+         Intel(R) Xeon(R) Processor (AMX), 2 cores
 Compare  exp1_frozen.py (the same backbone at 32 pixels), exp3_finetune.py (every layer trained)
 
 best       each image is shifted and mirrored at its own size, then resized inside the model to 224 pixels, the size
