@@ -10,6 +10,7 @@ from helpers import EXPERIMENT_FILES, experiment_of
 from cifar_keras import job
 from cifar_keras.commands import study
 from cifar_keras.config import ConfigError
+from cifar_keras.data import shapes
 from cifar_keras.options import Options
 from cifar_keras.training.train import Progress
 from cifar_keras.utils.paths import Paths
@@ -76,11 +77,12 @@ def test_another_backbone_is_transferred_from_imagenet_not_from_a_model_trained_
 
 
 def test_a_number_of_labelled_images_that_no_class_has_is_refused(tmp_path):
-    where = {"root": str(tmp_path), "dataset": "shapes", "variant": "scratch_1000", "seed": 0, "precision": "float32"}
-    with pytest.raises(ConfigError, match="takes 1,000 labelled images of each class, and no class of shapes"):
+    images = str(shapes.write(tmp_path / "images", classes=2, per_class=40))
+    where = {"root": str(tmp_path), "dataset": images, "variant": "scratch_1000", "seed": 0, "precision": "float32"}
+    with pytest.raises(ConfigError, match="takes 1,000 labelled images of each class, and no class of images"):
         job.prepare(EXPERIMENTS[9], Options(**where))
-    cut = job.prepare(EXPERIMENTS[9], Options(**where, limit=40))
-    assert "the limit leaves 4 training images of a class, of the variant's 1,000" in job.headline(cut, Progress())
+    cut = job.prepare(EXPERIMENTS[9], Options(**where, limit=10))
+    assert "the limit leaves 5 training images of a class, of the variant's 1,000" in job.headline(cut, Progress(""))
 
 
 @pytest.mark.parametrize("number", [number for number, one in EXPERIMENTS.items() if not one.any_backbone])
