@@ -96,8 +96,10 @@ def each(experiment, arguments, options, *, variants):
 
 def fitting(experiment, options, variants):
     """The variants whose labelled images per class the data have. The others are left out, with a line for each."""
+    if len(variants) == 1 or options.budget != "full" or options.limit is not None:
+        return variants
     counts = {name: experiment.variants[name].per_class for name in variants}
-    if len(variants) == 1 or not any(counts.values()) or options.budget != "full" or options.limit is not None:
+    if not any(counts.values()):
         return variants
     from cifar_keras.data import load
 
