@@ -103,8 +103,7 @@ def fitting(experiment, options, variants):
         return variants
     from cifar_keras.data import load
 
-    chosen = {name: getattr(options, name) for name in ("data_dir", "image_size", "classes", "skip_unreadable")}
-    dataset, kept = load(options.dataset or BUDGETS["full"].dataset, **chosen), []
+    dataset, kept = load(options.dataset or BUDGETS["full"].dataset, **options.loading()), []
     for name, count in counts.items():
         try:
             dataset.check_per_class(count or 0)

@@ -60,11 +60,7 @@ def prepare(experiment, options):
     default_weights = training.weights or (row.weights if budget.pretrained else "none")
     asked = training.weights or options.weights or default_weights
     weights, weights_file = resolve(asked, row, data_dir=options.data_dir)
-    dataset = load(
-        options.dataset or budget.dataset,
-        limits=limits,
-        **{name: getattr(options, name) for name in ("data_dir", "image_size", "classes", "skip_unreadable")},
-    )
+    dataset = load(options.dataset or budget.dataset, limits=limits, **options.loading())
     if training.per_class is not None:
         if limits.train is None:
             dataset.check_per_class(training.per_class)

@@ -103,6 +103,10 @@ class Options:
     tables: bool = _option(False, "train nothing: only rewrite the experiment's own table and figure")
     verbose: bool = _option(False, "show TensorFlow's messages, and the traceback of an unexpected error")
 
+    def loading(self):
+        """The options of `data.load`, without the dataset's name and the limits, by name."""
+        return {name: getattr(self, name) for name in ("data_dir", "image_size", "classes", "skip_unreadable")}
+
     def changes(self):
         """The options that change the recipe, by name; they become part of every file name."""
         names = (

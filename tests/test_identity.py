@@ -68,7 +68,7 @@ def test_a_stored_run_has_the_same_name_and_identity_today(stored, tmp_path, mon
     config = stored["config"]
     data = SimpleNamespace(slug=config["dataset"], fingerprint=config["fingerprint"])
     data.train, data.with_per_class = np.empty(stored["train_images"]), lambda *_, **__: data
-    data.check_per_class = print
+    data.check_per_class = lambda _: None
     monkeypatch.setattr(job, "load", lambda *_, **__: data)
     monkeypatch.setattr(job, "resolve", lambda *_, **__: (config["weights"], None))
     monkeypatch.setattr(job, "_precision", lambda *_: config["precision"])  # it depends on the machine

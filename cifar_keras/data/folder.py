@@ -103,7 +103,6 @@ def load(
     Raises: ConfigError if the layout isn't one of these, or naming the images that can't be decoded.
     """
     root = Path(root)
-    name = root.name if root.name not in ("", "..") else root.resolve().name
     try:
         scanned, assumed, left_out = _scan(root, skip_unreadable=skip_unreadable)
         _check_layout(root, scanned, "".join(f" ({line})" for line in left_out))
@@ -114,8 +113,7 @@ def load(
         pixels = images.decoded([root / file.path for file in found], decoded_at)
     class_names, labels = _classes(found)
     parts = _parts(root, found, labels)
-    known = KNOWN.get(facts["fingerprint"]) or Known(_slug(name, facts["fingerprint"]), name)
-    coarse = _coarse_labels(known, class_names, labels)
+    known = KNOWN.get(facts["fingerprint"]) or _named(root, facts["fingerprint"])
     skipped = tuple(sorted({file.path for file in scanned} - {file.path for file in found}))
     twins = identical_pixels(*(hashes[parts[split]] for split in SPLITS))
     return Dataset(
@@ -123,11 +121,24 @@ def load(
         superclass_names=tuple(known.superclasses),
         notes=tuple(filter(None, (twins, assumed, *left_out, _on_skipped(skipped)))),
         carved=tuple(split for split in ("val", "test") if split not in {file.split for file in found}),
-        **{  # type: ignore[arg-type]
-            split: Split(Rows(pixels, chosen), labels[chosen], None if coarse is None else coarse[chosen])
-            for split, chosen in parts.items()
-        },
+        **_splits(pixels, labels, _coarse_labels(known, class_names, labels), parts),
     )  # fmt: skip
+
+
+def _named(root: Path, fingerprint: str) -> Known:
+    """A folder that is not known, by its own name."""
+    name = root.name if root.name not in ("", "..") else root.resolve().name
+    return Known(_slug(name, fingerprint), name)
+
+
+def _splits(
+    pixels: np.ndarray, labels: np.ndarray, coarse: np.ndarray | None, parts: dict[str, np.ndarray]
+) -> dict[str, Any]:
+    """The `Split` of each of `parts`, by name."""
+    return {
+        name: Split(Rows(pixels, chosen), labels[chosen], None if coarse is None else coarse[chosen])
+        for name, chosen in parts.items()
+    }
 
 
 def _coarse_labels(known: Known, class_names: Sequence[str], labels: np.ndarray) -> np.ndarray | None:

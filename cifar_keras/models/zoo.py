@@ -88,21 +88,26 @@ def row_of(training: Training, *, backbone: str | None = None, pixels: int | Non
             f"`override` takes columns of a model's row: {', '.join(sorted(columns))}. Received: {unknown}."
         )
     own, changed = MODELS[training.model], dict(training.override)
-    if pixels is not None and not 32 <= pixels <= 1024:
-        raise ConfigError(f"`--pixels` must be 32 to 1024. Received: {pixels}.")
-    if pixels is not None and "pixels" in changed:
-        raise ConfigError(
-            f"`--pixels` is for variants that leave the size open; this one is about {changed['pixels']} pixels. "
-            f"Received: {pixels}; leave it out."
-        )
+    if pixels is not None:
+        changed["pixels"] = _checked(pixels, changed.get("pixels"))
     row = own if backbone in (None, own.backbone) else _with_backbone(own, backbone)
     if changed.get("scaling") == NATIVE:
         changed["scaling"] = BACKBONES[row.backbone].scaling
-    if pixels is not None:
-        changed["pixels"] = pixels
     speed = own.images_per_second * (own.pixels / changed.get("pixels", own.pixels)) ** 2
     speed = changed.pop("images_per_second", speed) * row.images_per_second / own.images_per_second
     return dataclasses.replace(row, **changed, images_per_second=speed)
+
+
+def _checked(pixels, of_variant):
+    """The size that `--pixels` asks for; raises ConfigError if it is out of range or the variant has its own."""
+    if not 32 <= pixels <= 1024:
+        raise ConfigError(f"`--pixels` must be 32 to 1024. Received: {pixels}.")
+    if of_variant is not None:
+        raise ConfigError(
+            f"`--pixels` is for variants that leave the size open; this one is about {of_variant} pixels. "
+            f"Received: {pixels}; leave it out."
+        )
+    return pixels
 
 
 def _with_backbone(row, name):

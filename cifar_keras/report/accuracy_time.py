@@ -6,6 +6,7 @@ import seaborn
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from cifar_keras.data.cifar import ARCHIVES
 from cifar_keras.plotting import GREY, figure_of, shares, without_frame
 from cifar_keras.report.table import counts
 from cifar_keras.results.groups import newest_recipes
@@ -14,6 +15,7 @@ from cifar_keras.utils.text import duration
 SECONDS = (1, 3, 10, 30, *(60 * minutes for minutes in (1, 2, 5, 10, 20, 60, 180, 600, 1800)))  # ticks
 ACCURACIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 MARKERS = "osD^vPX"
+OFFICIAL = ARCHIVES["cifar10"].label
 HOLLOW = {"markerfacecolor": "none", "markersize": 9}
 
 
@@ -54,7 +56,7 @@ def rows(records):
     found = []
     for group in newest_recipes(records):
         used, cores = group.average("cpu_seconds"), group.first.get("cores")
-        if counts(group.first) and group.first["dataset"] == "CIFAR-10" and used and cores:
+        if counts(group.first) and group.first["dataset"] == OFFICIAL and used and cores:
             found.append((group, used / cores + (group.average("cached_seconds") or 0.0)))
     return found
 
@@ -70,7 +72,7 @@ def draw(records, path):
     if not found:
         return
     marks, hollow = {}, {}
-    with figure_of(path, "Accuracy against training time, official CIFAR-10", size=(10, 4.8)) as figure:
+    with figure_of(path, f"Accuracy against training time, official {OFFICIAL}", size=(10, 4.8)) as figure:
         panel = figure.add_subplot()
         for (group, seconds), colour, marker in coloured(found):
             marks[_label(group)] = mark(panel, seconds, group, colour=colour, marker=marker)
