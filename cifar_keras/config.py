@@ -87,6 +87,8 @@ class Training:
             measures test accuracy after every epoch, an audit that selects nothing. None: only the selected weights.
         class_weights: 'balanced' weights every training image by images / (classes * images of its class), so that all
             classes count equally in the loss; None: all images count equally.
+        patience: epochs without a new best on val after which training ends; None: it never ends early. Schedules are
+            those of the full number of epochs.
     """
 
     model: str
@@ -102,12 +104,15 @@ class Training:
     per_class: int | None = None
     also_score: str | None = None
     class_weights: str | None = None
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         _one_of("optimizer", self.optimizer, ("adam", "adamw", "sgd", "muon"))
         _one_of("weights", self.weights, (None, "none"))
         _one_of("also_score", self.also_score, (None, "last", "epochs"))
         _one_of("class_weights", self.class_weights, (None, "balanced"))
+        if self.patience is not None and self.patience < 1:
+            raise ConfigError(f"`patience` must be at least 1 epoch, or None. Received: {self.patience}.")
 
     @property
     def epochs(self) -> int:
@@ -131,6 +136,27 @@ BEST, PUBLISHED = "best", "published"  # variants with a meaning: the default, a
 
 
 @dataclass(frozen=True)
+class Claim:
+    """What a source claims about variants. The summary `effects` says whether the runs confirm or refute it.
+
+    Attributes:
+        text: the claim, one sentence.
+        variants: those that it is about.
+        kind: 'better' or 'worse' than the experiment's first variant; or 'most', if none of the others changes test
+            accuracy by as much.
+        dataset: what the slug of the data begins with; None: the claim is about any data.
+    """
+
+    text: str
+    variants: tuple[str, ...]
+    kind: str
+    dataset: str | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("kind", self.kind, ("better", "worse", "most"))
+
+
+@dataclass(frozen=True)
 class Experiment:
     """A question with named variants; `experiments/exp<number>_<name>.py` holds one.
 
@@ -147,6 +173,7 @@ class Experiment:
         part_of_study: whether `cifar-keras study` runs the experiment, and its table and page compare it.
         any_backbone: whether `--backbone` may put another network in the place of its models'.
         renamed: the present names of variants, by the names that older records and commands have.
+        claims: what its source claims about its variants; `summary` is 'effects' then.
     """
 
     number: int
@@ -159,6 +186,12 @@ class Experiment:
     part_of_study: bool = False
     any_backbone: bool = False
     renamed: dict[str, str] = field(default_factory=dict)
+    claims: tuple[Claim, ...] = ()
+
+    def __post_init__(self) -> None:
+        named = {variant for claim in self.claims for variant in claim.variants}
+        if unknown := named - set(self.variants):
+            raise ConfigError(f"`claims` must name variants of the experiment. Received: {', '.join(sorted(unknown))}.")
 
     @property
     def key(self) -> str:

@@ -306,6 +306,22 @@ def difference_seeds_paired(a, b):
     return _student_interval(differences, "paired t", lowest=-1.0)
 
 
+def paired_t_test(a, b):
+    """The p-value of Student's paired t-test of equal means (Biometrika 6, 1908), for runs that share a seed.
+
+    Args:
+        a: accuracies of the first side, one per seed; two or more.
+        b: the same of the second, of the same seeds in the same order.
+    Returns: in [0, 1]; where all differences are equal, 1 if they are zero, else 0.
+    """
+    from scipy import stats
+
+    differences = np.subtract(b, a)
+    if np.ptp(differences) == 0:
+        return float(differences[0] == 0)
+    return float(stats.ttest_rel(b, a).pvalue)
+
+
 def _student_interval(values, kind, *, lowest):
     """The mean of values with Student's t interval."""
     centre = mean(values)

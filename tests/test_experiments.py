@@ -34,7 +34,8 @@ from cifar_keras.saved.inference import augmented_probabilities, probabilities
 from cifar_keras.utils import runtime
 from cifar_keras.utils.files import lock
 
-VARIANTS = {5: "unit_32_training", 6: "regularized", 7: "audit", 9: "finetune_50"}  # where there is no `best`
+# Where there is no `best`.
+VARIANTS = {5: "unit_32_training", 6: "regularized", 7: "audit", 8: "baseline", 9: "finetune_50"}
 
 
 def stem_of(experiment):

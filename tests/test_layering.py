@@ -35,7 +35,15 @@ ORDER = {
         *("elsewhere", "", "analyse"),
     ),
     "report": (
-        *("table", "accuracy_time", "summaries.base", "summaries.factorial", "summaries.gap", "summaries.selection"),
+        *(
+            "table",
+            "accuracy_time",
+            "summaries.base",
+            "summaries.effects",
+            "summaries.factorial",
+            "summaries.gap",
+            "summaries.selection",
+        ),
         *("summaries.transfer", "summaries", "comparison", "conclusions", "page"),
     ),
     "job": (),

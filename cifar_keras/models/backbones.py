@@ -124,21 +124,22 @@ def _norm(x, momentum, name, *, epsilon=1e-5):
 
 
 def plain_cnn(
-    x: keras.KerasTensor, *, momentum: float, groups: Sequence[tuple[int, ...]], norm: bool
+    x: keras.KerasTensor, *, momentum: float, groups: Sequence[tuple[int, ...]], norm: bool = True, kernel: int = 3
 ) -> keras.KerasTensor:
-    """The stacks of convolutions that tutorials write: 3x3, 'same', ReLU, a pooling behind each group.
+    """The stacks of convolutions that tutorials write: 'same' padding, ReLU, a pooling behind each group.
 
     Args:
         x: float32 `(batch, height, width, 3)`, scaled.
         momentum: of the BatchNorm, where there is one.
         groups: tuples of channels, a convolution each.
         norm: whether BatchNorm stands between convolution and ReLU.
+        kernel: side of every convolution's kernel.
     Returns: features `(batch, height / 2**len(groups), width / 2**len(groups), channels)`.
     """
     for number, channels in enumerate(groups, start=1):
         for place, filters in zip("abc", channels, strict=False):
             name = f"group{number}{place}"
-            x = layers.Conv2D(filters, 3, padding="same", name=name)(x)
+            x = layers.Conv2D(filters, kernel, padding="same", name=name)(x)
             x = _norm(x, momentum, f"{name}_bn") if norm else x
             x = layers.Activation("relu", name=f"{name}_relu")(x)
         x = layers.MaxPooling2D(2, name=f"group{number}_pool")(x)
@@ -241,6 +242,8 @@ def _of_keras(network, file, checksum, *, scaling, licence, speed=1.0):
     return Backbone(partial(application, network=network), scaling, weights, 224, speed)
 
 
+FOUR = ((32,), (64,), (128, 128))  # the channels of experiment 8's baseline
+
 BACKBONES: dict[str, Backbone] = {
     "resnet50": _of_keras(
         keras.applications.ResNet50,
@@ -296,7 +299,14 @@ BACKBONES: dict[str, Backbone] = {
     "airnet": Backbone(airnet),
     "airnet_residual": Backbone(partial(airnet, widths=(128, 384, 512), residual=True)),
     "simple": Backbone(partial(plain_cnn, groups=((32,), (64,)), norm=False)),
-    "simple_norm": Backbone(partial(plain_cnn, groups=((32,), (64,)), norm=True)),
-    "five_conv": Backbone(partial(plain_cnn, groups=((64, 64), (128, 128), (256,)), norm=True)),
+    "simple_norm": Backbone(partial(plain_cnn, groups=((32,), (64,)))),
+    "five_conv": Backbone(partial(plain_cnn, groups=((64, 64), (128, 128), (256,)))),
+    "conv4": Backbone(partial(plain_cnn, groups=FOUR)),
+    "conv4_5x5": Backbone(partial(plain_cnn, groups=FOUR, kernel=5)),
+    "conv4_half": Backbone(partial(plain_cnn, groups=((16,), (32,), (64, 64)))),
+    "conv4_double": Backbone(partial(plain_cnn, groups=((64,), (128,), (256, 256)))),
+    "conv4_no_norm": Backbone(partial(plain_cnn, groups=FOUR, norm=False)),
+    "conv6": Backbone(partial(plain_cnn, groups=((32, 32), (64, 64), (128, 128)))),
+    "conv8": Backbone(partial(plain_cnn, groups=((32, 32), (64, 64, 64), (128, 128, 128)))),
 }
 CHOICES = tuple(name for name, backbone in BACKBONES.items() if backbone.imagenet)  # of `--backbone`

@@ -88,9 +88,10 @@ def probe_head(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
     return layers.Dense(classes, dtype="float32", name="logits")(x)
 
 
-def plain_head(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
-    """Mean over places, linear: what a tutorial writes."""
+def plain_head(x: keras.KerasTensor, classes: int, *, dropout: float = 0.0) -> keras.KerasTensor:
+    """Mean over places, linear: what a tutorial writes; with `dropout`, that share of the means is dropped."""
     x = layers.GlobalAveragePooling2D(name="head_pool")(x)
+    x = layers.Dropout(dropout, name="head_dropout")(x) if dropout else x
     return layers.Dense(classes, dtype="float32", name="logits")(x)
 
 
@@ -123,6 +124,7 @@ def dense_head(
 HEADS: dict[str, Callable[..., keras.KerasTensor]] = {
     "probe": probe_head,
     "plain": plain_head,
+    "plain_dropout": partial(plain_head, dropout=0.5),
     "small": small_head,
     "dense128": partial(dense_head, units=128),
     "dense128_dropout": partial(dense_head, units=128, dropout=0.5, dropped="features"),

@@ -53,7 +53,8 @@ class ModelSpec:
 
 SHIFT_FLIP = ("shift", "flip")
 AIRBENCH = ("shift", "alternating_flip")
-TUTORIAL = ("crop", "flip", "colour_jitter")
+CROP_FLIP = ("crop", "flip")
+TUTORIAL = (*CROP_FLIP, "colour_jitter")
 # fmt: off
 ROWS = (
     #         name                    backbone    pixels scaling   trainable head     augmentation weights img/s AMX    source  # noqa: E501
@@ -64,6 +65,7 @@ ROWS = (
     # the further experiments'
     ModelSpec("simple_cnn",           "simple",    32,   "unit",   "all",  "dense128", (),       "none",    1500, False, "a tutorial's"),  # noqa: E501
     ModelSpec("five_conv",            "five_conv", 32,   "half",   "all",  "dense512_dropout", TUTORIAL, "none", 100, False, "a tutorial's"),  # noqa: E501
+    ModelSpec("plain_cnn",            "conv4",     32,   "zscore", "all",  "plain", CROP_FLIP,   "none",    1000, False, "arXiv:1409.1556"),  # noqa: E501
     ModelSpec("resnet18_224",         "resnet18", 224,   "torch", "stage4", "plain", SHIFT_FLIP, "imagenet",  12, False, "arXiv:1512.03385"),  # noqa: E501
     ModelSpec("transferred_cnn",      "airnet",    32,   "zscore", "all",  "probe", AIRBENCH,    "source",   175, False, "arXiv:2404.00498"),  # noqa: E501
 )

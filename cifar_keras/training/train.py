@@ -212,6 +212,27 @@ class Recorder(keras.callbacks.Callback):
         self.resume.save(self.model, progress)
 
 
+class Patience(keras.callbacks.Callback):
+    """Ends training when val has seen no new best for some epochs; see `Training.patience`.
+
+    Keras' `EarlyStopping` counts from the start of each `fit`. This one reads `Progress`, so a resumed run ends where
+    the unbroken one would.
+    """
+
+    def __init__(self, progress, training):
+        super().__init__()
+        self.progress, self.training = progress, training
+
+    def on_epoch_end(self, epoch, logs=None):
+        if waited_enough(self.progress, self.training):
+            self.model.stop_training = True
+
+
+def waited_enough(progress, training):
+    """Whether the run has had as many epochs without a new best on val as its recipe allows."""
+    return training.patience is not None and progress.epochs - progress.best_epoch >= training.patience
+
+
 def progress_bar(total, done, **named):
     """A bar that is shown only in a terminal, and removed at the end."""
     return tqdm(total=total, initial=done, disable=None, leave=False, dynamic_ncols=True, **named)
@@ -271,9 +292,11 @@ def fit(model, row, dataset, training, *, seed, resume, progress, callbacks=(), 
     first = 0
     with fused_kernels(model):
         for number, stage in enumerate(training.stages, start=1):
-            if progress.epochs < first + stage.epochs:
+            if progress.epochs < first + stage.epochs and not waited_enough(progress, training):
                 _fit_stage(model, row, dataset, training, number=number, first=first, **keywords)
             first += stage.epochs
+    if progress.epochs < training.epochs:
+        print(f"ended after epoch {progress.epochs}: no new best on val for {training.patience} epochs")
     resume.load_best(model, progress)
 
 
@@ -319,14 +342,14 @@ def _fit_stage(model, row, dataset, training, *, number, first, seed, resume, pr
         weights = class_weights(dataset.train.labels, classes=len(dataset.class_names))
     # Closed here, since Keras does not call `on_train_end` after an error, whose message a live bar would garble.
     with progress_bar(training.epochs * steps, progress.epochs * steps, unit="step") as bar:
-        report = Report(bar, progress, epochs=training.epochs)
+        own = [Recorder(progress, resume, stage=number), Report(bar, progress, epochs=training.epochs)]
         model.fit(
             images,
             initial_epoch=progress.epochs,
             epochs=end,
             steps_per_epoch=steps,
             validation_data=evaluation_pipeline(dataset.val, batch_size=evaluation_batch(row, dataset)),
-            callbacks=[Reseed(seed), *audits, Recorder(progress, resume, stage=number), report, *callbacks],
+            callbacks=[Reseed(seed), *audits, *own, Patience(progress, training), *callbacks],
             class_weight=weights,
             shuffle=False,  # the pipeline has ordered them
             verbose=0,

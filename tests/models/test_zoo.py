@@ -31,6 +31,7 @@ PARAMETERS = {
     "resnet18": 11_176_512 + 4_800 + 4_800,  # torchvision's without its classifier, and the moving statistics
     "simple": 896 + 18_496,
     "five_conv": 555_328 + 2_560,
+    "conv4": 896 + 18_496 + 73_856 + 147_584 + 4 * (32 + 64 + 128 + 128),
 }  # of the backbone: Keras' count, or by hand
 
 

@@ -6,7 +6,7 @@ import itertools
 import pytest
 from helpers import record
 
-from cifar_keras.config import Experiment, Stage, Training
+from cifar_keras.config import Claim, ConfigError, Experiment, Stage, Training
 from cifar_keras.report import summaries
 from cifar_keras.results.groups import Group
 
@@ -248,3 +248,75 @@ def test_labelled_images_are_counted_not_read_from_the_name(tmp_path):
     assert [(method, count) for method, count, *_ in summaries.transfer.points_of(family)] == [
         ("finetune", 40), ("scratch", 40),
     ]  # fmt: skip
+
+
+CLAIMS = (
+    Claim("Deep helps.", ("deep",), "better"),
+    Claim("Wide hurts.", ("wide",), "worse"),
+    Claim("Deep matters most.", ("deep",), "most"),
+    Claim("Flat helps.", ("flat",), "better", dataset="cifar100"),
+)
+
+
+def effect_runs(values, **changes):
+    """Runs of three seeds or of one, by variant; stages as a record has them."""
+    made = experiment("effects", "base", "deep", "wide", "flat", claims=CLAIMS)
+    config = {"training": {"weights": None, "stages": [{"epochs": 2}]}}
+    runs = [
+        run(variant, value, seed=seed, config=config, train_accuracy=0.95, **changes)
+        for variant, accuracies in values.items()
+        for seed, value in enumerate(accuracies)
+    ]
+    return made, runs
+
+
+def effect_rows(text):
+    lines = text.split("## What each change does")[1].splitlines()
+    return {line.split("|")[1].strip(): line for line in lines if line.startswith("| ")}
+
+
+def test_each_change_is_compared_with_the_first_variant_by_seed(tmp_path):
+    made, runs = effect_runs(
+        {"base": (0.70, 0.71, 0.72), "deep": (0.80, 0.811, 0.822), "wide": (0.60, 0.61, 0.621), "flat": (0.6, 0.7, 0.8)}
+    )
+    (text,) = written(tmp_path, made, runs).values()
+    rows = effect_rows(text)
+    assert "base" not in rows
+    assert "+10.1 [+9.9, +10.3] (paired t, 3 seeds) | < 0.001 | helps | +13.9" in rows["deep"].replace("  ", "")
+    assert "hurts" in rows["wide"] and "can't be told from zero" in rows["flat"]
+    assert "corrected for 3 comparisons (Holm)" in text
+    (answers,) = (part for part in text.split("## ") if part.startswith("What the source claims"))
+    assert "| Deep helps.        | confirmed (deep +10.1" in answers
+    assert "| Wide hurts.        | confirmed (wide -10.0" in answers
+    assert "| Deep matters most. | not distinguishable" in answers  # flat's interval is wider than that
+    assert "Flat helps" not in answers  # a claim about other data
+    assert (tmp_path / "results" / "figures" / "exp6_cifar10-jpeg_summary.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_claim_can_be_refuted_or_wait_for_its_runs(tmp_path):
+    made, runs = effect_runs({"base": (0.7,), "deep": (0.6,), "flat": (0.9,)})
+    (text,) = written(tmp_path, made, runs).values()
+    assert "refuted (deep -10.0" in text and "| not run: wide" in text
+    assert "Deep matters most. | refuted" in text  # flat changes more
+    (alone,) = written(tmp_path, made, runs[1:]).values()
+    assert "Nothing to compare yet: it takes `base` and another variant." in alone
+
+
+def test_p_values_are_corrected_for_the_number_of_comparisons(tmp_path):
+    made, runs = effect_runs({"base": (0.7, 0.7, 0.7), "deep": (0.71, 0.715, 0.72), "wide": (0.70, 0.71, 0.69)})
+    (text,) = written(tmp_path, made, runs).values()
+    assert "| 0.070 | can't be told from zero" in effect_rows(text)["deep"]  # 0.035 for a single comparison
+    (text,) = written(tmp_path, made, runs[:6]).values()
+    assert "| 0.035 | helps" in effect_rows(text)["deep"]
+
+
+def test_an_early_end_is_shown_with_the_epochs_that_were_planned(tmp_path):
+    made, runs = effect_runs({"base": (0.7,), "deep": (0.7,)})
+    runs[1]["epochs"] = 1
+    (text,) = written(tmp_path, made, runs).values()
+    assert "| 1 of 2" in effect_rows(text)["deep"]
+
+
+def test_a_claim_about_an_unknown_variant_is_refused():
+    with pytest.raises(ConfigError, match="`claims` must name variants of the experiment. Received: deep, wide"):
+        experiment("effects", "base", claims=CLAIMS[:2])

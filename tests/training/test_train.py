@@ -68,6 +68,22 @@ def test_a_resumed_run_equals_the_unbroken_one(noise_data, tmp_path, monkeypatch
     assert resumed_progress.epochs == 4 and resumed_progress.best_epoch == progress.best_epoch
 
 
+@pytest.mark.parametrize("stop_after", [None, 1, 2])
+def test_training_ends_early_where_val_sees_no_new_best_and_resumes_to_the_same_end(
+    noise_data, tmp_path, monkeypatch, capsys, stop_after
+):
+    scores = iter([0.2, 0.1, 0.1, 0.1])
+    monkeypatch.setattr(keras.Model, "evaluate", lambda *_, **__: {"loss": 1.0, "accuracy": next(scores)})
+    patient = dataclasses.replace(TWO_STAGES, patience=2)
+    if stop_after:
+        trained(noise_data, tmp_path, training=patient, stop_after=stop_after, monkeypatch=monkeypatch)
+    _, progress = trained(noise_data, tmp_path, training=patient)
+    assert (progress.epochs, progress.best_epoch) == (3, 1)  # the first epoch of the second stage is the second bad one
+    assert "ended after epoch 3: no new best on val for 2 epochs" in capsys.readouterr().out
+    _, again = trained(noise_data, tmp_path, training=patient)  # killed after the end, before its record
+    assert again.epochs == 3
+
+
 def test_history_has_an_entry_an_epoch_and_says_which_stage(noise_data, tmp_path):
     _, progress = trained(noise_data, tmp_path)
     assert progress.history["epoch"] == [1, 2, 3, 4]

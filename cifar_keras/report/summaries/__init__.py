@@ -9,14 +9,14 @@ from pathlib import Path
 
 from cifar_keras.config import RunConfig
 from cifar_keras.data import CIFAR10
-from cifar_keras.report.summaries import factorial, gap, selection, transfer
+from cifar_keras.report.summaries import effects, factorial, gap, selection, transfer
 from cifar_keras.report.summaries.base import Family, is_baseline
 from cifar_keras.report.table import DASH, markdown_table, percent
 from cifar_keras.results.groups import newest_recipes
 from cifar_keras.utils.files import write_text
 from cifar_keras.utils.paths import stem
 
-KINDS = {"factorial": factorial, "gap": gap, "selection": selection, "transfer": transfer}
+KINDS = {"effects": effects, "factorial": factorial, "gap": gap, "selection": selection, "transfer": transfer}
 
 
 def write(experiment, records, root):
@@ -31,7 +31,7 @@ def write(experiment, records, root):
     Returns: the paths of the tables.
     """
     folder, written = Path(root) / "results", []
-    for family in families(experiment, records) if experiment.summary else ():
+    for family in families(experiment, records, folder) if experiment.summary else ():
         path = folder / f"{family.name}.md"
         if family.groups:
             KINDS[experiment.summary].draw(family, folder / figure_name(family))
@@ -58,10 +58,13 @@ def text_of(family):
     return "\n\n".join(parts) + "\n"
 
 
-def families(experiment, records):
-    """The `Family`s of an experiment. A baseline from random weights belongs to the families of all other weights."""
+def families(experiment, records, folder=None):
+    """The `Family`s of an experiment. A baseline from random weights belongs to the families of all other weights.
+
+    `folder` is the one with the predictions of the records; None: variants are compared without them.
+    """
     found = {}
-    for group in newest_recipes(records):
+    for group in newest_recipes(records, folder):
         variant = experiment.current(group.first["variant"])
         if group.first["experiment"] == experiment.key and variant in experiment.variants:
             config = dataclasses.replace(_naming(group), variant=variant)

@@ -5,9 +5,12 @@ from statistics import mean
 
 import numpy as np
 
+from cifar_keras import metrics
 from cifar_keras.config import Experiment, published_of
 from cifar_keras.data import published_apply
+from cifar_keras.report.table import DASH
 from cifar_keras.results.groups import Group
+from cifar_keras.results.matching import compared
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,54 @@ class Family:
 def is_baseline(group):
     """Whether these runs start from random weights, whatever `--weights` names."""
     return (group.config["training"] or {}).get("weights") == "none"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much more accurate one group is than another.
+
+    Attributes:
+        estimate: `metrics.Estimate` of the difference, over the seeds that both have.
+        p: of the test that belongs to it, in [0, 1]; None where a single seed has no stored predictions.
+        seeds: how many.
+    """
+
+    estimate: metrics.Estimate
+    p: float | None
+    seeds: int
+
+    def shown(self):
+        """'+1.3 [+0.4, +2.2] (paired t, 3 seeds)'."""
+        return f"{self.estimate.points()} ({self.estimate.kind}, {self.seeds} seed{'s' * (self.seeds > 1)})"
+
+
+def difference(base, group):
+    """`group` minus `base`, paired by seed, or by image where they share a single seed; None if they share none."""
+    ours, theirs = ({run["seed"]: run for run in side.runs} for side in (group, base))
+    seeds = sorted(ours.keys() & theirs.keys())
+    if len(seeds) > 1:
+        before, after = ([side[seed]["test_accuracy"] for seed in seeds] for side in (theirs, ours))
+        estimate = metrics.difference_seeds_paired(before, after)
+        return Difference(estimate, metrics.paired_t_test(before, after), len(seeds))
+    for seed in seeds:
+        pair = compared(Group((theirs[seed],), base.folder), Group((ours[seed],), group.folder))
+        return Difference(pair.difference, pair.test.p if pair.test else None, 1)
+    return None
+
+
+def corrected(differences):
+    """Holm's correction of the p-values of several `Difference`s, some of which may be None or lack one.
+
+    Returns: `(list of corrected p-values or None, how many comparisons they are corrected for)`.
+    """
+    known = [d is not None and d.p is not None for d in differences]
+    found = iter(metrics.holm([d.p for d, has in zip(differences, known, strict=True) if has]))
+    return [next(found) if has else None for has in known], sum(known)
+
+
+def significance(p):
+    """A p-value as text: '0.031', '< 0.001', or a dash."""
+    return DASH if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def class_means(group):

@@ -2,10 +2,18 @@
 
 from statistics import mean
 
-from cifar_keras import metrics
 from cifar_keras.plotting import BLUE, GREEN, GREY, ORANGE, figure_of, shares, without_frame
-from cifar_keras.report.summaries.base import class_means, is_baseline, points, with_intervals
+from cifar_keras.report.summaries.base import (
+    class_means,
+    corrected,
+    difference,
+    is_baseline,
+    points,
+    significance,
+    with_intervals,
+)
 from cifar_keras.report.table import DASH, markdown_table
+from cifar_keras.results.matching import LEVEL
 
 
 def points_of(family):
@@ -28,30 +36,29 @@ def text(family):
     pairs = [(m, n, bases[n], group) for m, n, baseline, group in found if not baseline and n in bases]
     if not pairs:
         return ["No variant has been run beside the network from scratch yet."]
-    rows = [{"labelled a class": f"{n:,}", "method": m, **_against(base, group)} for m, n, base, group in pairs]
+    differences = [difference(base, group) for *_, base, group in pairs]
+    p_values, count = corrected(differences)
+    rows = [
+        {"labelled a class": f"{n:,}", "method": method, **_against(base, group, *test)}
+        for (method, n, base, group), *test in zip(pairs, differences, p_values, strict=True)
+    ]
     note = (
         "Minus the network from random weights, on the same labelled images and for as many epochs, in points. The "
-        "intervals cover the draw of labelled images and initial weights, of one source network and one test set; "
-        "several comparisons are not corrected for."
+        "intervals cover the draw of labelled images and initial weights, of one source network and one test set. "
+        f"p: corrected for {count} comparisons (Holm); the verdict follows it."
     )
     most = max(pairs, key=lambda pair: (pair[1], pair[3].estimate.value))
     return ["## What transfer adds", note, markdown_table(rows), *_gains(most[1], most[0], *most[2:])]
 
 
-def _against(base, group):
-    """The paired difference over the seeds that both have; for one seed, with the interval over images."""
-    ours, theirs = ({run["seed"]: run["test_accuracy"] for run in side.runs} for side in (group, base))
-    seeds, n = sorted(ours.keys() & theirs.keys()), group.test_n
+def _against(base, group, found, p):
+    """Both accuracies and their difference, over the seeds that both have."""
     row = {"test": group.estimate.accuracy(), "from scratch": base.estimate.accuracy()}
-    if not seeds:
-        return row | {"difference [95%]": DASH, "transfer": DASH}
-    if len(seeds) > 1:
-        d = metrics.difference_seeds_paired([theirs[s] for s in seeds], [ours[s] for s in seeds])
-    else:
-        d = metrics.difference_unpaired(theirs[seeds[0]], n, ours[seeds[0]], n)
-    behind = f"{d.kind}, {len(seeds)} seed{'s' * (len(seeds) > 1)}"
-    verdict = "helps" if d.low > 0 else "hurts" if d.high < 0 else "can't be told from zero"
-    return row | {"difference [95%]": f"{d.points()} ({behind})", "transfer": verdict}
+    if found is None:
+        return row | dict.fromkeys(("difference [95%]", "p", "transfer"), DASH)
+    clear = found.estimate.excludes_zero if p is None else p < LEVEL
+    verdict = ("helps" if found.estimate.value > 0 else "hurts") if clear else "can't be told from zero"
+    return row | {"difference [95%]": found.shown(), "p": significance(p), "transfer": verdict}
 
 
 def _gains(count, method, base, group):
