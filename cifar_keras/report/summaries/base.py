@@ -10,7 +10,7 @@ from cifar_keras.config import Experiment, published_of
 from cifar_keras.data import published_apply
 from cifar_keras.report.table import DASH
 from cifar_keras.results.groups import Group
-from cifar_keras.results.matching import compared
+from cifar_keras.results.matching import LEVEL, compared
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,16 @@ def corrected(differences):
     known = [d is not None and d.p is not None for d in differences]
     found = iter(metrics.holm([d.p for d, has in zip(differences, known, strict=True) if has]))
     return [next(found) if has else None for has in known], sum(known)
+
+
+def correction(count):
+    """A sentence on the p-values of a table: how many comparisons they are corrected for, and what verdicts follow."""
+    if not count:
+        return "No p-values, since no predictions are stored; verdicts follow the intervals, which are not corrected."
+    plural = "s" * (count > 1)
+    return (
+        f"p: corrected for {count} comparison{plural} (Holm). Verdicts follow p < {LEVEL:g}, or the interval without p."
+    )
 
 
 def significance(p):

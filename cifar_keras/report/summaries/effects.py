@@ -3,7 +3,7 @@
 import numpy as np
 
 from cifar_keras.plotting import BLUE, GREY, ORANGE, figure_of, without_frame
-from cifar_keras.report.summaries.base import corrected, difference, points, significance
+from cifar_keras.report.summaries.base import corrected, correction, difference, points, significance
 from cifar_keras.report.table import DASH, markdown_table
 from cifar_keras.results.matching import LEVEL
 
@@ -32,8 +32,8 @@ def text(family):
     count = sum(p is not None for _, p in found.values())
     note = (
         f"Test accuracy minus that of `{base}`, in points, on the same seeds and images: paired by image for one seed "
-        f"(McNemar's test), by seed for several (Student's t). p: corrected for {count} comparisons (Holm); only "
-        f"p < {LEVEL:g} counts. Gap: train minus test, both of the selected weights, in inference mode."
+        f"(McNemar's test), by seed for several (Student's t). {correction(count)} Gap: train minus test, both of the "
+        "selected weights, in inference mode."
     )
     rows = [_row(family, variant, *effect) for variant, effect in found.items()]
     return [f"## What each change does to `{base}`", note, markdown_table(rows), *_answers(family, found)]

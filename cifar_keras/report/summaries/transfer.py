@@ -6,6 +6,7 @@ from cifar_keras.plotting import BLUE, GREEN, GREY, ORANGE, figure_of, shares, w
 from cifar_keras.report.summaries.base import (
     class_means,
     corrected,
+    correction,
     difference,
     is_baseline,
     points,
@@ -45,7 +46,7 @@ def text(family):
     note = (
         "Minus the network from random weights, on the same labelled images and for as many epochs, in points. The "
         "intervals cover the draw of labelled images and initial weights, of one source network and one test set. "
-        f"p: corrected for {count} comparisons (Holm); the verdict follows it."
+        + correction(count)
     )
     most = max(pairs, key=lambda pair: (pair[1], pair[3].estimate.value))
     return ["## What transfer adds", note, markdown_table(rows), *_gains(most[1], most[0], *most[2:])]
