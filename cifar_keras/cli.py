@@ -366,8 +366,22 @@ def _doctor(verbs):
     add_options(verb, only=("root", "data_dir"))
 
 
+def _augmentations(verbs):
+    def run(options):
+        runtime.setup(verbose=options.verbose)
+        from cifar_keras.commands import augmentations
+
+        where = _chosen(options, "root", "out", "data_dir", "classes", "skip_unreadable")
+        return augmentations.run(options.dataset or "cifar10", seed=options.seed[0], **where)
+
+    verb = _verb(verbs, run, "augmentations", "draws what each augmentation does to the same eight images")
+    verb.add_argument("--out", metavar="FILE", help="the PNG (default: below results/figures/)")
+    add_options(verb, only=("dataset", "data_dir", "classes", "skip_unreadable", "seed", "root", "verbose"))
+
+
 VERBS = (
-    _list, _run, _study, _collate, _compare, _explain, _report, _predict, _evaluate, _inspect, _export, _doctor,
+    _list, _run, _study, _collate, _compare, _explain, _report, _predict, _evaluate, _inspect, _export, _augmentations,
+    _doctor,
 )  # fmt: skip
 
 

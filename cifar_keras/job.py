@@ -21,6 +21,7 @@ from cifar_keras.config import (
     with_learning_rate,
 )
 from cifar_keras.data import load
+from cifar_keras.data.augment import mixes
 from cifar_keras.data.base import Dataset, stratified, take
 from cifar_keras.data.pipeline import steps_per_epoch
 from cifar_keras.models.weights import load_backbone, resolve
@@ -141,6 +142,11 @@ def recipe(training, options, row, *, budget, images):
     if options.views and not row.augmentation:
         raise ConfigError(
             f"`--views` needs a model with augmentation; without it, all views are alike. Received: {row.name!r}."
+        )
+    if options.views and mixes(row.augmentation):
+        raise ConfigError(
+            "`--views` must be left out where images are mixed: a stored view would keep one partner. Received: "
+            f"{options.views}."
         )
     return training
 

@@ -63,6 +63,26 @@ def sample_grid(images, labels, class_names, path, *, title):
             _caption(axes, name, column, -0.03, va="bottom")
 
 
+def rows_of_images(rows, path, *, title):
+    """Draws named rows of images, one below the other.
+
+    Args:
+        rows: `{name: uint8 (n, height, width, 3)}`, of equal shapes, RGB in [0, 255].
+        path: where the PNG goes.
+        title: of the figure.
+    """
+    count = len(next(iter(rows.values())))
+    with figure_of(path, title, size=(2.4 + 0.75 * count, 0.6 + 0.75 * len(rows))) as figure:
+        axes = figure.add_subplot()
+        for row, images in enumerate(rows.values()):
+            for column, image in enumerate(images):
+                axes.imshow(image, extent=_box(image.shape[:2], column, row), interpolation="nearest")
+        axes.set(xlim=(0, count), ylim=(len(rows), 0), aspect="equal", xticks=[])
+        axes.set_yticks(np.arange(len(rows)) + 0.5, list(rows))
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+
+
 def _box(shape, left, top):
     """Where an image of this `(height, width)` goes in the cell at `(left, top)`: `(left, right, bottom, top)`."""
     high, wide = (0.47 * side / max(shape) for side in shape)

@@ -35,7 +35,7 @@ from cifar_keras.utils import runtime
 from cifar_keras.utils.files import lock
 
 # Where there is no `best`.
-VARIANTS = {5: "unit_32_training", 6: "regularized", 7: "audit", 8: "baseline", 9: "finetune_50"}
+VARIANTS = {5: "unit_32_training", 6: "regularized", 7: "audit", 8: "baseline", 9: "finetune_50", 10: "cutmix"}
 
 
 def stem_of(experiment):

@@ -12,7 +12,10 @@ ORDER = {
     "options": (),
     "metrics": (),
     "plotting": (),
-    "data": ("base", "images", "cifar", "layout", "reading", "folder", "shapes", "", "augment", "pipeline"),
+    "data": (
+        *("base", "images", "cifar", "layout", "reading", "folder", "shapes", "", "draws", "mixing", "policies"),
+        *("augment", "pipeline"),
+    ),
     "models": ("torch_files", "blocks", "backbones", "fused", "zoo", "weights"),
     "training": ("optim", "train", "features", "tensorboard"),
     "results": ("records", "", "groups", "matching"),
@@ -49,7 +52,7 @@ ORDER = {
     "job": (),
     "outcome": (),
     "runner": (),
-    "commands": ("doctor", "predict", "evaluate", "published", "study"),
+    "commands": ("doctor", "augmentations", "predict", "evaluate", "published", "study"),
     "cli": (),
     "__main__": (),
 }

@@ -8,45 +8,18 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
-from cifar_keras.utils.system import XLA
+from cifar_keras.data.draws import compiled, uniform
+from cifar_keras.data.mixing import MIXES
+from cifar_keras.data.policies import aug_mix, rand_augment
 
 Lines = tuple[tf.Tensor, tf.Tensor]  # rows and columns of each image, see `shift`
 
 
-def _compiled(function: Callable) -> Callable:
-    """The function as one loop over the pixels, made by XLA where there is XLA.
-
-    For arithmetic on integers and comparisons alone: XLA may round a sum in another way.
-    """
-    return tf.function(function, autograph=False, jit_compile=XLA or None)
-
-
-def _uniform(seeds: tf.Tensor, count: int, *, salt: int) -> tf.Tensor:
-    """`count` float32 numbers in [0, 1) for each row of `seeds`, which depend on that triple and on `salt` alone.
-
-    An integer hash, because TensorFlow's stateless generators take one seed for a whole batch.
-    """
-    state = tf.constant(salt, tf.uint32)
-    for part in range(3):
-        state = _mixed(state ^ tf.cast(seeds[:, part], tf.uint32))
-    counters = np.arange(1, count + 1, dtype="uint32") * np.uint32(0x9E3779B9)
-    state = _mixed(state[:, None] + tf.constant(counters))
-    return tf.cast(tf.bitwise.right_shift(state, tf.constant(8, tf.uint32)), tf.float32) * 2.0**-24
-
-
-def _mixed(x: tf.Tensor) -> tf.Tensor:
-    """A bijection of 32 bits in which every input bit flips half of the output bits: `lowbias32` of hash-prospector."""
-    for shift_by, multiplier in ((16, 0x7FEB352D), (15, 0x846CA68B)):
-        x = (x ^ tf.bitwise.right_shift(x, tf.constant(shift_by, tf.uint32))) * tf.constant(multiplier, tf.uint32)
-    return x ^ tf.bitwise.right_shift(x, tf.constant(16, tf.uint32))
-
-
 def _offsets(seeds: tf.Tensor, pad: int, *, salt: int) -> tf.Tensor:
     """How far each image moves down and right: int32 `(batch, 2)` in [-pad, pad]."""
-    return tf.cast(tf.floor(_uniform(seeds, 2, salt=salt) * (2 * pad + 1)), tf.int32) - pad
+    return tf.cast(tf.floor(uniform(seeds, 2, salt=salt) * (2 * pad + 1)), tf.int32) - pad
 
 
 def shift(rows: tf.Tensor, columns: tf.Tensor, seeds: tf.Tensor, *, pad: int = 2) -> Lines:
@@ -90,7 +63,7 @@ def crop(rows: tf.Tensor, columns: tf.Tensor, seeds: tf.Tensor, *, pad: int = 4)
 
 def flip(rows: tf.Tensor, columns: tf.Tensor, seeds: tf.Tensor) -> Lines:
     """Mirrors left to right in half of the cases. Arguments and result as for `shift`."""
-    return rows, tf.where(_uniform(seeds, 1, salt=2) < 0.5, columns[:, ::-1], columns)
+    return rows, tf.where(uniform(seeds, 1, salt=2) < 0.5, columns[:, ::-1], columns)
 
 
 def alternating_flip(rows: tf.Tensor, columns: tf.Tensor, seeds: tf.Tensor) -> Lines:
@@ -98,7 +71,7 @@ def alternating_flip(rows: tf.Tensor, columns: tf.Tensor, seeds: tf.Tensor) -> L
 
     Two successive epochs show each image in both ways. Arguments and result as for `shift`.
     """
-    first = _uniform(seeds * [1, 0, 1], 1, salt=3) < 0.5  # not a function of the epoch
+    first = uniform(seeds * [1, 0, 1], 1, salt=3) < 0.5  # not a function of the epoch
     return rows, tf.where(tf.equal(first, seeds[:, 1:2] % 2 == 0), columns[:, ::-1], columns)
 
 
@@ -111,13 +84,13 @@ def colour_jitter(images: tf.Tensor, seeds: tf.Tensor, *, strength: float = 0.2)
         strength: in [0, 1).
     Returns: uint8, the shape of `images`.
     """
-    factors = 1.0 + strength * (2.0 * _uniform(seeds, 2, salt=4)[:, :, None, None, None] - 1.0)
+    factors = 1.0 + strength * (2.0 * uniform(seeds, 2, salt=4)[:, :, None, None, None] - 1.0)
     bright = tf.cast(images, tf.float32) * factors[:, 0]
     mean = tf.reduce_mean(bright, axis=(1, 2, 3), keepdims=True)
     return tf.cast(tf.clip_by_value(tf.round(mean + (bright - mean) * factors[:, 1]), 0.0, 255.0), tf.uint8)
 
 
-@_compiled
+@compiled
 def cutout(images: tf.Tensor, seeds: tf.Tensor, *, share: float = 0.375) -> tf.Tensor:
     """Greys out a square of `share` of the shorter side around a random place (DeVries and Taylor, arXiv:1708.04552).
 
@@ -125,7 +98,7 @@ def cutout(images: tf.Tensor, seeds: tf.Tensor, *, share: float = 0.375) -> tf.T
     """
     height, width = images.shape[1], images.shape[2]
     half = max(1, round(min(height, width) * share)) / 2
-    centre = _uniform(seeds, 2, salt=5) * [float(height), float(width)]
+    centre = uniform(seeds, 2, salt=5) * [float(height), float(width)]
     rows = tf.abs(tf.range(height, dtype=tf.float32) + 0.5 - centre[:, :1]) < half
     columns = tf.abs(tf.range(width, dtype=tf.float32) + 0.5 - centre[:, 1:]) < half
     return tf.where((rows[:, :, None] & columns[:, None, :])[..., None], tf.constant(128, tf.uint8), images)
@@ -134,8 +107,21 @@ def cutout(images: tf.Tensor, seeds: tf.Tensor, *, share: float = 0.375) -> tf.T
 MOVES: dict[str, Callable[..., Lines]] = {  # change places alone
     function.__name__: function for function in (shift, far_shift, crop, flip, alternating_flip)
 }
-COLOURS: dict[str, Callable[..., tf.Tensor]] = {"colour_jitter": colour_jitter, "cutout": cutout}  # change values
-STEPS = MOVES | COLOURS  # what a model row's `augmentation` column is made of
+VALUES: dict[str, Callable[..., tf.Tensor]] = {  # change values
+    function.__name__: function for function in (colour_jitter, cutout, rand_augment, aug_mix)
+}
+STEPS = MOVES | VALUES | MIXES  # what a model row's `augmentation` column is made of
+
+
+def mixes(steps: Sequence[str]) -> bool:
+    """Whether the steps mix images, and so their labels.
+
+    Raises: ValueError if a mix is followed by another step: a partner is mixed in as the network is to see it.
+    """
+    found = [name in MIXES for name in steps]
+    if any(found[:-1]):
+        raise ValueError(f"Of {', '.join(MIXES)}, one may be the last step. Received: {tuple(steps)}.")
+    return any(found)
 
 
 def augmented(images: Any, seeds: Any, steps: Sequence[str]) -> tf.Tensor:
@@ -150,18 +136,32 @@ def augmented(images: Any, seeds: Any, steps: Sequence[str]) -> tf.Tensor:
         steps: names from `STEPS`.
     Returns: uint8, the shape of `images`.
     """
+    return augmented_and_mixed(images, seeds, steps)[0]
+
+
+def augmented_and_mixed(images: Any, seeds: Any, steps: Sequence[str]) -> tuple[tf.Tensor, tf.Tensor | None]:
+    """`augmented`, and how much of each image is its own.
+
+    Returns: the images, and float32 `(batch,)` in [0, 1]: the share of the image itself, the rest being that of the
+        next one in the batch, of the first for the last. None if no step mixes images.
+    """
+    mixes(steps)
+    share = None
     with tf.device("CPU"):  # where tf.data runs; XLA for a GPU needs parts of CUDA that may be missing
         images, seeds = tf.convert_to_tensor(images), tf.convert_to_tensor(seeds)
         for moving, names in itertools.groupby(steps, MOVES.__contains__):
             if moving:
                 images = _moved(images, seeds, tuple(names))
-            else:
-                for name in names:
-                    images = COLOURS[name](images, seeds)
-    return images
+                continue
+            for name in names:
+                if name in MIXES:
+                    images, share = MIXES[name](images, seeds)
+                else:
+                    images = VALUES[name](images, seeds)
+    return images, share
 
 
-@_compiled
+@compiled
 def _moved(images: tf.Tensor, seeds: tf.Tensor, names: tuple[str, ...]) -> tf.Tensor:
     """The images after steps from `MOVES`, read from their places in one go."""
     count, (height, width) = tf.shape(images)[0], images.shape[1:3]

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from cifar_keras.data.augment import augmented
+from cifar_keras.data.augment import augmented_and_mixed
 from cifar_keras.data.base import Split
+from cifar_keras.data.mixing import mixed_labels
 from cifar_keras.utils.system import cores
 
 READY = 2  # finished batches that wait for the model
@@ -35,13 +36,16 @@ def train_pipeline(
     epochs: int,
     first_epoch: int = 0,
     augmentation: Sequence[str] = (),
+    classes: int | None = None,
 ) -> tf.data.Dataset:
     """Batches of augmented training images, epoch after epoch, from `first_epoch` to `epochs` (exclusive).
 
     Order and augmentation are pure functions of (seed, epoch, index), so resuming is starting at `first_epoch`.
-    `augmentation` names functions of `augment.STEPS`; `batch_size` is at most the number of images.
+    `augmentation` names functions of `augment.STEPS`; `batch_size` is at most the number of images. Where it mixes
+    images, it needs to know the number of `classes`.
 
-    Returns: a stream of (uint8 `(batch, height, width, 3)`, int32 `(batch,)`).
+    Returns: a stream of (uint8 `(batch, height, width, 3)`, int32 `(batch,)`); where images are mixed, of each class's
+        share in place of the labels: float32 `(batch, classes)`.
     """
     shape = (steps_per_epoch(split, batch_size), batch_size)  # inside the epoch: a batch never straddles two
 
@@ -55,7 +59,7 @@ def train_pipeline(
         return tf.data.Dataset.from_tensor_slices(batches).map(lambda indices: (epoch, indices))
 
     def load(epoch, indices):
-        return shown(split, indices, seed=seed, epoch=epoch, augmentation=augmentation)
+        return shown(split, indices, seed=seed, epoch=epoch, augmentation=augmentation, classes=classes)
 
     return _streamed(tf.data.Dataset.range(first_epoch, epochs).flat_map(one_epoch), load)
 
@@ -96,13 +100,20 @@ def _streamed(batches, load):
 
 
 def shown(
-    split: Split, indices: tf.Tensor, *, seed: int, epoch: int | tf.Tensor, augmentation: Sequence[str]
+    split: Split,
+    indices: tf.Tensor,
+    *,
+    seed: int,
+    epoch: int | tf.Tensor,
+    augmentation: Sequence[str],
+    classes: int | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """The images at `indices` (int64 `(batch,)`) as an epoch shows them, and their labels."""
+    """The images at `indices` (int64 `(batch,)`) as an epoch shows them, and their labels, see `train_pipeline`."""
     images, labels = gather(split, indices, epoch)
     triple = (seed, epoch, indices)
     seeds = tf.stack([tf.broadcast_to(tf.cast(part, tf.int32), tf.shape(indices)) for part in triple], axis=-1)
-    return augmented(images, seeds, augmentation), labels
+    images, share = augmented_and_mixed(images, seeds, augmentation)
+    return images, labels if share is None else mixed_labels(labels, share, classes)
 
 
 def gather(split: Split, indices: tf.Tensor, epoch: int | tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -295,7 +295,7 @@ BACKBONES: dict[str, Backbone] = {
         licence="BSD-3-Clause",
     ),
     # without ImageNet weights
-    "resnet18_32": Backbone(partial(resnet18, stem=3)),
+    "resnet18_32": Backbone(partial(resnet18, stem=3), speed=0.5),
     "airnet": Backbone(airnet),
     "airnet_residual": Backbone(partial(airnet, widths=(128, 384, 512), residual=True)),
     "simple": Backbone(partial(plain_cnn, groups=((32,), (64,)), norm=False)),
@@ -309,4 +309,5 @@ BACKBONES: dict[str, Backbone] = {
     "conv6": Backbone(partial(plain_cnn, groups=((32, 32), (64, 64), (128, 128)))),
     "conv8": Backbone(partial(plain_cnn, groups=((32, 32), (64, 64, 64), (128, 128, 128)))),
 }
-CHOICES = tuple(name for name, backbone in BACKBONES.items() if backbone.imagenet)  # of `--backbone`
+PRETRAINED = tuple(name for name, backbone in BACKBONES.items() if backbone.imagenet)
+CHOICES = (*PRETRAINED, "resnet18_32")  # of `--backbone`

@@ -122,7 +122,7 @@ def _with_backbone(row, name):
         name=row.name.replace(row.backbone, name) if row.backbone in row.name else f"{row.name}_{name}",
         backbone=name,
         weights="imagenet" if row.weights == "source" else row.weights,
-        scaling=network.scaling,
+        scaling=network.scaling or row.scaling,
         images_per_second=row.images_per_second * network.speed / BACKBONES[row.backbone].speed,
     )
 

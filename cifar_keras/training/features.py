@@ -27,7 +27,7 @@ import keras
 import numpy as np
 
 from cifar_keras.config import ConfigError, HeldError, RunFailedError
-from cifar_keras.data.augment import augmented
+from cifar_keras.data.augment import augmented, mixes
 from cifar_keras.data.base import Split
 from cifar_keras.data.pipeline import evaluation_pipeline
 from cifar_keras.training.train import evaluation_batch, progress_bar, time_left
@@ -190,6 +190,8 @@ def applicable(model, row, training):
     """Whether the backbone always gives the same vector for the same view of an image. Arguments as for `extracted`."""
     if training.views == 0 or training.also_score == "epochs" or not frozen(row, training):
         return False  # an audit sends images through the whole model after every epoch
+    if mixes(row.augmentation):
+        return False  # an image's partner changes from epoch to epoch
     trunk, _ = cut(model)
     return not any(getattr(layer, "seed_generator", None) for layer in trunk.layers)  # a frozen dropout still drops
 

@@ -10,9 +10,10 @@ from cifar_keras.models import fused
 
 
 class CrossEntropy(keras.losses.Loss):
-    """Cross-entropy of integer labels and logits with label smoothing (Szegedy et al., arXiv:1512.00567, section 7).
+    """Cross-entropy of labels and logits with label smoothing (Szegedy et al., arXiv:1512.00567, section 7).
 
-    Computed in float32 under every precision policy.
+    Labels are integers `(batch,)`, or each class's share `(batch, classes)` where images are mixed. Computed in
+    float32 under every precision policy.
     """
 
     def __init__(self, label_smoothing=0.0, name="cross_entropy", **kwargs):
@@ -20,13 +21,35 @@ class CrossEntropy(keras.losses.Loss):
         self.label_smoothing = label_smoothing
 
     def call(self, y_true, y_pred):
-        targets = ops.one_hot(ops.cast(y_true, "int32"), y_pred.shape[-1], dtype="float32")
+        targets = y_true
+        if len(y_true.shape) == 1:
+            targets = ops.one_hot(ops.cast(y_true, "int32"), y_pred.shape[-1], dtype="float32")
         return keras.losses.categorical_crossentropy(
             targets, ops.cast(y_pred, "float32"), from_logits=True, label_smoothing=self.label_smoothing
         )
 
     def get_config(self):
         return {**super().get_config(), "label_smoothing": self.label_smoothing}
+
+
+class Accuracy(keras.metrics.MeanMetricWrapper):
+    """The share of images whose most probable class is the label, or the class with the largest share in a mixed image.
+
+    Labels as for `CrossEntropy`. Keras' own 'accuracy' settles on one form of them, but training may mix images and
+    validation never does.
+    """
+
+    def __init__(self, name="accuracy", **kwargs):
+        super().__init__(_right, name=name, **kwargs)
+
+    def get_config(self):
+        return {"name": self.name, "dtype": self.dtype}
+
+
+def _right(y_true, y_pred):
+    """Whether each image is classified correctly, as 0 or 1."""
+    label = y_true if len(y_true.shape) == 1 else ops.argmax(y_true, axis=-1)
+    return ops.cast(ops.equal(ops.cast(label, "int32"), ops.cast(ops.argmax(y_pred, axis=-1), "int32")), "float32")
 
 
 def orthogonalized(matrix, *, steps=3):

@@ -16,7 +16,7 @@ from cifar_keras.config import ConfigError, RunFailedError
 from cifar_keras.data.pipeline import evaluation_pipeline, steps_per_epoch, train_pipeline
 from cifar_keras.models.fused import fused_kernels
 from cifar_keras.models.zoo import set_trainable
-from cifar_keras.training.optim import CrossEntropy, make_optimizer
+from cifar_keras.training.optim import Accuracy, CrossEntropy, make_optimizer
 from cifar_keras.utils.files import replacing, write_json
 from cifar_keras.utils.text import AHEAD, duration
 
@@ -324,7 +324,7 @@ def _fit_stage(model, row, dataset, training, *, number, first, seed, resume, pr
     steps = steps_per_epoch(dataset.train, training.batch_size)
     set_trainable(model, row, freeze_backbone=stage.freeze_backbone)
     optimizer = make_optimizer(training, stage, steps=steps * stage.epochs)
-    model.compile(optimizer, CrossEntropy(training.label_smoothing), metrics=["accuracy"])
+    model.compile(optimizer, CrossEntropy(training.label_smoothing), metrics=[Accuracy()])
     make_variables(model)
     if progress.epochs > first:
         model.load_weights(resume.last(progress.epochs))  # now with the optimiser's state
@@ -336,6 +336,7 @@ def _fit_stage(model, row, dataset, training, *, number, first, seed, resume, pr
         first_epoch=progress.epochs,
         epochs=end,
         augmentation=row.augmentation,
+        classes=len(dataset.class_names),
     )
     weights = None
     if training.class_weights == "balanced":

@@ -7,11 +7,12 @@ import pytest
 import tensorflow as tf
 from helpers import noise
 
-from cifar_keras.data import augment
-from cifar_keras.data.augment import STEPS, augmented
+from cifar_keras.data import draws
+from cifar_keras.data.augment import MOVES, VALUES, augmented
 from cifar_keras.data.pipeline import epoch_order, evaluation_pipeline, train_pipeline
 
 IMAGE = noise(1).images[0]
+ALONE = MOVES | VALUES  # what an image goes through without the others of its batch
 PIXELS = {  # digests of what the first runs saw: augmentation may become faster, not different
     "shift": "0145fc5b4a7e8f58",
     "crop": "fb81482fd0420d8b",
@@ -39,14 +40,14 @@ def batches(dataset):
     return [(images.numpy(), labels.numpy()) for images, labels in dataset]
 
 
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("name", ALONE)
 def test_equal_triples_give_equal_images_and_each_part_of_the_triple_counts(name):
     np.testing.assert_array_equal(apply(name, seed=3, epoch=1, index=7), apply(name, seed=3, epoch=1, index=7))
     for part in ("seed", "epoch", "index"):
         assert len({apply(name, **{part: value}).tobytes() for value in range(8)}) > 1, part
 
 
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("name", ALONE)
 def test_shape_and_dtype_stay(name):
     result = apply(name, image=noise(1, size=20).images[0])
     assert result.shape == (20, 20, 3)
@@ -57,7 +58,7 @@ def test_the_numbers_behind_it_are_even_and_neighbours_unrelated():
     indices = tf.range(4000)
     for part in range(3):
         seeds = tf.stack([indices if place == part else 5 + 0 * indices for place in range(3)], axis=-1)
-        drawn = augment._uniform(seeds, 2, salt=1).numpy()
+        drawn = draws.uniform(seeds, 2, salt=1).numpy()
         assert drawn.min() >= 0.0 and drawn.max() < 1.0
         assert np.all(np.abs(np.histogram(drawn, 10, (0, 1))[0] / drawn.size - 0.1) < 0.015)
         assert abs(np.corrcoef(drawn[:-1, 0], drawn[1:, 0])[0, 1]) < 0.06  # four standard errors
@@ -65,7 +66,7 @@ def test_the_numbers_behind_it_are_even_and_neighbours_unrelated():
 
 
 def test_augmentation_is_vectorised():
-    function = tf.function(lambda images, seeds: augmented(images, seeds, tuple(STEPS)))
+    function = tf.function(lambda images, seeds: augmented(images, seeds, tuple(ALONE)))
     graph = function.get_concrete_function(
         tf.TensorSpec((None, 32, 32, 3), tf.uint8), tf.TensorSpec((None, 3), tf.int32)
     ).graph.as_graph_def()
@@ -118,9 +119,9 @@ def test_cutout_greys_at_most_a_square_and_leaves_the_rest():
 
 def test_a_batch_is_augmented_image_by_image_and_step_by_step():
     images, seeds = noise(5).images, np.array([[1, 2, index] for index in range(5)], "int32")
-    together = augmented(images, seeds, tuple(STEPS))
+    together = augmented(images, seeds, tuple(ALONE))
     for image, seed, result in zip(images, seeds, together, strict=True):
-        for name in STEPS:
+        for name in ALONE:
             image = augmented(image[None], seed[None], (name,))[0].numpy()
         np.testing.assert_array_equal(result, image)
 

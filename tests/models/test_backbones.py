@@ -7,13 +7,14 @@ import pytest
 
 from cifar_keras.config import NATIVE, ConfigError, Training, tutorial
 from cifar_keras.models import blocks
-from cifar_keras.models.backbones import BACKBONES, CHOICES, LITE0_BLOCKS
+from cifar_keras.models.backbones import BACKBONES, CHOICES, LITE0_BLOCKS, PRETRAINED
 from cifar_keras.models.zoo import MODELS, backbone_layers, build, part_of, row_of
 
 # Without their classifiers: of applications as keras.io counts them; of EfficientNet-Lite0 as its authors' file does.
 PARAMETERS = {
     "resnet50": 23_587_712,
     "resnet18": 11_176_512 + 4_800 + 4_800,
+    "resnet18_32": 11_176_512 + 4_800 + 4_800 - 9_408 + 1_728,  # a stem of 3x3 in place of 7x7
     "efficientnet_lite0": 4_694_073 - 1_281_000 - 49,  # that file also counts the batches of each of 49 BatchNorms
     "efficientnetv2_b0": 5_919_312,
     "densenet121": 7_037_504,
@@ -35,7 +36,7 @@ def test_each_choice_is_a_flat_model_of_stock_layers_with_the_published_number_o
 
 def test_its_images_are_scaled_as_its_weights_need(chosen):
     row, model = chosen
-    assert row.scaling == BACKBONES[row.backbone].scaling
+    assert row.scaling == (BACKBONES[row.backbone].scaling or "caffe")  # without weights of its own, the row's
     assert f"scaling_{row.scaling}" in [layer.name for layer in model.layers]
 
 
@@ -55,8 +56,8 @@ def test_lite0_has_stages_that_a_row_can_train_alone():
     assert {name.rpartition("_")[2] for name in kernels} == {"stem", "expand", "depthwise", "project", "top", "bn"}
 
 
-def test_every_choice_names_its_licence_and_the_images_it_was_trained_on():
-    for name in CHOICES:
+def test_every_pretrained_choice_names_its_licence_and_the_images_it_was_trained_on():
+    for name in PRETRAINED:
         assert BACKBONES[name].imagenet.licence and BACKBONES[name].pixels == 224
 
 

@@ -21,6 +21,7 @@ from cifar_keras.config import ConfigError, Experiment, RunFailedError, Stage, T
 from cifar_keras.data import augment
 from cifar_keras.data.augment import augmented
 from cifar_keras.data.base import Dataset
+from cifar_keras.data.draws import compiled
 from cifar_keras.data.pipeline import epoch_order, train_pipeline
 from cifar_keras.models.backbones import BACKBONES, Backbone
 from cifar_keras.models.zoo import MODELS, build
@@ -225,7 +226,7 @@ def test_what_concerns_augmentation_changes_the_names_of_train_alone(monkeypatch
     plain = names()
     others = [names(seed=1), names(row=dataclasses.replace(SHIFTED, augmentation=("shift",)))]
     monkeypatch.setitem(augment.MOVES, "shift", functools.partial(augment.shift, pad=3))
-    monkeypatch.setattr(augment, "_moved", augment._compiled(augment._moved.python_function))  # traced anew
+    monkeypatch.setattr(augment, "_moved", compiled(augment._moved.python_function))  # traced anew
     for other in (*others, names()):
         (val,) = plain & other
         assert "-val-" in val
@@ -356,6 +357,7 @@ def test_a_disk_that_fills_up_is_one_sentence_and_what_was_computed_stays(noise_
     ("row", "stages", "expected"),
     [
         (ROW, (Stage(2, 1e-2),), True),
+        (dataclasses.replace(ROW, augmentation=("flip", "mixup")), (Stage(2, 1e-2),), False),
         (dataclasses.replace(ROW, trainable="all"), (Stage(2, 1e-2),), False),
         (dataclasses.replace(ROW, trainable="all"), (Stage(2, 1e-2, freeze_backbone=True),), True),
         (dataclasses.replace(ROW, trainable="all"), (Stage(2, 1e-2, freeze_backbone=True), Stage(1, 1e-2)), False),
@@ -496,6 +498,7 @@ def test_a_dry_run_says_what_would_be_extracted_and_writes_nothing(tmp_path, cap
     [
         ({}, {"views": 2, "on_the_fly": True}, "Received: both"),
         ({"augmentation": ()}, {"views": 2}, "model with augmentation"),
+        ({"augmentation": ("flip", "mixup")}, {"views": 2}, "left out where images are mixed"),
         ({"trainable": "all"}, {"views": 2}, "frozen in every stage"),
         ({"trainable": "all"}, {"on_the_fly": True}, "frozen in every stage"),
     ],

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from cifar_keras.config import Stage, Training
 from cifar_keras.training import optim
-from cifar_keras.training.optim import CrossEntropy, Muon, make_optimizer, make_schedule, orthogonalized
+from cifar_keras.training.optim import Accuracy, CrossEntropy, Muon, make_optimizer, make_schedule, orthogonalized
 
 RANDOM = np.random.RandomState(0)
 
@@ -19,6 +19,28 @@ def test_cross_entropy_equals_the_formula(smoothing):
     targets = np.eye(10)[labels] * (1 - smoothing) + smoothing / 10
     expected = -(targets * log).sum(axis=1).mean()
     assert float(CrossEntropy(smoothing)(labels, logits)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_cross_entropy_of_a_mixed_image_is_the_mean_of_both_labels():
+    logits, share = RANDOM.randn(6, 10).astype("float32"), RANDOM.rand(6).astype("float32")
+    own, partner = np.arange(6), np.arange(6) + 3
+    targets = share[:, None] * np.eye(10)[own] + (1 - share[:, None]) * np.eye(10)[partner]
+    each = [keras.ops.convert_to_numpy(CrossEntropy(0.2).call(labels, logits)) for labels in (own, partner)]
+    mixed = keras.ops.convert_to_numpy(CrossEntropy(0.2).call(targets.astype("float32"), logits))
+    np.testing.assert_allclose(mixed, share * each[0] + (1 - share) * each[1], rtol=1e-5)
+
+
+def test_accuracy_counts_the_class_with_the_largest_share():
+    logits = np.eye(4, dtype="float32")[[0, 1, 2, 3, 3]]
+    metric = Accuracy()
+    metric.update_state(np.array([0, 1, 2, 0, 1]), logits)
+    assert float(metric.result()) == pytest.approx(0.6)
+    metric.reset_state()
+    shares = np.array([[0.6, 0.4, 0, 0], [0.6, 0.4, 0, 0], [0, 0, 1, 0], [0, 0, 0.7, 0.3], [0.1, 0, 0, 0.9]], "float32")
+    metric.update_state(shares, logits)
+    assert float(metric.result()) == pytest.approx(0.6)
+    again = Accuracy.from_config(metric.get_config())
+    assert again.name == "accuracy"
 
 
 @pytest.mark.parametrize("shape", [(40, 8), (8, 40), (16, 16)])

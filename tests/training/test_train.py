@@ -68,6 +68,17 @@ def test_a_resumed_run_equals_the_unbroken_one(noise_data, tmp_path, monkeypatch
     assert resumed_progress.epochs == 4 and resumed_progress.best_epoch == progress.best_epoch
 
 
+@pytest.mark.parametrize("mix", ["mixup", "cutmix"])
+def test_a_run_on_mixed_images_resumes_like_any_other(noise_data, tmp_path, monkeypatch, mix):
+    monkeypatch.setitem(globals(), "ROW", dataclasses.replace(ROW, augmentation=("shift", mix)))
+    whole, progress = trained(noise_data, tmp_path / "whole")
+    trained(noise_data, tmp_path / "broken", stop_after=3, monkeypatch=monkeypatch)
+    resumed, resumed_progress = trained(noise_data, tmp_path / "broken")
+    for a, b in zip(whole.get_weights(), resumed.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    assert progress.history["accuracy"] == pytest.approx(resumed_progress.history["accuracy"], abs=1e-6)
+
+
 @pytest.mark.parametrize("stop_after", [None, 1, 2])
 def test_training_ends_early_where_val_sees_no_new_best_and_resumes_to_the_same_end(
     noise_data, tmp_path, monkeypatch, capsys, stop_after
