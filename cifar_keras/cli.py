@@ -21,7 +21,7 @@ from cifar_keras.utils.text import printable
 BROKEN_PIPE = 141  # 128 + SIGPIPE, which Windows lacks
 RESUMES = "the same command, without `--fresh`, continues after the last finished epoch"
 LOADING = ("scaling", "image_size", "class_names")  # options of `inference.load`
-EXPORTS = ("onnx", "onnx-int8", "litert", "litert-int8")
+EXPORTS = ("onnx", "onnx-int8", "litert", "litert-float16", "litert-int8")
 
 MODEL = "a {} file, a run id, or an experiment (its newest model)"
 ANY_MODEL = MODEL.format(".keras, .h5, .onnx or .tflite")
@@ -296,7 +296,9 @@ def _evaluate(verbs):
         from cifar_keras.commands import evaluate
 
         asked = evaluate.Asked(**_chosen(options, *(field.name for field in dataclasses.fields(evaluate.Asked))))
-        return evaluate.run(options.models, asked, **_chosen(options, "root", "as_json", "predictions", "figure"))
+        return evaluate.run(
+            options.models, asked, **_chosen(options, "root", "as_json", "predictions", "figure", "costs")
+        )
 
     verb = _verb(verbs, run, "evaluate", "compares saved models on the same labelled images")
     text = f"{ANY_MODEL}, or a .json followed by its weights; the others are compared with the first"
@@ -308,6 +310,8 @@ def _evaluate(verbs):
     _add_loading(verb, scaling="the one that fits best on val", size="the dataset's")
     text = "also the accuracy of the mean over six views of each image, mirrored and shifted"
     verb.add_argument("--test-time-augmentation", action="store_true", dest="augmented", help=text)
+    text = "also size, speed and share of zeros, and a figure of accuracy against size and speed"
+    verb.add_argument("--footprint", action="store_true", dest="costs", help=text)
     verb.add_argument("--json", action="store_true", dest="as_json", help="print one JSON document")
     verb.add_argument("--predictions", metavar="FILE", help="write all probabilities to this .npz")
     text = "where to draw the confusion matrix of a single model (default: results/evaluate/)"

@@ -89,6 +89,10 @@ class Training:
             classes count equally in the loss; None: all images count equally.
         patience: epochs without a new best on val after which training ends; None: it never ends early. Schedules are
             those of the full number of epochs.
+        sparsity: share of the kernels' weights, the smallest of all layers together, that are zero from the start, in
+            (0, 1); the run starts from the whole model that `--weights` names, head included. None: no weight is held.
+        distillation: (temperature, share of the teacher in the loss): a network with random weights learns from the
+            logits of the model that `--weights` names, see `training.distil`. None: it has no teacher.
     """
 
     model: str
@@ -105,6 +109,8 @@ class Training:
     also_score: str | None = None
     class_weights: str | None = None
     patience: int | None = None
+    sparsity: float | None = None
+    distillation: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         _one_of("optimizer", self.optimizer, ("adam", "adamw", "sgd", "muon"))
@@ -113,6 +119,8 @@ class Training:
         _one_of("class_weights", self.class_weights, (None, "balanced"))
         if self.patience is not None and self.patience < 1:
             raise ConfigError(f"`patience` must be at least 1 epoch, or None. Received: {self.patience}.")
+        if self.sparsity is not None and not 0 < self.sparsity < 1:
+            raise ConfigError(f"`sparsity` must be between 0 and 1, or None. Received: {self.sparsity}.")
 
     @property
     def epochs(self) -> int:

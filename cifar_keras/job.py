@@ -5,6 +5,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import keras
 import numpy as np
 
 from cifar_keras import metrics
@@ -26,7 +27,9 @@ from cifar_keras.data.base import Dataset, stratified, take
 from cifar_keras.data.pipeline import steps_per_epoch
 from cifar_keras.models.weights import load_backbone, resolve
 from cifar_keras.models.zoo import ModelSpec, build, initialise_from_data, parameter_counts, row_of
+from cifar_keras.saved import artifacts, inference
 from cifar_keras.training import features
+from cifar_keras.training.distil import Student
 from cifar_keras.training.train import Resume
 from cifar_keras.utils import runtime
 from cifar_keras.utils.paths import Paths
@@ -58,9 +61,7 @@ def prepare(experiment, options):
         limits = Limits(*(min(options.limit, given or options.limit) for given in dataclasses.astuple(limits)))
     if options.data_dir is not None and not Path(options.data_dir).is_dir():
         raise ConfigError(f"`--data-dir` must be a folder. Received: {options.data_dir!r}, which is not a folder.")
-    default_weights = training.weights or (row.weights if budget.pretrained else "none")
-    asked = training.weights or options.weights or default_weights
-    weights, weights_file = resolve(asked, row, data_dir=options.data_dir)
+    default_weights, weights, weights_file = weights_of(training, options, row, pretrained=budget.pretrained)
     dataset = load(options.dataset or budget.dataset, limits=limits, **options.loading())
     if training.per_class is not None:
         if limits.train is None:
@@ -84,6 +85,21 @@ def prepare(experiment, options):
     if not options.fresh and (begun := Resume(paths.resume).begun()):
         config = as_begun(config, begun)
     return Job(experiment, config, row, dataset, weights_file, paths)
+
+
+def weights_of(training, options, row, *, pretrained):
+    """What the run starts from, or learns from: the name that is called for, the name it has, and the file or None.
+
+    Raises: ConfigError as `weights.resolve`, and for a student without a teacher.
+    """
+    default = training.weights or (row.weights if pretrained else "none")
+    name, path = resolve(training.weights or options.weights or default, row, data_dir=options.data_dir)
+    if training.distillation and path is None:
+        raise ConfigError(
+            f"`--weights` must name the teacher that {options.variant!r} learns from: a model that was trained here on "
+            f"the same classes, as experiments leave it in model_cp/. Received: {name!r}."
+        )
+    return default, name, path
 
 
 def backbone_of(experiment, options):
@@ -160,9 +176,25 @@ def built(job):
         job.row, image_shape=dataset.image_shape, classes=len(dataset.class_names), steps=steps, seed=config.seed
     )
     initialise_from_data(model, sample(dataset.train, 5000).images)
-    if job.weights_file is not None:
-        load_backbone(model, job.weights_file)
+    if job.weights_file is None:
+        return model
+    if config.training.distillation:
+        return Student.of(model, teacher_of(job), *config.training.distillation)
+    load_backbone(model, job.weights_file, with_head=config.training.sparsity is not None)
     return model
+
+
+def teacher_of(job):
+    """The model that `--weights` names, up to its logits; raises ConfigError unless it knows the same classes."""
+    found, wanted = inference.load(job.weights_file), job.dataset
+    if tuple(found.class_names) != tuple(wanted.class_names) or tuple(found.size) != wanted.image_shape[:2]:
+        raise ConfigError(
+            "`--weights` must name a teacher that was trained here, on the same classes and on images of "
+            f"{wanted.image_shape[0]} x {wanted.image_shape[1]} pixels. Received: {job.weights_file}, which knows "
+            f"{', '.join(found.class_names)} at {found.size[0]} x {found.size[1]}."
+        )
+    model = artifacts.load(job.weights_file)
+    return keras.Model(model.input, model.get_layer("logits").output)
 
 
 def sample(split, count):

@@ -17,7 +17,7 @@ ORDER = {
         *("augment", "pipeline"),
     ),
     "models": ("torch_files", "blocks", "backbones", "fused", "zoo", "weights"),
-    "training": ("optim", "train", "features", "tensorboard"),
+    "training": ("optim", "distil", "train", "features", "tensorboard"),
     "results": ("records", "", "groups", "matching"),
     "saved": (
         *("safe_loading", "stored_weights", "artifacts", "formats", "find", "labels", "inference", "scaling"),
@@ -52,7 +52,7 @@ ORDER = {
     "job": (),
     "outcome": (),
     "runner": (),
-    "commands": ("doctor", "augmentations", "predict", "evaluate", "published", "study"),
+    "commands": ("doctor", "augmentations", "predict", "footprint", "evaluate", "published", "study"),
     "cli": (),
     "__main__": (),
 }
@@ -65,7 +65,17 @@ WITHOUT_TENSORFLOW = (
     *("report.table", "report.summaries", "report.comparison", "report.conclusions", "report.page", "commands.study"),
 )
 CONVERTERS = ("saved.resizing", "saved.export", "models.fused")
-ONLY_KERAS = ("models.", "training.optim", "training.train", "training.features", "saved.", "job", "outcome", "runner")
+ONLY_KERAS = (
+    "models.",
+    "training.optim",
+    "training.train",
+    "training.distil",
+    "training.features",
+    "saved.",
+    "job",
+    "outcome",
+    "runner",
+)
 
 
 @functools.cache

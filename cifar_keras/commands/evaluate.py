@@ -3,6 +3,7 @@
 Nothing here writes into results.csv: a record belongs to a run, with its training.
 """
 
+import dataclasses
 import json
 import tempfile
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from tabulate import tabulate
 
 from cifar_keras import metrics, plotting
+from cifar_keras.commands import footprint
 from cifar_keras.commands.predict import ALL_UNUSABLE, SOME_FAILED
 from cifar_keras.config import ConfigError
 from cifar_keras.explain.calibration import measures
@@ -23,7 +25,7 @@ from cifar_keras.utils.text import file_name, printable, shortened, to_stderr
 WORST = 10
 
 
-def run(models, asked, *, root, as_json=False, predictions=None, figure=None):
+def run(models, asked, *, root, as_json=False, predictions=None, figure=None, costs=False):
     """Evaluates models one after the other and prints the results.
 
     Args:
@@ -33,12 +35,13 @@ def run(models, asked, *, root, as_json=False, predictions=None, figure=None):
         as_json: print one JSON document instead of tables.
         predictions: `.npz` that the probabilities go to; None for none.
         figure: the PNG of the confusion matrix of a single model; None for the default below `root`.
+        costs: also measure size and speed, and draw accuracy against both.
     Returns: exit code: 0, 1 where some models can't be used, 2 where none can.
     Raises: ConfigError where the images can't be loaded or a file can't be written.
     """
     folder, pairs = Path(root) / "results" / "evaluate", find.paired(models)
     _check_outputs(pairs, predictions, figure, folder)
-    scores, failed, data = _scores(pairs, asked, root)
+    scores, failed, data = _scores(pairs, asked, root, costs=costs)
     if not scores:
         if as_json:
             print(json.dumps({"models": [], "failed": failed}))
@@ -47,13 +50,15 @@ def run(models, asked, *, root, as_json=False, predictions=None, figure=None):
     pictures = _draw(scores, report, data, folder, figure)
     for one, path in zip(report["models"], pictures, strict=True):
         one["figure"] = str(path)
+    if costs:
+        report["footprint_figure"] = str(_draw_costs(scores, report, data, folder))
     if predictions is not None:
         _write_predictions(scores, data, asked, predictions)
     print(json.dumps(report, allow_nan=False) if as_json else text(report, [one.name for one in scores]))
     return SOME_FAILED if failed else 0
 
 
-def _scores(pairs, asked, root):
+def _scores(pairs, asked, root, *, costs):
     """The scores of the models that can be used, the errors of the others, and the dataset."""
     images = Images(asked.dataset, asked) if asked.dataset else None
     scores, failed = [], []
@@ -72,6 +77,10 @@ def _scores(pairs, asked, root):
         images = images or Images(own_dataset(classifier), asked)  # an error of the images ends everything
         try:
             scores.append(score(model, name, classifier, images, asked))
+            if costs:
+                split = getattr(images.of(classifier), asked.split)
+                found = footprint.measured(classifier, inference.at_size(split.images, classifier))
+                scores[-1] = dataclasses.replace(scores[-1], footprint=found)
         except ConfigError as error:
             fail(model, error)
     return scores, failed, images and images.data
@@ -147,6 +156,7 @@ def _facts(one, labels, class_names):
     by_class = metrics.class_accuracy(labels, probabilities, classes=len(class_names))
     calibration = measures(labels, probabilities.astype("float64"))
     augmented = {} if one.augmented is None else {"tta_accuracy": one.augmented}
+    augmented |= {} if one.footprint is None else {"footprint": one.footprint}
     return {
         "accuracy": accuracy, "low": low, "high": high, "n": len(labels),
         "balanced_accuracy": metrics.balanced_accuracy(matrix), "majority_share": metrics.majority_share(counts),
@@ -192,6 +202,14 @@ def _draw(scores, report, data, folder, figure):
     return paths
 
 
+def _draw_costs(scores, report, data, folder):
+    """The picture of accuracy against size and speed; returns its path."""
+    path = folder / f"footprint_on_{data.slug[:80]}_{report['split']}.png"
+    title = f"{report['n']:,} {report['split']} images of {data.label}"
+    footprint.draw(report["models"], [one.name for one in scores], path, title=printable(title))
+    return path
+
+
 def _write_predictions(scores, data, asked, path):
     """The probabilities of all models as one array `(models, n, classes)`, the dataset's classes first.
 
@@ -223,6 +241,10 @@ def text(report, names):
         parts.append(_on_balance(models[0]))
     if len(models) > 1:
         parts += [f"Differences from {names[0]}, on the same images", _differences(models[1:], names[1:])]
+    if "footprint_figure" in report:
+        parts.append("Size and speed on this machine, each the only work on it")
+        parts.append(tabulate([*footprint.table(models, names)], "keys", "plain", disable_numparse=True))
+        parts.append(f"figure: {printable(report['footprint_figure'])}")
     parts += [_by_class(models, names), "\n".join(f"confusion matrix: {printable(one['figure'])}" for one in models)]
     return "\n\n".join(parts)
 

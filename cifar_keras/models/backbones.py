@@ -297,6 +297,8 @@ BACKBONES: dict[str, Backbone] = {
     # without ImageNet weights
     "resnet18_32": Backbone(partial(resnet18, stem=3), speed=0.5),
     "airnet": Backbone(airnet),
+    "airnet_half": Backbone(partial(airnet, widths=(32, 128, 128))),
+    "airnet_tenth": Backbone(partial(airnet, widths=(20, 80, 80))),  # of its weights
     "airnet_residual": Backbone(partial(airnet, widths=(128, 384, 512), residual=True)),
     "simple": Backbone(partial(plain_cnn, groups=((32,), (64,)), norm=False)),
     "simple_norm": Backbone(partial(plain_cnn, groups=((32,), (64,)))),

@@ -112,17 +112,19 @@ def checked(path: Path, published: Published) -> Path:
     return path
 
 
-def load_backbone(model: keras.Model, path: Path) -> None:
-    """Copies the backbone's weights from a file into a model; the head keeps its initial weights.
+def load_backbone(model: keras.Model, path: Path, *, with_head: bool = False) -> None:
+    """Copies the backbone's weights from a file into a model; the head keeps its initial weights, unless it is wanted.
 
     Args:
         model: from `zoo.build`.
         path: a Keras `..._notop.h5`, an `.h5` with a model or only its weights, a `.keras` saved by this project, a
             torchvision ResNet's `.safetensors`, or the `.pth` of EfficientNet-Lite0.
+        with_head: whether the head's weights are copied too.
     Raises: ConfigError that names the first layer that differs.
     """
     stored = READERS.get(path.suffix, _from_h5)(path)
-    wanted = backbone_layers(model)
+    heads = [layer for layer in model.layers if layer.weights and part_of(layer.name) == "head"]
+    wanted = backbone_layers(model) + (heads if with_head else [])
     for layer in wanted:
         expected = [tuple(w.shape) for w in layer.weights]
         received = [w.shape for w in stored.get(layer.name, [])]

@@ -46,7 +46,8 @@ class Format:
 
     Attributes:
         ending: of its files.
-        int8: whether weights and activations are 8-bit integers.
+        kind: 'float32'; 'float16': weights are stored in 16 bits and computed with in 32; 'int8': weights and
+            activations are 8-bit integers.
         difference: how far a probability may lie from the original's.
         loss: how much accuracy may be lost, but always one image.
         agreement: the share of images that must get the same class where accuracy is unknown. It is no bound elsewhere:
@@ -54,10 +55,15 @@ class Format:
     """
 
     ending: str
-    int8: bool
+    kind: str
     difference: float
     loss: float
     agreement: float
+
+    @property
+    def int8(self) -> bool:
+        """Whether it computes with 8-bit integers, whose ranges must be calibrated."""
+        return self.kind == "int8"
 
     @property
     def bounds(self) -> str:
@@ -67,10 +73,11 @@ class Format:
 
 
 FORMATS = {
-    "onnx": Format(".onnx", False, difference=1e-3, loss=0.001, agreement=0.999),
-    "onnx-int8": Format(".onnx", True, difference=1.0, loss=0.01, agreement=0.9),
-    "litert": Format(".tflite", False, difference=1e-3, loss=0.001, agreement=0.999),
-    "litert-int8": Format(".tflite", True, difference=1.0, loss=0.01, agreement=0.9),
+    "onnx": Format(".onnx", "float32", difference=1e-3, loss=0.001, agreement=0.999),
+    "onnx-int8": Format(".onnx", "int8", difference=1.0, loss=0.01, agreement=0.9),
+    "litert": Format(".tflite", "float32", difference=1e-3, loss=0.001, agreement=0.999),
+    "litert-float16": Format(".tflite", "float16", difference=0.05, loss=0.002, agreement=0.99),
+    "litert-int8": Format(".tflite", "int8", difference=1.0, loss=0.01, agreement=0.9),
 }
 
 
@@ -149,8 +156,9 @@ def export(
 
 
 def _beside(path: Path, form: Format) -> Path:
-    """Where a model is exported to by default: its own name, with `_int8` where it is so, and another ending."""
-    return path.with_name(path.name.removesuffix(path.suffix) + "_int8" * form.int8 + form.ending)
+    """Where a model is exported to by default: its own name, with the kind if it isn't float32, and another ending."""
+    kind = "" if form.kind == "float32" else f"_{form.kind}"
+    return path.with_name(f"{path.name.removesuffix(path.suffix)}{kind}{form.ending}")
 
 
 def convert(classifier, to, path, calibration, *, verbose=False):
@@ -167,7 +175,8 @@ def convert(classifier, to, path, calibration, *, verbose=False):
     note["exported_from"] = f"{classifier.network.path.name}, to {to}"
     try:
         with contextlib.nullcontext() if verbose else _quiet():
-            CONVERTERS[form.ending](exportable(classifier), path, calibration if form.int8 else None, note)
+            options = {"calibration": calibration if form.int8 else None, "kind": form.kind}
+            CONVERTERS[form.ending](exportable(classifier), path, note, **options)
     except (CifarKerasError, OSError):  # the second is about the file, not about the model
         raise
     except Exception as error:  # converters raise nearly anything
@@ -294,8 +303,9 @@ def _gelu(x):
     return 0.5 * x * (1 + keras.ops.erf(x / math.sqrt(2)))
 
 
-def _to_onnx(model, path, calibration, note):
+def _to_onnx(model, path, note, *, calibration, kind):
     """Writes an ONNX file; int8 weights and activations where there are calibration images."""
+    del kind  # float32 or, with them, int8
     import onnx
 
     inputs = keras.Input(model.input_shape[1:], dtype="uint8", name="image")
@@ -349,15 +359,20 @@ def _quantize_onnx(path, calibration):
         )
 
 
-def _to_litert(model, path, calibration, note):
-    """Writes a LiteRT file; int8 weights and activations where there are calibration images."""
+def _to_litert(model, path, note, *, calibration, kind):
+    """Writes a LiteRT file; int8 weights and activations by the ranges on the calibration images."""
     import tensorflow as tf
 
     def representative():
         yield from ([image[None]] for image in calibration)
 
-    int8 = {"optimizations": [tf.lite.Optimize.DEFAULT], "representative_dataset": representative}
-    model.export(path, format="litert", verbose=False, **({} if calibration is None else int8))
+    smaller = {"optimizations": [tf.lite.Optimize.DEFAULT]}
+    options = {
+        "float32": {},
+        "float16": smaller | {"target_spec": {"supported_types": [tf.float16]}},
+        "int8": smaller | {"representative_dataset": representative},
+    }
+    model.export(path, format="litert", verbose=False, **options[kind])
     with zipfile.ZipFile(path, "a") as archive:  # LiteRT's own way to carry files of other kinds
         archive.writestr(artifacts.MEMBER, json.dumps(note))
 

@@ -111,6 +111,7 @@ class Score:
         others: the names of these.
         notes: what was assumed.
         augmented: accuracy under test-time augmentation; None where it was not asked for.
+        footprint: of `commands.footprint.measured`; None where it was not asked for.
     """
 
     model: str
@@ -122,6 +123,7 @@ class Score:
     others: tuple[str, ...]
     notes: tuple[str, ...]
     augmented: float | None = None
+    footprint: dict[str, float | None] | None = None
 
 
 def score(model: str, name: str, classifier: inference.Classifier, images: Images, asked: Asked) -> Score:

@@ -212,6 +212,35 @@ class Recorder(keras.callbacks.Callback):
         self.resume.save(self.model, progress)
 
 
+class Sparse(keras.callbacks.Callback):
+    """Holds a share of the trained kernels' weights at zero: the smallest, of all layers together.
+
+    Pruning by magnitude (Han et al., arXiv:1506.02626), once, before the first step. In a resumed run the smallest ones
+    are those that are zero already.
+    """
+
+    def __init__(self, share):
+        super().__init__()
+        self.share = share
+
+    def on_train_begin(self, logs=None):
+        layers = [layer for layer in self.model.layers if layer.trainable and hasattr(layer, "kernel")]
+        kernels = {layer.kernel.path: layer.kernel for layer in layers}
+        sizes = {path: np.abs(keras.ops.convert_to_numpy(kernel)) for path, kernel in kernels.items()}
+        everything = np.concatenate([size.ravel() for size in sizes.values()])
+        bound = np.partition(everything, count := max(0, round(self.share * everything.size) - 1))[count]
+        self.kept = [(kernel, (sizes[path] > bound).astype("float32")) for path, kernel in kernels.items()]
+        self.hold()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.hold()
+
+    def hold(self):
+        """Sets the weights that are not kept to zero."""
+        for kernel, mask in self.kept:
+            kernel.assign(kernel * mask)
+
+
 class Patience(keras.callbacks.Callback):
     """Ends training when val has seen no new best for some epochs; see `Training.patience`.
 
@@ -343,7 +372,8 @@ def _fit_stage(model, row, dataset, training, *, number, first, seed, resume, pr
         weights = class_weights(dataset.train.labels, classes=len(dataset.class_names))
     # Closed here, since Keras does not call `on_train_end` after an error, whose message a live bar would garble.
     with progress_bar(training.epochs * steps, progress.epochs * steps, unit="step") as bar:
-        own = [Recorder(progress, resume, stage=number), Report(bar, progress, epochs=training.epochs)]
+        own = [Sparse(training.sparsity)] if training.sparsity else []
+        own += [Recorder(progress, resume, stage=number), Report(bar, progress, epochs=training.epochs)]
         model.fit(
             images,
             initial_epoch=progress.epochs,

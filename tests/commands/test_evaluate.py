@@ -13,7 +13,7 @@ from keras import layers
 from PIL import Image
 
 from cifar_keras import cli, plotting, results, runner
-from cifar_keras.commands import evaluate
+from cifar_keras.commands import evaluate, footprint
 from cifar_keras.config import Experiment, Limits, RunConfig, Stage, Training
 from cifar_keras.data import load
 from cifar_keras.metrics import accuracy
@@ -390,3 +390,38 @@ def test_a_split_that_was_carved_from_train_is_said_to_be(colours, told, tmp_pat
     assert document["n"] == 3 and "has no test split of its own: a tenth of its images" in err
     _, _, err = told(colours.good)
     assert "of its own" not in err
+
+
+def test_footprint_shows_size_zeros_and_speed_and_who_is_on_the_front(colours, tmp_path, monkeypatch, capsys):
+    seconds = iter([0.004, 0.1, 0.002, 0.2, 0.008, 0.3])  # one image and 64, of each model
+    monkeypatch.setattr(footprint, "_seconds", lambda *_, **__: [next(seconds)] * 3)
+    models = [colours.good, colours.blue, colours.green]
+    assert run(*models, "--dataset", colours.folder, "--footprint", "--json", "--root", tmp_path) == 0
+    document = json.loads(capsys.readouterr().out)
+    with Image.open(document["footprint_figure"]) as picture:
+        assert picture.size[0] > 600
+    good, blue, green = (one["footprint"] for one in document["models"])
+    assert (good["ms"], blue["ms"], green["ms"]) == (4, 2, 8) and blue["images_per_second"] == pytest.approx(320)
+    assert good["mib"] == colours.good.stat().st_size / 2**20 and good["compressed_mib"] < good["mib"]
+    assert blue["parameters"] == 12 and blue["zeros"] == 1.0 and good["zeros"] < 1.0
+    assert footprint.front(document["models"], "ms") == [True, True, False]  # green is slower and worse than good
+
+
+def test_footprint_in_a_table(colours, tmp_path, capsys):
+    assert run(colours.good, "--dataset", colours.folder, "--footprint", "--root", tmp_path) == 0
+    text = capsys.readouterr().out
+    assert "Size and speed on this machine" in text and "size, time" in text and "footprint_on_" in text
+
+
+def test_without_footprint_nothing_is_timed(colours, tmp_path, monkeypatch):
+    monkeypatch.setattr(footprint, "measured", None)
+    assert run(colours.good, "--dataset", colours.folder, "--root", tmp_path) == 0
+    assert not list(tmp_path.rglob("footprint*"))
+
+
+def test_equal_models_are_both_on_the_front_and_a_cheaper_one_as_good_alone():
+    def one(cost, accuracy):
+        return {"accuracy": accuracy, "footprint": {"ms": cost}}
+
+    assert footprint.front([one(1, 0.9), one(1, 0.9)], "ms") == [True, True]
+    assert footprint.front([one(1, 0.9), one(2, 0.9), one(3, 0.95), one(0.5, 0.1)], "ms") == [True, False, True, True]

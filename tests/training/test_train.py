@@ -68,6 +68,24 @@ def test_a_resumed_run_equals_the_unbroken_one(noise_data, tmp_path, monkeypatch
     assert resumed_progress.epochs == 4 and resumed_progress.best_epoch == progress.best_epoch
 
 
+def kernels(model):
+    return [keras.ops.convert_to_numpy(layer.kernel) for layer in model.layers if hasattr(layer, "kernel")]
+
+
+def test_the_smallest_weights_of_all_kernels_together_stay_zero(noise_data, tmp_path, monkeypatch):
+    pruned = Training("tiny", batch_size=16, stages=(Stage(3, 1e-2),), sparsity=0.6)
+    start = build(ROW, image_shape=(32, 32, 3), classes=10, steps=12, seed=0)
+    sizes = np.concatenate([np.abs(kernel).ravel() for kernel in kernels(start)])
+    smallest = sizes <= np.sort(sizes)[round(0.6 * sizes.size) - 1]
+    whole, _ = trained(noise_data, tmp_path / "whole", training=pruned)
+    after = np.concatenate([kernel.ravel() for kernel in kernels(whole)])
+    np.testing.assert_array_equal(after == 0, smallest)
+    trained(noise_data, tmp_path / "broken", training=pruned, stop_after=1, monkeypatch=monkeypatch)
+    resumed, _ = trained(noise_data, tmp_path / "broken", training=pruned)
+    for a, b in zip(whole.get_weights(), resumed.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
 @pytest.mark.parametrize("mix", ["mixup", "cutmix"])
 def test_a_run_on_mixed_images_resumes_like_any_other(noise_data, tmp_path, monkeypatch, mix):
     monkeypatch.setitem(globals(), "ROW", dataclasses.replace(ROW, augmentation=("shift", mix)))
