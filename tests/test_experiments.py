@@ -34,7 +34,8 @@ from cifar_keras.saved.inference import augmented_probabilities, probabilities
 from cifar_keras.utils import runtime
 from cifar_keras.utils.files import lock
 
-VARIANTS = {5: "unit_32_training", 6: "regularized", 7: "audit", 9: "finetune_50"}  # where there is no `best`
+# Where there is no `best`.
+VARIANTS = {5: "unit_32_training", 6: "regularized", 7: "audit", 9: "finetune_50", 12: "wrn_16_4"}
 
 
 def stem_of(experiment):
@@ -355,6 +356,8 @@ def test_every_variant_runs(path, tmp_path):
     experiment = experiment_of(path)
     for variant in experiment.variants:
         assert runner.run(experiment, options(tmp_path, variant=variant))["status"] == "finished"
+    if experiment.summary is None:
+        return
     (summary,) = (tmp_path / "results").glob(f"exp{experiment.number}_shapes*.md")
     table = summary.read_text().split("##")[0]
     assert "| - " not in "\n".join(line.split("|", 3)[3] for line in table.splitlines() if line.count("|") > 4)

@@ -69,7 +69,7 @@ ROWS = (
     ModelSpec("transferred_cnn",      "airnet",    32,   "zscore", "all",  "probe", AIRBENCH,    "source",   175, False, "arXiv:2404.00498"),  # noqa: E501
     ModelSpec("resnet18_32",       "resnet18_32", 32,    "zscore", "all",  "plain", CROP_FLIP,   "none",      40, False, "arXiv:1512.03385"),  # noqa: E501
     ModelSpec("resnet34_32",       "resnet34_32", 32,    "zscore", "all",  "plain", CROP_FLIP,   "none",      20, False, "arXiv:1512.03385"),  # noqa: E501
-    ModelSpec("densenet_bc_100_12", "densenet100", 32,   "zscore", "all",  "plain", CROP_FLIP,   "none",      20, False, "arXiv:1608.06993"),  # noqa: E501
+    ModelSpec("densenet_bc_100_12", "densenet100", 32,   "zscore", "all",  "plain", CROP_FLIP,   "none",      24, False, "arXiv:1608.06993"),  # noqa: E501
     ModelSpec("wrn_16_4",             "wrn_16_4",  32,   "zscore", "all",  "plain", CROP_FLIP,   "none",      60, False, "arXiv:1605.07146"),  # noqa: E501
     ModelSpec("wrn_28_10",            "wrn_28_10", 32,   "zscore", "all",  "plain", CROP_FLIP,   "none",       4, False, "arXiv:1605.07146"),  # noqa: E501
 )
