@@ -27,8 +27,9 @@ from cifar_keras.utils.paths import PROJECT, Paths
 
 TINY = ["--dataset", "shapes", "--budget", "demo", "--limit", "200", "--epochs", "1"]
 
-
-EXPERIMENT_FILES = sorted((PROJECT / "experiments").glob("exp*.py"))
+EXPERIMENT_FILES = sorted(  # by number: exp12 stands behind exp9
+    (PROJECT / "experiments").glob("exp*.py"), key=lambda path: int(path.stem.partition("_")[0].removeprefix("exp"))
+)
 
 
 def experiment_of(path):

@@ -36,6 +36,7 @@ from cifar_keras.utils.files import lock
 
 # Where there is no `best`.
 VARIANTS = {5: "unit_32_training", 6: "regularized", 7: "audit", 8: "baseline", 9: "finetune_50", 10: "cutmix"}
+VARIANTS |= {11: "prune_90", 12: "wrn_16_4"}
 
 
 def stem_of(experiment):
@@ -356,6 +357,8 @@ def test_every_variant_runs(path, tmp_path):
     experiment = experiment_of(path)
     for variant in experiment.variants:
         assert runner.run(experiment, options(tmp_path, variant=variant))["status"] == "finished"
+    if experiment.summary is None:
+        return
     (summary,) = (tmp_path / "results").glob(f"exp{experiment.number}_shapes*.md")
     table = summary.read_text().split("##")[0]
     assert "| - " not in "\n".join(line.split("|", 3)[3] for line in table.splitlines() if line.count("|") > 4)

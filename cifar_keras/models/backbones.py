@@ -78,8 +78,10 @@ def application(x: keras.KerasTensor, *, momentum: float, network: Callable[...,
     return backbone.output
 
 
-def resnet18(x: keras.KerasTensor, *, momentum: float, stem: int = 7) -> keras.KerasTensor:
-    """ResNet18 as torchvision has it, with random weights (He et al., arXiv:1512.03385, table 1).
+def resnet(
+    x: keras.KerasTensor, *, momentum: float, stem: int = 7, depths: Sequence[int] = (2, 2, 2, 2)
+) -> keras.KerasTensor:
+    """ResNet18 as torchvision has it, or ResNet34, with random weights (He et al., arXiv:1512.03385, table 1).
 
     Padding is explicit, since Keras' 'same' pads a strided convolution at one end only, torchvision's at both.
 
@@ -88,6 +90,7 @@ def resnet18(x: keras.KerasTensor, *, momentum: float, stem: int = 7) -> keras.K
         momentum: of every BatchNorm's moving statistics.
         stem: side of the first convolution's kernel: 7, with stride 2 and a pooling behind it, or 3, with neither,
             for images of 32 pixels (the paper's section 4.2).
+        depths: blocks of two convolutions in each of the four stages; (3, 4, 6, 3) is ResNet34.
     Returns: features `(batch, height / 32, width / 32, 512)`, with `stem` 3 `(batch, height / 8, width / 8, 512)`.
     """
     x = _padded(x, 64, stem, 2 if stem == 7 else 1, name="conv1")
@@ -95,8 +98,8 @@ def resnet18(x: keras.KerasTensor, *, momentum: float, stem: int = 7) -> keras.K
     if stem == 7:
         x = layers.ZeroPadding2D(1, name="pool1_pad")(x)
         x = layers.MaxPooling2D(3, 2, name="pool1")(x)
-    for stage, filters in enumerate((64, 128, 256, 512), start=1):
-        for block in range(2):
+    for stage, (filters, depth) in enumerate(zip((64, 128, 256, 512), depths, strict=True), start=1):
+        for block in range(depth):
             stride = 2 if stage > 1 and block == 0 else 1
             x = _basic_block(x, filters, stride, momentum, name=f"stage{stage}_{block}")
     return x
@@ -121,6 +124,77 @@ def _padded(x, filters, side, stride, *, name):
 
 def _norm(x, momentum, name, *, epsilon=1e-5):
     return layers.BatchNormalization(momentum=momentum, epsilon=epsilon, name=name)(x)
+
+
+def wide_resnet(x: keras.KerasTensor, *, momentum: float, depth: int, width: int) -> keras.KerasTensor:
+    """A wide ResNet with random weights and without dropout (Zagoruyko and Komodakis, arXiv:1605.07146, table 1).
+
+    BatchNorm and ReLU stand in front of each convolution (He et al., arXiv:1603.05027), and behind the last block.
+
+    Args:
+        x: float32 `(batch, height, width, 3)`, scaled; 32 pixels is what it was designed for.
+        momentum: of every BatchNorm's moving statistics.
+        depth: number of convolutions, 6 n + 4 for n blocks in each of three stages: those at shortcuts count.
+        width: k, at least 2: the stages have 16 k, 32 k and 64 k channels.
+    Returns: features `(batch, height / 4, width / 4, 64 * width)`.
+    """
+    x = _padded(x, 16, 3, 1, name="conv1")
+    for stage, filters in enumerate((16 * width, 32 * width, 64 * width), start=1):
+        for block in range((depth - 4) // 6):
+            stride = 2 if stage > 1 and block == 0 else 1
+            x = _wide_block(x, filters, stride, momentum, name=f"stage{stage}_{block}")
+    return _activated(x, momentum, "final")
+
+
+def _wide_block(x, filters, stride, momentum, *, name):
+    """Two 3x3 convolutions beside the identity, or beside a 1x1 convolution of the activated input in a new shape."""
+    y = _activated(x, momentum, f"{name}_pre1")
+    if x.shape[-1] != filters:
+        x = _padded(y, filters, 1, stride, name=f"{name}_shortcut")
+    y = _padded(y, filters, 3, stride, name=f"{name}_conv1")
+    y = _padded(_activated(y, momentum, f"{name}_pre2"), filters, 3, 1, name=f"{name}_conv2")
+    return layers.Add(name=f"{name}_add")([x, y])
+
+
+def densenet_bc(x: keras.KerasTensor, *, momentum: float, depth: int = 100, growth: int = 12) -> keras.KerasTensor:
+    """DenseNet-BC for images of 32 pixels, with random weights (Huang et al., arXiv:1608.06993, section 3).
+
+    Each layer sees the channels of all layers before it in its block: a 1x1 convolution makes 4 * growth of them, a 3x3
+    convolution `growth` new ones. BatchNorm and ReLU stand in front of each convolution but the first, and at the end.
+
+    Args:
+        x: float32 `(batch, height, width, 3)`, scaled.
+        momentum: of every BatchNorm's moving statistics.
+        depth: number of convolutions and the classifier, 6 n + 4 for n layers in each of three blocks.
+        growth: channels that each layer adds; the first convolution has twice as many.
+    Returns: features `(batch, height / 4, width / 4, channels)`, 342 channels by default.
+    """
+    x = _unstrided(x, 2 * growth, 3, name="conv1")
+    for block in (1, 2, 3):
+        for layer in range((depth - 4) // 6):
+            x = _dense_layer(x, growth, momentum, name=f"block{block}_{layer}")
+        if block < 3:
+            name = f"transition{block}"
+            x = _unstrided(_activated(x, momentum, f"{name}_pre"), x.shape[-1] // 2, 1, name=f"{name}_conv")
+            x = layers.AveragePooling2D(2, name=f"{name}_pool")(x)
+    return _activated(x, momentum, "final")
+
+
+def _dense_layer(x, growth, momentum, *, name):
+    """The input's channels, and `growth` more that are computed from them."""
+    y = _unstrided(_activated(x, momentum, f"{name}_pre1"), 4 * growth, 1, name=f"{name}_conv1")
+    y = _unstrided(_activated(y, momentum, f"{name}_pre2"), growth, 3, name=f"{name}_conv2")
+    return layers.Concatenate(name=f"{name}_concat")([x, y])
+
+
+def _unstrided(x, filters, side, *, name):
+    """A convolution without bias that keeps height and width, He initialisation."""
+    return layers.Conv2D(filters, side, padding="same", use_bias=False, kernel_initializer="he_normal", name=name)(x)
+
+
+def _activated(x, momentum, name):
+    """BatchNorm and ReLU."""
+    return layers.Activation("relu", name=f"{name}_relu")(_norm(x, momentum, f"{name}_bn"))
 
 
 def plain_cnn(
@@ -253,7 +327,7 @@ BACKBONES: dict[str, Backbone] = {
         licence="MIT",
     ),
     "resnet18": Backbone(
-        resnet18,
+        resnet,
         scaling="torch",
         # torchvision's IMAGENET1K_V1, as timm publishes it: safetensors holds numbers alone, a .pth is a pickle.
         imagenet=Published(
@@ -295,7 +369,11 @@ BACKBONES: dict[str, Backbone] = {
         licence="BSD-3-Clause",
     ),
     # without ImageNet weights
-    "resnet18_32": Backbone(partial(resnet18, stem=3), speed=0.5),
+    "resnet18_32": Backbone(partial(resnet, stem=3), speed=0.5),
+    "resnet34_32": Backbone(partial(resnet, stem=3, depths=(3, 4, 6, 3))),
+    "densenet100": Backbone(densenet_bc),
+    "wrn_16_4": Backbone(partial(wide_resnet, depth=16, width=4)),
+    "wrn_28_10": Backbone(partial(wide_resnet, depth=28, width=10)),
     "airnet": Backbone(airnet),
     "airnet_half": Backbone(partial(airnet, widths=(32, 128, 128))),
     "airnet_tenth": Backbone(partial(airnet, widths=(20, 80, 80))),  # of its weights

@@ -178,7 +178,7 @@ def _from_safetensors(path):
 
 
 def from_torchvision(tensors: Mapping[str, np.ndarray]) -> dict[str, list[np.ndarray]]:
-    """Converts a torchvision ResNet's weights to those of `backbones.resnet18`: names and order of axes.
+    """Converts a torchvision ResNet's weights to those of `backbones.resnet`: names and order of axes.
 
     `layer1.0.conv1` becomes `stage1_0_conv1`; `layer2.0.downsample.0` and `.1` become `stage2_0_shortcut` and its
     `_bn`. Kernels are (out, in, height, width) there and (height, width, in, out) here. BatchNorm's `weight`, `bias`,

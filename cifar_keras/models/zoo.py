@@ -52,8 +52,9 @@ class ModelSpec:
 
 
 SHIFT_FLIP = ("shift", "flip")
-AIRBENCH = ("shift", "alternating_flip")
 CROP_FLIP = ("crop", "flip")
+REFLECTED = ("far_shift", "flip")  # as wide ResNets crop: the border is filled by reflection
+AIRBENCH = ("shift", "alternating_flip")
 TUTORIAL = (*CROP_FLIP, "colour_jitter")
 # fmt: off
 ROWS = (
@@ -69,6 +70,11 @@ ROWS = (
     ModelSpec("resnet18_224",         "resnet18", 224,   "torch", "stage4", "plain", SHIFT_FLIP, "imagenet",  12, False, "arXiv:1512.03385"),  # noqa: E501
     ModelSpec("compressed_cnn",       "airnet",    32,   "zscore", "all",  "small", AIRBENCH,    "source",   175, True,  "arXiv:2404.00498"),  # noqa: E501
     ModelSpec("transferred_cnn",      "airnet",    32,   "zscore", "all",  "probe", AIRBENCH,    "source",   175, False, "arXiv:2404.00498"),  # noqa: E501
+    ModelSpec("resnet18_32",       "resnet18_32", 32,    "zscore", "all",  "plain", CROP_FLIP,   "none",      40, False, "arXiv:1512.03385"),  # noqa: E501
+    ModelSpec("resnet34_32",       "resnet34_32", 32,    "zscore", "all",  "plain", CROP_FLIP,   "none",      20, False, "arXiv:1512.03385"),  # noqa: E501
+    ModelSpec("densenet_bc_100_12", "densenet100", 32,   "zscore", "all",  "plain", CROP_FLIP,   "none",      24, False, "arXiv:1608.06993"),  # noqa: E501
+    ModelSpec("wrn_16_4",             "wrn_16_4",  32,   "zscore", "all",  "plain", REFLECTED,   "none",      60, False, "arXiv:1605.07146"),  # noqa: E501
+    ModelSpec("wrn_28_10",            "wrn_28_10", 32,   "zscore", "all",  "plain", REFLECTED,   "none",       4, False, "arXiv:1605.07146"),  # noqa: E501
 )
 # fmt: on
 MODELS = {row.name: row for row in ROWS}

@@ -52,6 +52,46 @@ RESNET18 = {  # conv without bias; BatchNorm 4 a channel
     "logits": ((10,), 512 * 10 + 10),
 }
 
+DENSENET = {  # 24 channels, 12 more with each of 16 layers, and half of them behind a transition
+    "conv1": ((32, 32, 24), 9 * 3 * 24),
+    "block1_0_conv1": ((32, 32, 48), 24 * 48),
+    "block1_0_conv2": ((32, 32, 12), 9 * 48 * 12),
+    "block1_0_concat": ((32, 32, 36), 0),
+    "block1_15_concat": ((32, 32, 216), 0),
+    "transition1_conv": ((32, 32, 108), 216 * 108),
+    "transition1_pool": ((16, 16, 108), 0),
+    "block2_15_concat": ((16, 16, 300), 0),
+    "transition2_conv": ((16, 16, 150), 300 * 150),
+    "transition2_pool": ((8, 8, 150), 0),
+    "block3_15_concat": ((8, 8, 342), 0),
+    "final_bn": ((8, 8, 342), 4 * 342),
+    "head_pool": ((342,), 0),
+    "logits": ((10,), 342 * 10 + 10),
+}
+
+
+def wide_table(width, last):
+    """Of a wide ResNet; `last` is the number of the last block in each stage."""
+    return {
+        "conv1": ((32, 32, 16), 9 * 3 * 16),
+        "stage1_0_pre1_bn": ((32, 32, 16), 4 * 16),
+        "stage1_0_shortcut": ((32, 32, 16 * width), 16 * 16 * width),
+        f"stage1_{last}_add": ((32, 32, 16 * width), 0),
+        "stage2_0_conv1": ((16, 16, 32 * width), 9 * 16 * width * 32 * width),
+        f"stage2_{last}_add": ((16, 16, 32 * width), 0),
+        f"stage3_{last}_conv2": ((8, 8, 64 * width), 9 * (64 * width) ** 2),
+        "final_bn": ((8, 8, 64 * width), 4 * 64 * width),
+        "head_pool": ((64 * width,), 0),
+        "logits": ((10,), 64 * width * 10 + 10),
+    }
+
+
+def deep_table(*last):
+    """Of a ResNet with a stem for 32 pixels; `last` are the numbers of the last blocks of its stages."""
+    sizes = zip(last, (32, 16, 8, 4), (64, 128, 256, 512), strict=True)
+    ends = {f"stage{stage}_{end}_relu2": ((size, size, n), 0) for stage, (end, size, n) in enumerate(sizes, start=1)}
+    return ends | {"conv1": ((32, 32, 64), 9 * 3 * 64), "logits": ((10,), 512 * 10 + 10)}
+
 
 def model_of(name, **columns):
     row = row_of(Training(name, stages=(), override=columns))
@@ -91,6 +131,142 @@ def test_the_stem_for_32_pixels_keeps_their_resolution():
     assert model.get_layer("conv1").output.shape[1:] == (32, 32, 64)
     assert model.get_layer("stage4_1_relu2").output.shape[1:] == (4, 4, 512)
     assert "pool1" not in [layer.name for layer in model.layers]
+
+
+# --- the networks of experiment 12, which their sources describe for 32 pixels ---
+
+
+def residual_weights(*depths):
+    """Trained weights of a ResNet with blocks of two convolutions: kernels, two per BatchNorm channel, classifier."""
+    count, ins = 9 * 3 * 64 + 2 * 64, 64
+    for out, depth in zip((64, 128, 256, 512), depths, strict=True):
+        count += 9 * ins * out + (2 * depth - 1) * 9 * out * out + 2 * depth * 2 * out
+        count += ins * out + 2 * out if ins != out else 0  # the shortcut
+        ins = out
+    return count + ins * 10 + 10
+
+
+def wide_weights(blocks, width):
+    """The same of a wide ResNet, whose BatchNorms stand in front of their convolutions, with `blocks` in each stage."""
+    count, ins = 9 * 3 * 16, 16
+    for out in (16 * width, 32 * width, 64 * width):
+        count += 9 * ins * out + (2 * blocks - 1) * 9 * out * out + 2 * ins + (2 * blocks - 1) * 2 * out
+        count += ins * out  # the shortcut
+        ins = out
+    return count + 2 * ins + ins * 10 + 10
+
+
+def dense_weights(layers, growth):
+    """The same of a DenseNet-BC with `layers` in each of three blocks."""
+    channels = 2 * growth
+    count = 9 * 3 * channels
+    for block in range(3):
+        for _ in range(layers):
+            count += 2 * channels + channels * 4 * growth + 2 * 4 * growth + 9 * 4 * growth * growth
+            channels += growth
+        if block < 2:
+            count += 2 * channels + channels * (channels // 2)
+            channels //= 2
+    return count + 2 * channels + channels * 10 + 10
+
+
+NETWORKS = {  # model: (layers with weights that its name counts, its table, trained weights by hand, and as known)
+    "resnet18_32": (18, deep_table(1, 1, 1, 1), residual_weights(2, 2, 2, 2), 11_173_962),
+    "resnet34_32": (34, deep_table(2, 3, 5, 2), residual_weights(3, 4, 6, 3), 21_282_122),
+    "densenet_bc_100_12": (100, DENSENET, dense_weights(16, 12), 769_162),
+    "wrn_16_4": (16, wide_table(4, 1), wide_weights(2, 4), 2_748_890),
+    "wrn_28_10": (28, wide_table(10, 3), wide_weights(4, 10), 36_479_194),
+}
+PRE_ACTIVATED = ("densenet_bc_100_12", "wrn_16_4", "wrn_28_10")
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def network(request):
+    """A network's name and model, built once for the tests below."""
+    return request.param, model_of(request.param)[1]
+
+
+def of_kind(model, *kinds):
+    return [layer for layer in model.layers if isinstance(layer, kinds)]
+
+
+def source(layer, *passed):
+    """The layer that a layer's input comes from, behind layers of the types `passed`."""
+    found = layer.input._keras_history.operation
+    return source(found, *passed) if isinstance(found, passed) else found
+
+
+def test_a_network_of_experiment_12_has_the_feature_maps_of_its_paper(network):
+    name, model = network
+    table = NETWORKS[name][1]
+    assert {
+        layer: (model.get_layer(layer).output.shape[1:], model.get_layer(layer).count_params()) for layer in table
+    } == table
+
+
+def test_a_network_of_experiment_12_trains_as_many_weights_as_a_count_by_hand(network):
+    name, model = network
+    _, _, by_hand, known = NETWORKS[name]
+    assert sum(keras.ops.size(weight) for weight in model.trainable_variables) == by_hand == known
+
+
+def test_the_number_in_a_network_s_name_is_that_of_its_layers(network):
+    """A ResNet counts its classifier but no shortcuts, a DenseNet its classifier, a wide ResNet its convolutions."""
+    name, model = network
+    counted = of_kind(model, keras.layers.Conv2D, keras.layers.Dense)
+    if name.startswith("wrn"):
+        counted = of_kind(model, keras.layers.Conv2D)
+    elif name.startswith("resnet"):
+        counted = [layer for layer in counted if not layer.name.endswith("_shortcut")]
+    assert len(counted) == NETWORKS[name][0]
+
+
+def test_batchnorm_and_relu_stand_in_front_of_each_convolution_or_behind_it(network):
+    """In front of all but the first, and at the end (pre-activation); in the original ResNets, a BatchNorm behind."""
+    name, model = network
+    norms, convolutions = (of_kind(model, kind) for kind in (keras.layers.BatchNormalization, keras.layers.Conv2D))
+    if name not in PRE_ACTIVATED:
+        assert {source(norm).name for norm in norms} == {layer.name for layer in convolutions}
+        return
+    activated = [source(layer, keras.layers.ZeroPadding2D) for layer in convolutions[1:]]
+    for relu in [*activated, source(model.get_layer("head_pool"))]:
+        assert isinstance(relu, keras.layers.Activation) and relu.activation is keras.activations.relu
+        assert isinstance(source(relu), keras.layers.BatchNormalization)
+    assert source(model.get_layer("head_pool")).name == "final_relu"
+
+
+@pytest.mark.parametrize("network", ["wrn_16_4", "wrn_28_10"], indirect=True)
+def test_a_wide_block_adds_its_input_or_where_the_shape_changes_a_convolution_of_the_activated_input(network):
+    _, model = network
+    before = "conv1"
+    for block in of_kind(model, keras.layers.Add):
+        stem = block.name.removesuffix("_add")
+        kept, computed = (tensor._keras_history.operation.name for tensor in block.input)
+        assert computed == f"{stem}_conv2"
+        assert kept == (f"{stem}_shortcut" if stem.endswith("_0") else before)
+        assert source(model.get_layer(f"{stem}_pre1_bn")).name == before
+        if stem.endswith("_0"):
+            assert source(model.get_layer(kept)).name == f"{stem}_pre1_relu"
+        before = block.name
+
+
+@pytest.mark.parametrize("network", ["densenet_bc_100_12"], indirect=True)
+def test_a_dense_layer_sees_every_channel_before_it(network):
+    _, model = network
+    concatenations = of_kind(model, keras.layers.Concatenate)
+    assert len(concatenations) == 3 * 16
+    for layer in concatenations:
+        stem = layer.name.removesuffix("_concat")
+        before, computed = (tensor._keras_history.operation for tensor in layer.input)
+        assert computed.name == f"{stem}_conv2" and source(model.get_layer(f"{stem}_pre1_bn")) is before
+        assert layer.output.shape[-1] == before.output.shape[-1] + 12
+
+
+def test_layers_of_these_networks_are_named_and_their_batchnorm_follows_the_run(network):
+    _, model = network
+    assert all(layer.name.split("_")[0] not in ("conv2d", "batch") for layer in model.layers if layer.weights)
+    assert {norm.momentum for norm in of_kind(model, keras.layers.BatchNormalization)} == {0.9}
+    assert {norm.epsilon for norm in of_kind(model, keras.layers.BatchNormalization)} == {1e-5}
 
 
 def trained(model):
