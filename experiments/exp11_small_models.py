@@ -1,7 +1,7 @@
 """Exp 11: how small can the CNN get before it loses accuracy?
 
 Run      python experiments/exp11_small_models.py --weights model_cp/exp4.model.keras
-Result   see results/exp11*.md
+Result   not yet run
 Compare  exp4_scratch.py (which trains the network that is made smaller)
 
 prune_50 to prune_95  the smallest weights of the trained network set to zero, that share of them in all layers together

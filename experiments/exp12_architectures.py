@@ -1,7 +1,7 @@
 """Exp 12: how far do networks that papers report on CIFAR-10 get in 140 minutes on two CPU cores?
 
 Run      python experiments/exp12_architectures.py --variant wrn_16_4
-Result   see results/exp12*.md
+Result   not yet run
 Compare  exp4_scratch.py (a network made for few epochs), exp7_resnet18.py (ResNet18 with ImageNet's weights)
 
 resnet18, resnet34  He et al., arXiv:1512.03385, with a stem for 32 pixels: 7 and 3 epochs. The paper has no figure for
