@@ -9,7 +9,7 @@ import numpy as np
 import seaborn
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from cifar_keras.utils.files import replacing
 from cifar_keras.utils.text import printable
@@ -276,6 +276,15 @@ def titled(title, *, size, points=None):
 def shares(axis):
     """Shows an axis in percent."""
     axis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
+
+
+def logarithmic(panel, low, high):
+    """Makes a panel's x axis logarithmic from `low` to `high`, with plain numbers: formulas are off, see `STYLE`."""
+    panel.set(xscale="log", xlim=(low, high))
+    axis = panel.xaxis
+    axis.set_major_locator(LogLocator(subs=(1.0,) if high > 1000 * low else (1.0, 2.0, 5.0)))
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def without_frame(panel, grid):

@@ -5,9 +5,8 @@ import zlib
 from statistics import median
 
 import numpy as np
-from matplotlib.ticker import NullFormatter
 
-from cifar_keras.plotting import BLUE, GREY, ORANGE, figure_of, shares, without_frame
+from cifar_keras.plotting import BLUE, GREY, ORANGE, figure_of, logarithmic, shares, without_frame
 from cifar_keras.utils.text import printable
 
 CALLS, WARM, MANY = 50, 10, 64
@@ -99,12 +98,10 @@ def draw(models, names, path, *, title):
             _points(panel, models, names, cost, best)
             line = sorted((one["footprint"][cost], one["accuracy"]) for one, on in zip(models, best, strict=True) if on)
             panel.plot(*zip(*line, strict=True), color=ORANGE, linewidth=1, zorder=0, label="Pareto front")
-            panel.set(xlabel=label, xscale="log")
-            panel.margins(x=0.15, y=0.12)
-            low, high = panel.get_xlim()
-            ticks = [value for value in (m * 10.0**e for e in range(-4, 5) for m in (1, 2, 5)) if low < value < high]
-            panel.set_xticks(ticks, [f"{value:g}" for value in ticks])
-            panel.xaxis.set_minor_formatter(NullFormatter())
+            costs = [one["footprint"][cost] for one in models]
+            logarithmic(panel, min(costs) / 1.3, max(costs) * 2)  # room for the last name
+            panel.set(xlabel=label)
+            panel.margins(y=0.12)
             without_frame(panel, "both")
         shares(panels[0].yaxis)
         panels[0].set_ylabel("accuracy, with 95% intervals")
