@@ -41,6 +41,7 @@ PARAMETERS = {
 # Or the same network, which starts from other weights.
 ALIKE = {"resnet34_32": "resnet18_32", "wrn_28_10": "wrn_16_4", "compressed_cnn": "scratch_cnn"}
 TESTED = [name for name in MODELS if name not in ALIKE]
+SLOW = ("densenet_bc_100_12",)  # 99 convolutions; `test_architectures.py` checks its layers
 
 
 def test_a_row_is_left_out_only_beside_one_of_the_same_function_and_columns():
@@ -54,7 +55,11 @@ def test_a_row_is_left_out_only_beside_one_of_the_same_function_and_columns():
         assert dataclasses.replace(own, **same) == other
 
 
-@pytest.fixture(scope="module", params=TESTED)
+def marked(names):
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in names]
+
+
+@pytest.fixture(scope="module", params=marked(TESTED))
 def row(request):
     return MODELS[request.param]
 
@@ -144,7 +149,7 @@ def test_a_fixed_seed_fixes_the_weights():
     assert not np.array_equal(first, other)
 
 
-@pytest.mark.parametrize("name", [name for name in TESTED if MODELS[name].pixels < 100])  # 224: the same columns
+@pytest.mark.parametrize("name", marked(name for name in TESTED if MODELS[name].pixels < 100))  # 224: the same columns
 @pytest.mark.parametrize("freeze_backbone", [True, False])
 def test_a_step_changes_exactly_what_the_stage_calls_trainable(name, freeze_backbone):
     row = MODELS[name]
