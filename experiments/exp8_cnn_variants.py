@@ -7,6 +7,7 @@ Compare  exp6_regularization.py (three techniques together), exp4_scratch.py (a 
 baseline    four 3x3 convolutions of 32, 64, 128 and 128 channels, BatchNorm, ReLU, a linear head on the mean; SGD with
             momentum, the rate halved twice, crops and flips. Its weight decay is L2 of 5e-4 under momentum 0.9.
 one_cycle   a linear rise over 30% of the steps to twice the rate, then cosine decay (arXiv:1708.07120, rate alone).
+ema         the moving average of the weights over about 500 steps is judged and kept.
 adam, adamw  rate 1e-3; Adam has no weight decay, AdamW the same share a step as the baseline.
 
 The claims are a student study's, which left its numbers blank and states no recipe. They are tested on this one.
@@ -37,6 +38,7 @@ RECIPES = {
     "constant": recipe(schedule="constant"),
     "no_decay": recipe(weight_decay=0.0),
     "early_stopping": recipe(patience=2),
+    "ema": recipe(ema=0.998),
 }
 CLAIMS = (
     Claim("Deeper networks overfit on CIFAR-100.", ("depth_6", "depth_8"), "worse", dataset="cifar100"),

@@ -204,12 +204,14 @@ def make_schedule(stage, *, steps):
 def make_optimizer(training, stage, *, steps):
     """The stage's optimiser, its schedule spread over `steps`."""
     rate = make_schedule(stage, steps=steps)
+    averages = {"use_ema": True, "ema_momentum": training.ema} if training.ema else {}
     if training.optimizer == "adam":
-        return Adam(rate)
+        return Adam(rate, **averages)
     if training.optimizer == "adamw":
-        return AdamW(rate, weight_decay=training.weight_decay)
+        return AdamW(rate, weight_decay=training.weight_decay, **averages)
     if training.optimizer == "sgd":
-        return keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, weight_decay=training.weight_decay or None)
+        decay = training.weight_decay or None
+        return keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, weight_decay=decay, **averages)
     # 'muon': airbench states its rates for a loss summed over the batch and logits divided by the features' number
     # (256); ours is a mean over plain logits, which is the same step at these multiples. So only the kernels' rate
     # is the stage's, and the others follow the batch linearly.
@@ -220,4 +222,5 @@ def make_optimizer(training, stage, *, steps):
         bias_rate=0.053 * batch / peak,
         decay=training.weight_decay * batch,
         peak=peak,
+        **averages,
     )

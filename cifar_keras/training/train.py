@@ -1,5 +1,6 @@
 """Training: one `fit` per stage, with callbacks that record, select, save and report. A kill costs one epoch."""
 
+import contextlib
 import json
 import math
 import os
@@ -98,7 +99,7 @@ class Resume:
         with replacing(self.last(progress.epochs)) as temporary:
             model.save_weights(temporary)
         if progress.best_epoch == progress.epochs:
-            with replacing(self.best(progress.epochs)) as temporary:
+            with averaged(model), replacing(self.best(progress.epochs)) as temporary:
                 _alone(model).save_weights(temporary)
         self.note(progress)
         keep = {self.state, self.last(progress.epochs), self.best(progress.best_epoch)}
@@ -117,6 +118,27 @@ class Resume:
         """Removes the folder when the run is done or `--fresh` starts over. The state goes first, in case of a kill."""
         self.state.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def averaged(model):
+    """Within it, a model has the moving averages of its weights, if its optimiser keeps them (`Training.ema`)."""
+    _swap_averages(model)
+    try:
+        yield
+    finally:
+        _swap_averages(model)
+
+
+def _swap_averages(model):
+    """Exchanges a model's weights and their averages, as Keras' `SwapEMAWeights` does for validation alone."""
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # of one that scales the loss
+    if getattr(optimizer, "use_ema", False):
+        pairs = zip(optimizer._trainable_variables, optimizer._model_variables_moving_average, strict=True)
+        for variable, average in pairs:
+            held = np.array(keras.ops.convert_to_numpy(variable))  # a copy: the array may share the variable's memory
+            variable.assign(average)
+            average.assign(held)
 
 
 def _alone(model):
@@ -146,6 +168,16 @@ class Reseed(keras.callbacks.Callback):
                 generator.state.assign((key % 2**31).astype(generator.state.dtype))
 
 
+class Averages(keras.callbacks.Callback):
+    """Has val judge the averages of the weights, where the optimiser keeps some."""
+
+    def on_test_begin(self, logs=None):
+        _swap_averages(self.model)
+
+    def on_test_end(self, logs=None):
+        _swap_averages(self.model)
+
+
 class Follow(keras.callbacks.Callback):
     """An audit: writes the accuracy on another split after every epoch to the history, and selects nothing."""
 
@@ -157,8 +189,9 @@ class Follow(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         # As NumPy arrays, since other backends can't read TensorFlow's tensors.
         batches = ((images.numpy(), labels.numpy()) for images, labels in self.images)
-        right = (np.sum(self.model.predict_on_batch(x).argmax(axis=-1) == y) for x, y in batches)
-        logs[self.name] = float(sum(right)) / self.count
+        with averaged(self.model):
+            right = sum(np.sum(self.model.predict_on_batch(x).argmax(axis=-1) == y) for x, y in batches)
+        logs[self.name] = float(right) / self.count
 
 
 class Recorder(keras.callbacks.Callback):
@@ -380,7 +413,7 @@ def _fit_stage(model, row, dataset, training, *, number, first, seed, resume, pr
             epochs=end,
             steps_per_epoch=steps,
             validation_data=evaluation_pipeline(dataset.val, batch_size=evaluation_batch(row, dataset)),
-            callbacks=[Reseed(seed), *audits, *own, Patience(progress, training), *callbacks],
+            callbacks=[Reseed(seed), Averages(), *audits, *own, Patience(progress, training), *callbacks],
             class_weight=weights,
             shuffle=False,  # the pipeline has ordered them
             verbose=0,

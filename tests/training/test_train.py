@@ -68,6 +68,40 @@ def test_a_resumed_run_equals_the_unbroken_one(noise_data, tmp_path, monkeypatch
     assert resumed_progress.epochs == 4 and resumed_progress.best_epoch == progress.best_epoch
 
 
+def values(model):
+    return [np.array(keras.ops.convert_to_numpy(variable)) for variable in model.trainable_variables]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
+def test_val_judges_and_keeps_the_moving_average_of_the_weights(noise_data, tmp_path, monkeypatch, optimizer):
+    steps, judged = [], []
+
+    class Watch(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            steps.append(values(self.model))
+
+        def on_test_batch_begin(self, batch, logs=None):
+            judged.append(values(self.model))
+
+    recipe = Training("tiny", batch_size=16, stages=(Stage(2, 1e-2),), ema=0.7, optimizer=optimizer)
+    model = build(ROW, image_shape=(32, 32, 3), classes=10, steps=12, seed=0)
+    resume = Resume(tmp_path / "watched")
+    progress = resume.load("{}")
+    fit(model, ROW, noise_data, recipe, seed=0, resume=resume, progress=progress, callbacks=[Watch()])
+    mean = steps[0]
+    means = [mean := [0.7 * m + 0.3 * v for m, v in zip(mean, step, strict=True)] for step in steps[1:]]
+    for found, expected in zip(judged[-1], means[-1], strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    kept = means[len(steps) // 2 - 2] if progress.best_epoch == 1 else means[-1]
+    for found, expected in zip(values(model), kept, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    whole, _ = trained(noise_data, tmp_path / "whole", training=recipe)
+    trained(noise_data, tmp_path / "broken", training=recipe, stop_after=1, monkeypatch=monkeypatch)
+    resumed, _ = trained(noise_data, tmp_path / "broken", training=recipe)
+    for a, b in zip(whole.get_weights(), resumed.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
 def kernels(model):
     return [keras.ops.convert_to_numpy(layer.kernel) for layer in model.layers if hasattr(layer, "kernel")]
 
