@@ -1,5 +1,6 @@
 """The table of all results, from run records; README, docs/results.md and docstrings are refreshed from here."""
 
+import itertools
 import re
 import textwrap
 
@@ -56,6 +57,9 @@ def summarised(records, experiments):
     """
     results, _ = collated(records, experiments)
     rows = [_summary(row) for row in results if row["test [95% interval] (n)"] != DASH]
+    for before, row in reversed([*itertools.pairwise(rows)]):
+        if row["experiment"] == before["experiment"]:
+            row["experiment"] = ""  # as above
     missing = {}
     for row in results:
         if row["test [95% interval] (n)"] == DASH:
@@ -75,9 +79,13 @@ def _unpadded(markdown):
 def _summary(row):
     names = ("experiment", "variant", "backbone", "dataset", "test [95% interval] (n)", "published test")
     time = "" if row["minutes"] == DASH else f"{row['minutes']} min, "
-    cost = f"{time}{row['hardware']}, {row['seeds']} seed{'s' * (row['seeds'] != '1')}"
+    hardware = row["hardware"].replace("(R)", "").replace(" Processor", "")
+    cost = f"{time}{hardware}, {row['seeds']} seed{'s' * (row['seeds'] != '1')}"
     cost += "" if _plain_precision([row]) else f", {row['precision']}"
-    return {name: row[name] for name in names} | {"experiment": _link(row["experiment"]), "training": cost}
+    found = {name: row[name] for name in names} | {"experiment": _link(row["experiment"]), "training": cost}
+    if found["published test"] == DASH:
+        found["published test"] = ""  # nothing is missing: the source used another network
+    return found
 
 
 def _plain_precision(rows):
