@@ -14,7 +14,10 @@ from cifar_keras.utils.paths import PROJECT
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 @pytest.mark.parametrize(
     ("name", "variant"),
-    [("exp4_scratch", "best"), ("exp7_resnet18", "audit"), ("exp5_preprocessing", "unit_32_training")],
+    [
+        *(("exp4_scratch", "best"), ("exp7_resnet18", "audit"), ("exp5_preprocessing", "unit_32_training")),
+        *(("exp8_cnn_variants", "ema"), ("exp10_augmentation", "cutmix"), ("exp11_small_models", "prune_90")),
+    ],
 )
 def test_an_experiment_runs_on_another_backend(tmp_path, backend, name, variant):
     if importlib.util.find_spec(backend) is None:
