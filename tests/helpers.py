@@ -43,6 +43,13 @@ def noise(count, *, size=32, classes=10, seed=0):
     return Split(images, (np.arange(count) % classes).astype("int32"))
 
 
+def tiny_network(x, *, momentum):
+    """A backbone with every kind of layer that matters."""
+    x = layers.Conv2D(6, 3, strides=4, name="conv")(x)
+    x = layers.BatchNormalization(momentum=momentum, name="bn")(x)
+    return layers.Dropout(0.3, name="dropout")(layers.Activation("relu", name="relu")(x))
+
+
 TWO = Training("m", stages=(Stage(2, 1e-3, freeze_backbone=True), Stage(18, 1e-4)))
 
 

@@ -380,29 +380,51 @@ def class_weights(labels, *, classes):
     return {label: len(labels) / (there * count) if count else 0.0 for label, count in enumerate(counts.tolist())}
 
 
+def compile_stage(model, row, training, stage, *, steps):
+    """Freezes and thaws a model as its row and a stage say, and compiles it with the stage's loss and optimiser.
+
+    Args:
+        model: from `zoo.build`.
+        row: its `zoo.ModelSpec`.
+        training: `config.Training`.
+        stage: `config.Stage`, one of the recipe's or made from it.
+        steps: over which the stage's schedule is spread.
+    """
+    set_trainable(model, row, freeze_backbone=stage.freeze_backbone)
+    optimizer = make_optimizer(training, stage, steps=steps)
+    model.compile(optimizer, CrossEntropy(training.label_smoothing), metrics=[Accuracy()])
+    make_variables(model)
+
+
+def training_images(row, dataset, training, *, seed, first_epoch, epochs):
+    """The batches that a recipe trains on, from `first_epoch` to `epochs` (exclusive), see `train_pipeline`."""
+    return train_pipeline(
+        dataset.train,
+        batch_size=training.batch_size,
+        seed=seed,
+        first_epoch=first_epoch,
+        epochs=epochs,
+        augmentation=row.augmentation,
+        classes=len(dataset.class_names),
+    )
+
+
+def weights_in_loss(dataset, training):
+    """The weight of each class in a recipe's loss, by label; None where all images count alike."""
+    if training.class_weights != "balanced":
+        return None
+    return class_weights(dataset.train.labels, classes=len(dataset.class_names))
+
+
 def _fit_stage(model, row, dataset, training, *, number, first, seed, resume, progress, callbacks, audits):
     """Trains the remaining epochs of one stage, which starts after `first` epochs."""
     stage = training.stages[number - 1]
     steps = steps_per_epoch(dataset.train, training.batch_size)
-    set_trainable(model, row, freeze_backbone=stage.freeze_backbone)
-    optimizer = make_optimizer(training, stage, steps=steps * stage.epochs)
-    model.compile(optimizer, CrossEntropy(training.label_smoothing), metrics=[Accuracy()])
-    make_variables(model)
+    compile_stage(model, row, training, stage, steps=steps * stage.epochs)
     if progress.epochs > first:
         model.load_weights(resume.last(progress.epochs))  # now with the optimiser's state
     end = first + stage.epochs
-    images = train_pipeline(
-        dataset.train,
-        batch_size=training.batch_size,
-        seed=seed,
-        first_epoch=progress.epochs,
-        epochs=end,
-        augmentation=row.augmentation,
-        classes=len(dataset.class_names),
-    )
-    weights = None
-    if training.class_weights == "balanced":
-        weights = class_weights(dataset.train.labels, classes=len(dataset.class_names))
+    images = training_images(row, dataset, training, seed=seed, first_epoch=progress.epochs, epochs=end)
     # Closed here, since Keras does not call `on_train_end` after an error, whose message a live bar would garble.
     with progress_bar(training.epochs * steps, progress.epochs * steps, unit="step") as bar:
         own = [Sparse(training.sparsity)] if training.sparsity else []
@@ -414,7 +436,7 @@ def _fit_stage(model, row, dataset, training, *, number, first, seed, resume, pr
             steps_per_epoch=steps,
             validation_data=evaluation_pipeline(dataset.val, batch_size=evaluation_batch(row, dataset)),
             callbacks=[Reseed(seed), Averages(), *audits, *own, Patience(progress, training), *callbacks],
-            class_weight=weights,
+            class_weight=weights_in_loss(dataset, training),
             shuffle=False,  # the pipeline has ordered them
             verbose=0,
         )

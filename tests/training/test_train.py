@@ -6,7 +6,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from helpers import noise
+from helpers import noise, tiny_network
 
 from cifar_keras.config import ConfigError, RunFailedError, Stage, Training
 from cifar_keras.models.backbones import BACKBONES, Backbone
@@ -20,15 +20,9 @@ TWO_STAGES = Training(
 )
 
 
-def tiny(x, *, momentum):
-    x = keras.layers.Conv2D(6, 3, strides=4, name="conv")(x)
-    x = keras.layers.BatchNormalization(momentum=momentum, name="bn")(x)
-    return keras.layers.Dropout(0.3, name="dropout")(keras.layers.Activation("relu", name="relu")(x))
-
-
 @pytest.fixture(autouse=True)
 def tiny_backbone(monkeypatch):
-    monkeypatch.setitem(BACKBONES, "tiny", Backbone(tiny))
+    monkeypatch.setitem(BACKBONES, "tiny", Backbone(tiny_network))
 
 
 class Killed(Exception):
