@@ -17,7 +17,7 @@ ORDER = {
         *("augment", "pipeline"),
     ),
     "models": ("torch_files", "blocks", "backbones", "fused", "zoo", "weights"),
-    "training": ("optim", "distil", "train", "features", "tensorboard"),
+    "training": ("optim", "distil", "train", "lr_range", "features", "tensorboard"),
     "results": ("records", "", "groups", "matching"),
     "saved": (
         *("safe_loading", "stored_weights", "artifacts", "formats", "find", "labels", "inference", "scaling"),
@@ -69,6 +69,7 @@ ONLY_KERAS = (
     "models.",
     "training.optim",
     "training.train",
+    "training.lr_range",
     "training.distil",
     "training.features",
     "saved.",
