@@ -14,7 +14,7 @@ import sys
 import traceback
 
 from cifar_keras.config import BUDGETS, CifarKerasError, ConfigError
-from cifar_keras.options import Options, add_options, positive
+from cifar_keras.options import Options, add_options, positive, rate
 from cifar_keras.utils import runtime, system
 from cifar_keras.utils.text import printable
 
@@ -370,6 +370,32 @@ def _doctor(verbs):
     add_options(verb, only=("root", "data_dir"))
 
 
+def _find_lr(verbs):
+    taken = (
+        *("variant", "budget", "dataset", "classes", "data_dir", "image_size", "weights", "backbone", "pixels"),
+        *("batch_size", "class_weights", "skip_unreadable", "seed", "limit", "precision", "deterministic", "root"),
+        "verbose",
+    )
+
+    def run(options):
+        runtime.setup(verbose=options.verbose)
+        from cifar_keras.commands import find_lr
+
+        asked = find_lr.Asked(**_chosen(options, "first", "last", "steps", "stage"))
+        return find_lr.run(options.name, Options(**_chosen(options, *taken)), asked, out=options.out)
+
+    verb = _verb(verbs, run, "find-lr", "tries ever higher learning rates on a recipe, draws the loss and suggests one")
+    verb.add_argument("name", metavar="EXPERIMENT", help="exp3, 3 or exp3_finetune")
+    text = "the first rate (default: the recipe's / 10,000)"
+    verb.add_argument("--from", type=rate, dest="first", metavar="RATE", help=text)
+    verb.add_argument("--to", type=rate, dest="last", metavar="RATE", help="the last rate (default: the recipe's x 30)")
+    text = "training steps, with a higher rate in each (default 100)"
+    verb.add_argument("--steps", type=positive, default=100, metavar="N", help=text)
+    verb.add_argument("--stage", type=positive, metavar="N", help="which of the recipe's stages (default: the last)")
+    verb.add_argument("--out", metavar="FILE.png", help="the figure (default: below results/figures/)")
+    add_options(verb, only=taken)
+
+
 def _augmentations(verbs):
     def run(options):
         runtime.setup(verbose=options.verbose)
@@ -384,8 +410,8 @@ def _augmentations(verbs):
 
 
 VERBS = (
-    _list, _run, _study, _collate, _compare, _explain, _report, _predict, _evaluate, _inspect, _export, _augmentations,
-    _doctor,
+    _list, _run, _study, _collate, _compare, _explain, _report, _predict, _evaluate, _inspect, _export, _find_lr,
+    _augmentations, _doctor,
 )  # fmt: skip
 
 

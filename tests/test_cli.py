@@ -29,6 +29,7 @@ def call(*arguments, **environment):
     [
         (EXP3, "--help"),
         ("-m", "cifar_keras", "--help"),
+        ("-m", "cifar_keras", "find-lr", "--help"),
         ("-m", "cifar_keras", "list"),
         ("-m", "cifar_keras", "collate", "--root", "ROOT"),
     ],
@@ -190,7 +191,7 @@ def test_a_checkout_holds_experiments_and_pyproject(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments", [("list",), ("run", "exp4"), ("study", "--budget", "demo"), ("collate",)], ids=str
+    "arguments", [("list",), ("run", "exp4"), ("study", "--budget", "demo"), ("collate",), ("find-lr", "exp4")], ids=str
 )
 def test_installed_what_needs_the_experiments_asks_for_a_checkout(arguments, installed):
     done = installed("-m", "cifar_keras", *arguments)

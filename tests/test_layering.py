@@ -52,7 +52,7 @@ ORDER = {
     "job": (),
     "outcome": (),
     "runner": (),
-    "commands": ("doctor", "augmentations", "predict", "footprint", "evaluate", "published", "study"),
+    "commands": ("doctor", "augmentations", "predict", "footprint", "evaluate", "published", "study", "find_lr"),
     "cli": (),
     "__main__": (),
 }
