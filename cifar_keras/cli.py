@@ -14,7 +14,7 @@ import sys
 import traceback
 
 from cifar_keras.config import BUDGETS, CifarKerasError, ConfigError
-from cifar_keras.options import Options, add_options, positive, rate
+from cifar_keras.options import Options, add_options, positive, rate, seeds
 from cifar_keras.utils import runtime, system
 from cifar_keras.utils.text import printable
 
@@ -393,7 +393,9 @@ def _find_lr(verbs):
     verb.add_argument("--steps", type=positive, default=100, metavar="N", help=text)
     verb.add_argument("--stage", type=positive, metavar="N", help="which of the recipe's stages (default: the last)")
     verb.add_argument("--out", metavar="FILE.png", help="the figure (default: below results/figures/)")
-    add_options(verb, only=taken)
+    verb.add_argument("--variant", metavar="NAME", help="the recipe (default: best if there is one, else the first)")
+    verb.add_argument("--seed", type=seeds, default=range(1), metavar="N", help="of weights, order and augmentation")
+    add_options(verb, only=set(taken) - {"variant", "seed"})
 
 
 def _augmentations(verbs):
