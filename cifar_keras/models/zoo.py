@@ -68,7 +68,7 @@ ROWS = (
     ModelSpec("five_conv",            "five_conv", 32,   "half",   "all",  "dense512_dropout", TUTORIAL, "none", 100, False, "a tutorial's"),  # noqa: E501
     ModelSpec("plain_cnn",            "conv4",     32,   "zscore", "all",  "plain", CROP_FLIP,   "none",    1000, False, "arXiv:1409.1556"),  # noqa: E501
     ModelSpec("resnet18_224",         "resnet18", 224,   "torch", "stage4", "plain", SHIFT_FLIP, "imagenet",  12, False, "arXiv:1512.03385"),  # noqa: E501
-    ModelSpec("compressed_cnn",       "airnet",    32,   "zscore", "all",  "small", AIRBENCH,    "source",   175, True,  "arXiv:2404.00498"),  # noqa: E501
+    ModelSpec("compressed_cnn",       "airnet",    32,   "zscore", "all",  "small", AIRBENCH,    "source",   175, False, "arXiv:2404.00498"),  # noqa: E501
     ModelSpec("transferred_cnn",      "airnet",    32,   "zscore", "all",  "probe", AIRBENCH,    "source",   175, False, "arXiv:2404.00498"),  # noqa: E501
     ModelSpec("resnet18_32",       "resnet18_32", 32,    "zscore", "all",  "plain", CROP_FLIP,   "none",      40, False, "arXiv:1512.03385"),  # noqa: E501
     ModelSpec("resnet34_32",       "resnet34_32", 32,    "zscore", "all",  "plain", CROP_FLIP,   "none",      20, False, "arXiv:1512.03385"),  # noqa: E501

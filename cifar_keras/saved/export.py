@@ -175,8 +175,8 @@ def convert(classifier, to, path, calibration, *, verbose=False):
     note["exported_from"] = f"{classifier.network.path.name}, to {to}"
     try:
         with contextlib.nullcontext() if verbose else _quiet():
-            options = {"calibration": calibration if form.int8 else None, "kind": form.kind}
-            CONVERTERS[form.ending](exportable(classifier), path, note, **options)
+            half = {"half": True} if form.kind == "float16" else {}  # only LiteRT has it
+            CONVERTERS[form.ending](exportable(classifier), path, calibration if form.int8 else None, note, **half)
     except (CifarKerasError, OSError):  # the second is about the file, not about the model
         raise
     except Exception as error:  # converters raise nearly anything
@@ -303,9 +303,8 @@ def _gelu(x):
     return 0.5 * x * (1 + keras.ops.erf(x / math.sqrt(2)))
 
 
-def _to_onnx(model, path, note, *, calibration, kind):
+def _to_onnx(model, path, calibration, note):
     """Writes an ONNX file; int8 weights and activations where there are calibration images."""
-    del kind  # float32 or, with them, int8
     import onnx
 
     inputs = keras.Input(model.input_shape[1:], dtype="uint8", name="image")
@@ -359,20 +358,17 @@ def _quantize_onnx(path, calibration):
         )
 
 
-def _to_litert(model, path, note, *, calibration, kind):
-    """Writes a LiteRT file; int8 weights and activations by the ranges on the calibration images."""
+def _to_litert(model, path, calibration, note, *, half=False):
+    """Writes a LiteRT file: float16 weights with `half`, int8 weights and activations with calibration images."""
     import tensorflow as tf
 
     def representative():
         yield from ([image[None]] for image in calibration)
 
-    smaller = {"optimizations": [tf.lite.Optimize.DEFAULT]}
-    options = {
-        "float32": {},
-        "float16": smaller | {"target_spec": {"supported_types": [tf.float16]}},
-        "int8": smaller | {"representative_dataset": representative},
-    }
-    model.export(path, format="litert", verbose=False, **options[kind])
+    options = {"optimizations": [tf.lite.Optimize.DEFAULT]} if half or calibration is not None else {}
+    options |= {"target_spec": {"supported_types": [tf.float16]}} if half else {}
+    options |= {} if calibration is None else {"representative_dataset": representative}
+    model.export(path, format="litert", verbose=False, **options)
     with zipfile.ZipFile(path, "a") as archive:  # LiteRT's own way to carry files of other kinds
         archive.writestr(artifacts.MEMBER, json.dumps(note))
 
