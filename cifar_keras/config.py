@@ -90,7 +90,8 @@ class Training:
         patience: epochs without a new best on val after which training ends; None: it never ends early. Schedules are
             those of the full number of epochs.
         ema: momentum of an exponential moving average of the weights, step by step, in (0, 1). Val judges the averages,
-            and they are what is kept; BatchNorm's statistics stay those of the weights. None: no average.
+            and they are what is kept; BatchNorm's statistics stay those of the weights. A later stage, and
+            `also_score` 'last', take the weights themselves. None: no average.
         sparsity: share of the kernels' weights, the smallest of all layers together, that are zero from the start, in
             (0, 1); the run starts from the whole model that `--weights` names, head included. None: no weight is held.
         distillation: (temperature, share of the teacher in the loss): a network with random weights learns from the
@@ -122,6 +123,10 @@ class Training:
         _one_of("class_weights", self.class_weights, (None, "balanced"))
         if self.patience is not None and self.patience < 1:
             raise ConfigError(f"`patience` must be at least 1 epoch, or None. Received: {self.patience}.")
+        if self.ema and self.sparsity:
+            raise ConfigError(
+                "Use either `ema` or `sparsity`: averages of pruned weights are not zero. Received: both."
+            )
         for name in ("ema", "sparsity"):
             if (value := getattr(self, name)) is not None and not 0 < value < 1:
                 raise ConfigError(f"`{name}` must be between 0 and 1, or None. Received: {value}.")

@@ -159,6 +159,11 @@ def recipe(training, options, row, *, budget, images):
         raise ConfigError(
             f"`--views` needs a model with augmentation; without it, all views are alike. Received: {row.name!r}."
         )
+    if training.class_weights and mixes(row.augmentation):
+        raise ConfigError(
+            "`--class-weights` must be left out where images are mixed, since a mixed image has two classes. Received: "
+            f"{training.class_weights!r}."
+        )
     if options.views and mixes(row.augmentation):
         raise ConfigError(
             "`--views` must be left out where images are mixed: a stored view would keep one partner. Received: "

@@ -292,7 +292,7 @@ def difference_seeds(a, b, *, test_sets=None):
     return _bounded(difference, difference - half, difference + half, kind, lowest=-1.0)
 
 
-def difference_seeds_paired(a, b):
+def difference_seeds_paired(a, b, *, n=None):
     """The mean difference of runs that share a seed, hence data and order; the interval covers the draw of seeds.
 
     Student's t of the differences (Biometrika 6, 1908).
@@ -300,32 +300,43 @@ def difference_seeds_paired(a, b):
     Args:
         a: accuracies of the first side in [0, 1], one per seed; two or more.
         b: the same of the second, of the same seeds in the same order.
+        n: number of test images, see `_rounding`; None: the accuracies are exact.
     Returns: `Estimate` of the mean of `b - a`, bounds in [-1, 1].
     """
     differences = [after - before for before, after in zip(a, b, strict=True)]
-    return _student_interval(differences, "paired t", lowest=-1.0)
+    return _student_interval(differences, "paired t", lowest=-1.0, least=_rounding(n))
 
 
-def paired_t_test(a, b):
+def _rounding(n):
+    """The variance of a difference of two accuracies that comes from counting images, 1 / (6 n^2); 0 for None.
+
+    An accuracy is a multiple of 1/n. Without this, a few seeds whose differences happen to be equal would be certain.
+    """
+    return 1 / (6 * n**2) if n else 0.0
+
+
+def paired_t_test(a, b, *, n=None):
     """The p-value of Student's paired t-test of equal means (Biometrika 6, 1908), for runs that share a seed.
 
     Args:
         a: accuracies of the first side, one per seed; two or more.
         b: the same of the second, of the same seeds in the same order.
-    Returns: in [0, 1]; where all differences are equal, 1 if they are zero, else 0.
+        n: number of test images, see `_rounding`; None: the accuracies are exact.
+    Returns: in [0, 1]; of exact accuracies whose differences are all equal 1 if they are zero, else 0.
     """
     from scipy import stats
 
-    differences = np.subtract(b, a)
-    if np.ptp(differences) == 0:
-        return float(differences[0] == 0)
-    return float(stats.ttest_rel(b, a).pvalue)
+    differences = [after - before for before, after in zip(a, b, strict=True)]
+    error = (max(variance(differences), _rounding(n)) / len(differences)) ** 0.5
+    if not error:
+        return float(not any(differences))
+    return float(2 * stats.t.sf(abs(mean(differences)) / error, len(differences) - 1))
 
 
-def _student_interval(values, kind, *, lowest):
-    """The mean of values with Student's t interval."""
+def _student_interval(values, kind, *, lowest, least=0.0):
+    """The mean of values with Student's t interval; their variance is taken to be at least `least`."""
     centre = mean(values)
-    half = _student(len(values) - 1) * (variance(values) / len(values)) ** 0.5
+    half = _student(len(values) - 1) * (max(variance(values), least) / len(values)) ** 0.5
     return _bounded(centre, centre - half, centre + half, kind, lowest=lowest)
 
 

@@ -148,3 +148,17 @@ def test_a_field_that_says_nothing_leaves_no_trace_in_the_identity():
     assert json.loads(config(classes=("a", "b")).identity)["classes"] == ["a", "b"]
     assert "frozen_norm" not in json.loads(config(row={**config().row, "frozen_norm": None}).identity)["row"]
     assert json.loads(config(row={**config().row, "frozen_norm": "training"}).identity)["row"]["frozen_norm"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"patience": 0}, "`patience` must be at least 1 epoch"),
+        ({"ema": 1.0}, "`ema` must be between 0 and 1"),
+        ({"sparsity": 0.0}, "`sparsity` must be between 0 and 1"),
+        ({"ema": 0.9, "sparsity": 0.5}, "Use either `ema` or `sparsity`"),
+    ],
+)
+def test_fields_of_a_recipe_that_make_no_sense_are_refused(fields, said):
+    with pytest.raises(ConfigError, match=said):
+        dataclasses.replace(TWO, **fields)

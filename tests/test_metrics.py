@@ -231,3 +231,28 @@ def test_paired_seeds_against_scipys_t_test():
 def test_holm_multiplies_the_smallest_by_the_number_of_comparisons():
     assert metrics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert metrics.holm([0.7, 0.9]) == [1.0, 1.0] and metrics.holm([0.2]) == [0.2] and metrics.holm([]) == []
+
+
+def test_the_paired_t_test_is_scipys():
+    from scipy import stats
+
+    a, b = np.array([0.81, 0.83, 0.80, 0.84]), np.array([0.83, 0.84, 0.83, 0.85])
+    assert metrics.paired_t_test(a, b) == pytest.approx(stats.ttest_rel(b, a).pvalue)
+    assert metrics.paired_t_test(a, a) == 1.0
+    assert metrics.paired_t_test([0.5, 0.75], [0.75, 1.0]) == 0.0  # exact accuracies, equal differences
+
+
+def test_equal_differences_of_counted_images_are_not_certain():
+    a, b = [0.85, 0.75], [0.86, 0.76]
+    assert 0.01 < metrics.paired_t_test(a, b, n=200) < 0.2
+    assert metrics.paired_t_test(a, b, n=10_000) < metrics.paired_t_test(a, b, n=200)
+    found = metrics.difference_seeds_paired(a, b, n=200)
+    half = 12.706 * (1 / (6 * 200**2) / 2) ** 0.5  # Student's t with one degree of freedom
+    assert found.high - found.value == pytest.approx(half, rel=1e-3)
+
+
+def test_two_seeds_that_differ_by_chance_are_rarely_called_different():
+    random = np.random.default_rng(0)
+    right = random.binomial(200, 0.7, (4000, 2, 2)) / 200
+    p = np.array([metrics.paired_t_test(a, b, n=200) for a, b in right])
+    assert np.mean(p < 0.05) < 0.06 and np.mean(p < 1e-3) < 0.003

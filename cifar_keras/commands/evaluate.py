@@ -242,7 +242,7 @@ def text(report, names):
     if len(models) > 1:
         parts += [f"Differences from {names[0]}, on the same images", _differences(models[1:], names[1:])]
     if "footprint_figure" in report:
-        parts.append("Size and speed on this machine, each the only work on it")
+        parts.append("Size and speed on this machine; other work on it makes the times longer")
         parts.append(tabulate([*footprint.table(models, names)], "keys", "plain", disable_numparse=True))
         parts.append(f"figure: {printable(report['footprint_figure'])}")
     parts += [_by_class(models, names), "\n".join(f"confusion matrix: {printable(one['figure'])}" for one in models)]

@@ -369,7 +369,7 @@ BACKBONES: dict[str, Backbone] = {
         licence="BSD-3-Clause",
     ),
     # without ImageNet weights
-    "resnet18_32": Backbone(partial(resnet, stem=3), speed=0.5),
+    "resnet18_32": Backbone(partial(resnet, stem=3), speed=0.23),
     "resnet34_32": Backbone(partial(resnet, stem=3, depths=(3, 4, 6, 3))),
     "densenet100": Backbone(densenet_bc),
     "wrn_16_4": Backbone(partial(wide_resnet, depth=16, width=4)),

@@ -37,4 +37,6 @@ class Student(keras.Model):
         wanted = ops.softmax(ops.stop_gradient(ops.cast(self.ask(x), "float32")) / self.temperature)
         found = ops.log_softmax(ops.cast(y_pred, "float32") / self.temperature)
         apart = ops.sum(wanted * (ops.log(wanted + 1e-9) - found), axis=-1)  # Kullback-Leibler divergence
+        if sample_weight is not None:  # class weights count in both parts
+            apart = apart * ops.cast(sample_weight, "float32")
         return (1 - self.share) * loss + self.share * self.temperature**2 * ops.mean(apart)

@@ -190,8 +190,8 @@ def applicable(model, row, training):
     """Whether the backbone always gives the same vector for the same view of an image. Arguments as for `extracted`."""
     if training.views == 0 or training.also_score == "epochs" or not frozen(row, training):
         return False  # an audit sends images through the whole model after every epoch
-    if mixes(row.augmentation):
-        return False  # an image's partner changes from epoch to epoch
+    if mixes(row.augmentation) or training.distillation:
+        return False  # an image's partner changes from epoch to epoch; a teacher needs the images
     trunk, _ = cut(model)
     return not any(getattr(layer, "seed_generator", None) for layer in trunk.layers)  # a frozen dropout still drops
 

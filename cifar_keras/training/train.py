@@ -258,11 +258,10 @@ class Sparse(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         layers = [layer for layer in self.model.layers if layer.trainable and hasattr(layer, "kernel")]
-        kernels = {layer.kernel.path: layer.kernel for layer in layers}
-        sizes = {path: np.abs(keras.ops.convert_to_numpy(kernel)) for path, kernel in kernels.items()}
+        sizes = {layer.name: np.abs(keras.ops.convert_to_numpy(layer.kernel)) for layer in layers}
         everything = np.concatenate([size.ravel() for size in sizes.values()])
         bound = np.partition(everything, count := max(0, round(self.share * everything.size) - 1))[count]
-        self.kept = [(kernel, (sizes[path] > bound).astype("float32")) for path, kernel in kernels.items()]
+        self.kept = {name: (size > bound).astype("float32") for name, size in sizes.items()}
         self.hold()
 
     def on_train_batch_end(self, batch, logs=None):
@@ -270,7 +269,9 @@ class Sparse(keras.callbacks.Callback):
 
     def hold(self):
         """Sets the weights that are not kept to zero."""
-        for kernel, mask in self.kept:
+        model = self.model  # on JAX, reading it brings the variables up to date
+        for name, mask in self.kept.items():
+            kernel = model.get_layer(name).kernel
             kernel.assign(kernel * mask)
 
 
@@ -355,6 +356,8 @@ def fit(model, row, dataset, training, *, seed, resume, progress, callbacks=(), 
     with fused_kernels(model):
         for number, stage in enumerate(training.stages, start=1):
             if progress.epochs < first + stage.epochs and not waited_enough(progress, training):
+                if training.ema and progress.epochs == first > 0:  # Keras ends a `fit` by keeping the averages
+                    model.load_weights(resume.last(first))
                 _fit_stage(model, row, dataset, training, number=number, first=first, **keywords)
             first += stage.epochs
     if progress.epochs < training.epochs:

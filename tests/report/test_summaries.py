@@ -296,8 +296,11 @@ def test_each_change_is_compared_with_the_first_variant_by_seed(tmp_path):
 def test_a_claim_can_be_refuted_or_wait_for_its_runs(tmp_path):
     made, runs = effect_runs({"base": (0.7,), "deep": (0.6,), "flat": (0.9,)})
     (text,) = written(tmp_path, made, runs).values()
-    assert "refuted (deep -10.0" in text and "| not run: wide" in text
+    assert "refuted (deep -10.0" in text and "Wide hurts.        | not run: wide" in text
+    assert "Deep matters most. | not run: wide" in text  # it is about all variants
+    (text,) = written(tmp_path, *effect_runs({"base": (0.7,), "deep": (0.6,), "wide": (0.7,), "flat": (0.9,)})).values()
     assert "Deep matters most. | refuted" in text  # flat changes more
+    assert "which are not corrected for their number" in text
     (alone,) = written(tmp_path, made, runs[1:]).values()
     assert "Nothing to compare yet: it takes `base` and another variant." in alone
 

@@ -40,6 +40,17 @@ def test_the_loss_is_the_mean_of_both(temperature, share):
     assert float(student.compute_loss(IMAGES, labels, logits, training=False)) == pytest.approx(plain, rel=1e-5)
 
 
+def test_class_weights_count_in_both_parts():
+    student, labels = student_of(network(0)), np.arange(6)
+    logits = np.random.RandomState(0).randn(6, 10).astype("float32")
+
+    def loss(**weights):
+        return float(student.compute_loss(IMAGES, labels, logits, training=True, **weights))
+
+    assert loss(sample_weight=np.full(6, 2.0, "float32")) == pytest.approx(2 * loss(), rel=1e-5)
+    assert loss(sample_weight=np.zeros(6, "float32")) == 0
+
+
 def test_the_teacher_neither_learns_nor_counts_nor_is_saved(tmp_path):
     teacher = network(0)
     before = teacher.get_weights()

@@ -369,6 +369,10 @@ def test_features_serve_where_no_stage_trains_the_backbone(row, stages, expected
     assert not features.applicable(model_of(), row, dataclasses.replace(training, views=0))
 
 
+def test_a_student_needs_the_images_that_its_teacher_sees():
+    assert not features.applicable(model_of(), ROW, dataclasses.replace(TRAINING, distillation=(4.0, 0.9)))
+
+
 def test_a_backbone_with_dropout_is_no_function_of_the_image(monkeypatch):
     def random(x, *, momentum):
         return keras.layers.Dropout(0.3, name="dropout")(tiny(x, momentum=momentum))
@@ -499,6 +503,7 @@ def test_a_dry_run_says_what_would_be_extracted_and_writes_nothing(tmp_path, cap
         ({}, {"views": 2, "on_the_fly": True}, "Received: both"),
         ({"augmentation": ()}, {"views": 2}, "model with augmentation"),
         ({"augmentation": ("flip", "mixup")}, {"views": 2}, "left out where images are mixed"),
+        ({"augmentation": ("mixup",)}, {"class_weights": "balanced"}, "left out where images are mixed"),
         ({"trainable": "all"}, {"views": 2}, "frozen in every stage"),
         ({"trainable": "all"}, {"on_the_fly": True}, "frozen in every stage"),
     ],

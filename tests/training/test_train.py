@@ -96,6 +96,17 @@ def test_val_judges_and_keeps_the_moving_average_of_the_weights(noise_data, tmp_
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.parametrize("stop_after", [1, 2])
+def test_a_later_stage_starts_from_the_weights_not_from_their_averages(noise_data, tmp_path, monkeypatch, stop_after):
+    recipe = dataclasses.replace(TWO_STAGES, stages=(Stage(2, 1e-2), Stage(1, 1e-2)), ema=0.9)
+    whole, progress = trained(noise_data, tmp_path / "whole", training=recipe)
+    trained(noise_data, tmp_path / "broken", training=recipe, stop_after=stop_after, monkeypatch=monkeypatch)
+    resumed, resumed_progress = trained(noise_data, tmp_path / "broken", training=recipe)
+    assert progress.history["val_loss"] == pytest.approx(resumed_progress.history["val_loss"], abs=1e-5)
+    for a, b in zip(whole.get_weights(), resumed.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
 def kernels(model):
     return [keras.ops.convert_to_numpy(layer.kernel) for layer in model.layers if hasattr(layer, "kernel")]
 

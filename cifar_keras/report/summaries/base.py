@@ -79,8 +79,8 @@ def difference(base, group):
     seeds = sorted(ours.keys() & theirs.keys())
     if len(seeds) > 1:
         before, after = ([side[seed]["test_accuracy"] for seed in seeds] for side in (theirs, ours))
-        estimate = metrics.difference_seeds_paired(before, after)
-        return Difference(estimate, metrics.paired_t_test(before, after), len(seeds))
+        estimate = metrics.difference_seeds_paired(before, after, n=group.test_n)
+        return Difference(estimate, metrics.paired_t_test(before, after, n=group.test_n), len(seeds))
     for seed in seeds:
         pair = compared(Group((theirs[seed],), base.folder), Group((ours[seed],), group.folder))
         return Difference(pair.difference, pair.test.p if pair.test else None, 1)

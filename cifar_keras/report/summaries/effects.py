@@ -72,18 +72,23 @@ def _answers(family, found):
     claims = [claim for claim in family.experiment.claims if slug.startswith(claim.dataset or "")]
     if claims:
         yield "## What the source claims"
-        yield markdown_table([{"claim": claim.text, "here": answer(claim, found)} for claim in claims])
+        others = tuple(family.experiment.variants)[1:]
+        yield markdown_table([{"claim": claim.text, "here": answer(claim, found, others)} for claim in claims])
+    if any(claim.kind == "most" for claim in claims):
+        yield "What matters most is decided by the 95% intervals, which are not corrected for their number."
 
 
-def answer(claim, found):
+def answer(claim, found, others):
     """Whether the runs confirm a claim.
 
     Args:
         claim: a `config.Claim`.
         found: from `effects`.
+        others: all variants but the first; a claim of kind 'most' is about all of them.
     Returns: 'confirmed', 'refuted' or 'not distinguishable', with the differences; or what has not been run.
     """
-    if missing := [variant for variant in claim.variants if (found.get(variant) or (None,))[0] is None]:
+    needed = others if claim.kind == "most" else claim.variants
+    if missing := [variant for variant in needed if (found.get(variant) or (None,))[0] is None]:
         return f"not run: {', '.join(missing)}"
     shown = ", ".join(f"{variant} {found[variant][0].estimate.points()}" for variant in claim.variants)
     verdict = _most(claim, found) if claim.kind == "most" else _direction(claim, found)
