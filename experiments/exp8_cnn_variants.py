@@ -1,7 +1,7 @@
 """Exp 8: what makes a plain CNN good, one change at a time?
 
 Run      python experiments/exp8_cnn_variants.py --dataset cifar10
-Result   not yet run
+Result   see results/exp8*.md
 Compare  exp6_regularization.py (three techniques together), exp4_scratch.py (a better network and recipe)
 
 baseline    four 3x3 convolutions of 32, 64, 128 and 128 channels, BatchNorm, ReLU, a linear head on the mean; SGD with
