@@ -27,7 +27,7 @@ from cifar_keras.data.base import Dataset, stratified, take
 from cifar_keras.data.pipeline import steps_per_epoch
 from cifar_keras.models.weights import load_backbone, resolve
 from cifar_keras.models.zoo import ModelSpec, build, initialise_from_data, parameter_counts, row_of
-from cifar_keras.saved import artifacts, inference
+from cifar_keras.saved import inference
 from cifar_keras.training import features
 from cifar_keras.training.distil import Student
 from cifar_keras.training.train import Resume
@@ -192,13 +192,13 @@ def built(job):
 def teacher_of(job):
     """The model that `--weights` names, up to its logits; raises ConfigError unless it knows the same classes."""
     found, wanted = inference.load(job.weights_file), job.dataset
-    if tuple(found.class_names) != tuple(wanted.class_names) or tuple(found.size) != wanted.image_shape[:2]:
+    model, classes = found.network.model, tuple(found.class_names)  # an ONNX file, say, has no Keras model
+    if model is None or classes != tuple(wanted.class_names) or tuple(found.size) != wanted.image_shape[:2]:
         raise ConfigError(
             "`--weights` must name a teacher that was trained here, on the same classes and on images of "
             f"{wanted.image_shape[0]} x {wanted.image_shape[1]} pixels. Received: {job.weights_file}, which knows "
             f"{', '.join(found.class_names)} at {found.size[0]} x {found.size[1]}."
         )
-    model = artifacts.load(job.weights_file)
     return keras.Model(model.input, model.get_layer("logits").output)
 
 

@@ -29,7 +29,6 @@ def run(dataset, *, root, seed=0, out=None, **loading):
     seeds = np.stack([np.full(len(chosen), seed), np.zeros(len(chosen), int), chosen], axis=-1).astype("int32")
     rows = {"as they are": images} | {name: augmented(images, seeds, (name,)).numpy() for name in STEPS}
     path = Path(out or Path(root) / "results" / "figures" / f"augmentations_{data.slug}.png")
-    path.parent.mkdir(parents=True, exist_ok=True)
     rows_of_images(rows, path, title=f"{data.label}: {len(chosen)} training images, each step alone, seed {seed}")
     print(path)
     return 0

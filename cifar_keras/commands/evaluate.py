@@ -76,11 +76,12 @@ def _scores(pairs, asked, root, *, costs):
             continue
         images = images or Images(own_dataset(classifier), asked)  # an error of the images ends everything
         try:
-            scores.append(score(model, name, classifier, images, asked))
+            found = score(model, name, classifier, images, asked)
             if costs:
                 split = getattr(images.of(classifier), asked.split)
-                found = footprint.measured(classifier, inference.at_size(split.images, classifier))
-                scores[-1] = dataclasses.replace(scores[-1], footprint=found)
+                cost = footprint.measured(classifier, inference.at_size(split.images, classifier))
+                found = dataclasses.replace(found, footprint=cost)
+            scores.append(found)  # last: a model that fails above is not also scored
         except ConfigError as error:
             fail(model, error)
     return scores, failed, images and images.data

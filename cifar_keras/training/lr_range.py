@@ -160,7 +160,7 @@ def range_test(model, row, dataset, training, *, stage, rates, seed):
             initial_epoch=first,
             epochs=epochs,
             steps_per_epoch=steps,
-            callbacks=[Reseed(seed), *([Sparse(training.sparsity)] if training.sparsity else []), test],
+            callbacks=[Reseed(seed), Sparse(training.sparsity), test],
             class_weight=weights_in_loss(dataset, training),
             shuffle=False,  # the pipeline has ordered them
             verbose=0,

@@ -249,7 +249,7 @@ class Sparse(keras.callbacks.Callback):
     """Holds a share of the trained kernels' weights at zero: the smallest, of all layers together.
 
     Pruning by magnitude (Han et al., arXiv:1506.02626), once, before the first step. In a resumed run the smallest ones
-    are those that are zero already.
+    are those that are zero already. A share of None holds no weight.
     """
 
     def __init__(self, share):
@@ -257,15 +257,20 @@ class Sparse(keras.callbacks.Callback):
         self.share = share
 
     def on_train_begin(self, logs=None):
+        self.kept = {}
+        if self.share is None:
+            return
         layers = [layer for layer in self.model.layers if layer.trainable and hasattr(layer, "kernel")]
         sizes = {layer.name: np.abs(keras.ops.convert_to_numpy(layer.kernel)) for layer in layers}
         everything = np.concatenate([size.ravel() for size in sizes.values()])
-        bound = np.partition(everything, count := max(0, round(self.share * everything.size) - 1))[count]
+        last = max(0, round(self.share * everything.size) - 1)  # in order of size, the last one that is not kept
+        bound = np.partition(everything, last)[last]
         self.kept = {name: (size > bound).astype("float32") for name, size in sizes.items()}
         self.hold()
 
     def on_train_batch_end(self, batch, logs=None):
-        self.hold()
+        if self.kept:  # reading the model costs JAX a copy of its state
+            self.hold()
 
     def hold(self):
         """Sets the weights that are not kept to zero."""
@@ -430,15 +435,15 @@ def _fit_stage(model, row, dataset, training, *, number, first, seed, resume, pr
     images = training_images(row, dataset, training, seed=seed, first_epoch=progress.epochs, epochs=end)
     # Closed here, since Keras does not call `on_train_end` after an error, whose message a live bar would garble.
     with progress_bar(training.epochs * steps, progress.epochs * steps, unit="step") as bar:
-        own = [Sparse(training.sparsity)] if training.sparsity else []
-        own += [Recorder(progress, resume, stage=number), Report(bar, progress, epochs=training.epochs)]
+        own = [Recorder(progress, resume, stage=number), Report(bar, progress, epochs=training.epochs)]
+        own += [Averages(), Sparse(training.sparsity), Patience(progress, training)]
         model.fit(
             images,
             initial_epoch=progress.epochs,
             epochs=end,
             steps_per_epoch=steps,
             validation_data=evaluation_pipeline(dataset.val, batch_size=evaluation_batch(row, dataset)),
-            callbacks=[Reseed(seed), Averages(), *audits, *own, Patience(progress, training), *callbacks],
+            callbacks=[Reseed(seed), *audits, *own, *callbacks],
             class_weight=weights_in_loss(dataset, training),
             shuffle=False,  # the pipeline has ordered them
             verbose=0,

@@ -97,6 +97,20 @@ def corrected(differences):
     return [next(found) if has else None for has in known], sum(known)
 
 
+def is_clear(found, p):
+    """Whether a `Difference` or None, with its corrected p-value or None, is unlikely to be chance."""
+    return found is not None and (found.estimate.excludes_zero if p is None else p < LEVEL)
+
+
+def verdict(found, p):
+    """'helps', 'hurts' or 'can't be told from zero'; a dash without a difference. Arguments as for `is_clear`."""
+    if found is None:
+        return DASH
+    if not is_clear(found, p):
+        return "can't be told from zero"
+    return "helps" if found.estimate.value > 0 else "hurts"
+
+
 def correction(count):
     """A sentence on the p-values of a table: how many comparisons they are corrected for, and what verdicts follow."""
     if not count:

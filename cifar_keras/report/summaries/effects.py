@@ -3,9 +3,8 @@
 import numpy as np
 
 from cifar_keras.plotting import BLUE, GREY, ORANGE, figure_of, without_frame
-from cifar_keras.report.summaries.base import corrected, correction, difference, points, significance
+from cifar_keras.report.summaries.base import corrected, correction, difference, is_clear, points, significance, verdict
 from cifar_keras.report.table import DASH, markdown_table
-from cifar_keras.results.matching import LEVEL
 
 CONFIRMED, REFUTED, OPEN = "confirmed", "refuted", "not distinguishable"
 
@@ -47,23 +46,10 @@ def _row(family, variant, found, p):
         "variant": variant,
         "difference [95%]": found.shown() if found else DASH,
         "p": significance(p),
-        "effect": _verdict(found, p),
+        "effect": verdict(found, p),
         "gap": DASH if train is None else points(train - group.estimate.value),
         "ended after epoch": trained or DASH,
     }
-
-
-def _verdict(found, p):
-    if found is None:
-        return DASH
-    if not _clear(found, p):
-        return "can't be told from zero"
-    return "helps" if found.estimate.value > 0 else "hurts"
-
-
-def _clear(found, p):
-    """Whether a difference is unlikely to be chance."""
-    return found is not None and (found.estimate.excludes_zero if p is None else p < LEVEL)
 
 
 def _answers(family, found):
@@ -91,14 +77,14 @@ def answer(claim, found, others):
     if missing := [variant for variant in needed if (found.get(variant) or (None,))[0] is None]:
         return f"not run: {', '.join(missing)}"
     shown = ", ".join(f"{variant} {found[variant][0].estimate.points()}" for variant in claim.variants)
-    verdict = _most(claim, found) if claim.kind == "most" else _direction(claim, found)
-    return f"{verdict} ({shown})"
+    said = _most(claim, found) if claim.kind == "most" else _direction(claim, found)
+    return f"{said} ({shown})"
 
 
 def _direction(claim, found):
     """All of the claim's variants must be better, or worse; one that is clearly the opposite refutes it."""
     sign = 1 if claim.kind == "better" else -1
-    signs = [np.sign(d.estimate.value) * sign if _clear(d, p) else 0 for d, p in map(found.get, claim.variants)]
+    signs = [np.sign(d.estimate.value) * sign if is_clear(d, p) else 0 for d, p in map(found.get, claim.variants)]
     return CONFIRMED if min(signs) > 0 else REFUTED if min(signs) < 0 else OPEN
 
 
@@ -126,7 +112,7 @@ def draw(family, path):
         panel = figure.add_subplot()
         for place, (d, p) in enumerate(found.values()):
             e = d.estimate
-            colour = GREY if not _clear(d, p) else BLUE if e.value > 0 else ORANGE
+            colour = GREY if not is_clear(d, p) else BLUE if e.value > 0 else ORANGE
             reach = [[100 * (e.value - e.low)], [100 * (e.high - e.value)]]
             panel.errorbar(100 * e.value, place, xerr=reach, color=colour, marker="o", capsize=3)
         panel.set_yticks(range(len(found)), list(found))

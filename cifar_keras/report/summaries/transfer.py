@@ -11,10 +11,10 @@ from cifar_keras.report.summaries.base import (
     is_baseline,
     points,
     significance,
+    verdict,
     with_intervals,
 )
 from cifar_keras.report.table import DASH, markdown_table
-from cifar_keras.results.matching import LEVEL
 
 
 def points_of(family):
@@ -55,11 +55,8 @@ def text(family):
 def _against(base, group, found, p):
     """Both accuracies and their difference, over the seeds that both have."""
     row = {"test": group.estimate.accuracy(), "from scratch": base.estimate.accuracy()}
-    if found is None:
-        return row | dict.fromkeys(("difference [95%]", "p", "transfer"), DASH)
-    clear = found.estimate.excludes_zero if p is None else p < LEVEL
-    verdict = ("helps" if found.estimate.value > 0 else "hurts") if clear else "can't be told from zero"
-    return row | {"difference [95%]": found.shown(), "p": significance(p), "transfer": verdict}
+    shown = found.shown() if found else DASH
+    return row | {"difference [95%]": shown, "p": significance(p), "transfer": verdict(found, p)}
 
 
 def _gains(count, method, base, group):
